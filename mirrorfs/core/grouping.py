@@ -1,0 +1,97 @@
+"""Which dirty bytes go into which data frame (docs/FORMAT.md, "Data frames").
+
+Large ranges get frames of their own, cut at chunk boundaries. Small ones share group frames: bytes of
+one file, or of files of one owner in one directory, so that reading one of them warms its neighbours
+and a frame's size tells nothing about one owner to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from mirrorfs.format.limits import CHUNK_SIZE, FRAME_LENGTH_MAX, GROUP_LENGTH_MAX
+
+
+class DirtyPiece:
+    """A range on its way into a frame. A truncate meanwhile shortens `length`; the bytes stay."""
+
+    __slots__ = ("data", "frame_offset", "inode", "length", "offset")
+
+    def __init__(self, inode: int, offset: int, data: bytes | memoryview) -> None:
+        self.inode = inode
+        self.offset = offset
+        self.data = data
+        self.length = len(data)
+        self.frame_offset = 0
+
+
+class Group(NamedTuple):
+    """What decides who may share a frame."""
+
+    uid: int
+    parent: int
+
+
+class FramePlan:
+    """The pieces of one data frame, in order."""
+
+    __slots__ = ("length", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: list[DirtyPiece] = []
+        self.length = 0
+
+    def add(self, piece: DirtyPiece) -> None:
+        """Append a piece; its place in the frame's plaintext is settled here."""
+        piece.frame_offset = self.length
+        self.pieces.append(piece)
+        self.length += len(piece.data)
+
+
+def split_range(inode: int, offset: int, data: bytes | memoryview) -> Iterable[DirtyPiece]:
+    """Cut a range at chunk boundaries."""
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        room = CHUNK_SIZE - (offset + done) % CHUNK_SIZE
+        step = min(room, len(view) - done)
+        whole = done == 0 and step == len(view)
+        yield DirtyPiece(inode, offset + done, data if whole else view[done : done + step])
+        done += step
+
+
+def plan_frames(pieces: Iterable[tuple[Group, DirtyPiece]]) -> list[FramePlan]:
+    """Assign every piece to a frame, keeping pieces of one file in order.
+
+    Contiguous pieces of one file join up to FRAME_LENGTH_MAX; small scattered ones share a frame up
+    to GROUP_LENGTH_MAX.
+    """
+    plans: list[FramePlan] = []
+    open_groups: dict[Group, FramePlan] = {}
+    runs: dict[int, FramePlan] = {}
+    for group, piece in pieces:
+        size = len(piece.data)
+        run = runs.get(piece.inode)
+        if run is not None:
+            last = run.pieces[-1]
+            if (
+                last.inode == piece.inode
+                and last.offset + last.length == piece.offset
+                and piece.offset % CHUNK_SIZE
+                and run.length + size <= FRAME_LENGTH_MAX
+            ):
+                run.add(piece)
+                continue
+        shared = open_groups.get(group)
+        if shared is not None and shared.length + size <= GROUP_LENGTH_MAX:
+            shared.add(piece)
+            runs[piece.inode] = shared
+            continue
+        plan = FramePlan()
+        plan.add(piece)
+        plans.append(plan)
+        runs[piece.inode] = plan
+        if size < GROUP_LENGTH_MAX:
+            open_groups[group] = plan
+    return plans

@@ -1,0 +1,106 @@
+"""Keys that follow from the root key of a volume (docs/FORMAT.md, "Keys").
+
+Everything is HKDF-SHA256 with a distinct label, so that no two uses share a key and none tells
+anything about another. AES-GCM alone does not commit to its key: whoever may choose a key can
+build one ciphertext that opens under two. So a segment carries a commitment beside its salt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from mirrorfs.errors import LimitError
+
+ROOT_SIZE_BYTES = 32
+VOLUME_ID_SIZE_BYTES = 16
+FINGERPRINT_SIZE_BYTES = 16
+SEGMENT_SALT_SIZE_BYTES = 32
+KEY_GENERATION_MAX = 2**32 - 1
+
+_LABEL = b"mirrorfs v1 "
+
+
+def hkdf(ikm: bytes, *, salt: bytes, info: bytes, length: int = 32) -> bytes:
+    """HKDF-SHA256 (RFC 5869), extract and expand.
+
+    Args:
+        length: bytes wanted, 1..8160.
+    """
+    return HKDF(algorithm=hashes.SHA256(), length=length, salt=salt, info=info).derive(ikm)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class VolumeKeys:
+    """All keys of one key generation of a volume. Make it with `derive`; its repr shows no secret."""
+
+    volume: bytes
+    """The volume's UUID, 16 bytes."""
+    generation: int
+    """Key generation, 1-based."""
+    root: bytes
+    """The volume key, 32 bytes: only for deriving and for wrapping into slots."""
+    fingerprint: bytes
+    """16 bytes that name the root key; public, pinned and printed."""
+    index_key: bytes
+    dedup_key: bytes
+    document_mac_key: bytes
+    segment_header_mac_key: bytes
+    segment_chain_key: bytes
+    lease_box_key: bytes
+
+    @classmethod
+    def derive(cls, root: bytes, *, volume: bytes, generation: int) -> VolumeKeys:
+        """Derive every key of a generation.
+
+        Args:
+            root: 32 random bytes of this generation.
+            volume: the volume's UUID, 16 bytes.
+            generation: 1-based; it enters no derivation, for each generation has a root of its own.
+        Raises: LimitError: a length or the generation is out of range.
+        """
+        if len(root) != ROOT_SIZE_BYTES or len(volume) != VOLUME_ID_SIZE_BYTES:
+            raise LimitError("A root key has 32 bytes and a volume id 16.")
+        if not 1 <= generation <= KEY_GENERATION_MAX:
+            raise LimitError("A key generation is a number from 1 to 4294967295.")
+
+        def derived(label: bytes) -> bytes:
+            return hkdf(root, salt=volume, info=_LABEL + label)
+
+        return cls(
+            volume=volume,
+            generation=generation,
+            root=root,
+            fingerprint=derived(b"fingerprint")[:FINGERPRINT_SIZE_BYTES],
+            index_key=derived(b"index"),
+            dedup_key=derived(b"dedup"),
+            document_mac_key=derived(b"document-mac"),
+            segment_header_mac_key=derived(b"segment-header-mac"),
+            segment_chain_key=derived(b"segment-chain"),
+            lease_box_key=derived(b"lease-box"),
+        )
+
+    def __repr__(self) -> str:
+        return f"VolumeKeys(volume={self.volume.hex()}, generation={self.generation})"
+
+
+def segment_key(keys: VolumeKeys, salt: bytes) -> tuple[bytes, bytes]:
+    """Derive (key, commitment) of one segment, 32 bytes each.
+
+    Args:
+        salt: the 32 random bytes in the segment's header, never used for a second segment.
+    Raises: LimitError: the salt has another length.
+    """
+    if len(salt) != SEGMENT_SALT_SIZE_BYTES:
+        raise LimitError("A segment salt has 32 bytes.")
+    key = hkdf(keys.root, salt=salt, info=_LABEL + b"segment key" + keys.volume)
+    commitment = hkdf(keys.root, salt=salt, info=_LABEL + b"segment commitment" + keys.volume)
+    return key, commitment
+
+
+def format_fingerprint(fingerprint: bytes) -> str:
+    """Write a fingerprint as people compare it: groups of four hexadecimal digits."""
+    digits = fingerprint.hex()
+    return "-".join(digits[start : start + 4] for start in range(0, len(digits), 4))
