@@ -1,0 +1,60 @@
+"""The files of one index on the local disk: open, mend, start over, and tell whether they were changed."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from pathlib import Path
+
+from mirrorfs.drivers.index_connection import closed_digest, remove_index
+from mirrorfs.drivers.index_sqlite import SqliteIndex
+from mirrorfs.errors import DiskError, IndexDamaged
+
+
+class SqliteIndexFiles:
+    """ports.IndexFiles over SqliteIndex.
+
+    The cipher notices a flipped page, but takes an older version of the same page for good. So a clean
+    unmount leaves a keyed hash of the closed file beside it; the next opening compares and removes it.
+    """
+
+    def __init__(self, path: str, key: bytes, *, digest_key: bytes) -> None:
+        """`digest_key` is a key of its own, not the one that encrypts."""
+        self._path = path
+        self._key = key
+        self._digest_key = digest_key
+        self._digest_path = Path(path + ".clean")
+
+    def open(self) -> SqliteIndex:
+        """Open the index, or make an empty one. Raises IndexDamaged when it is not what was closed."""
+        try:
+            expected = self._digest_path.read_bytes()
+        except FileNotFoundError:
+            expected = None
+        except OSError as exc:
+            raise DiskError("The state directory cannot be read; check the local disk.") from exc
+        if expected is not None:
+            # Removed before anything is written: after a crash its absence says that the file moved on.
+            self._digest_path.unlink()
+            if not hmac.compare_digest(expected, closed_digest(self._path, self._digest_key)):
+                raise IndexDamaged("The index was changed while it was closed.")
+        return SqliteIndex.open(self._path, self._key)
+
+    def seal(self) -> None:
+        """After a clean close: leave the keyed hash."""
+        digest = closed_digest(self._path, self._digest_key)
+        descriptor = os.open(self._digest_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, digest)
+        finally:
+            os.close(descriptor)
+
+    def drop_wal(self) -> None:
+        """Back to what was last moved into the database."""
+        for suffix in ("-wal", "-shm"):
+            Path(self._path + suffix).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the index and all that belongs to it."""
+        self._digest_path.unlink(missing_ok=True)
+        remove_index(self._path)

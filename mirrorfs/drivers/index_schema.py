@@ -1,0 +1,194 @@
+"""Tables of the local index and the statements on them.
+
+The columns of a checkpointed table are the fields of its row type (format/rows.py), in that order;
+the first `key_count` of them are its key, and ordering by the key is the canonical order of
+checkpoints. Two tables are local knowledge and never checkpointed: `meta` (values that belong to the
+position) and `held` (what each store is known to hold).
+
+All columns are NOT NULL and the tables are STRICT, so that a value of the wrong type is refused here
+instead of being read back later.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from mirrorfs.format.rows import (
+    DentryRow,
+    ExtentRow,
+    FrameRow,
+    InodeRow,
+    RelocationRow,
+    SegmentRow,
+    XattrRow,
+)
+
+SCHEMA_VERSION: Final = 1
+"""Stored as `user_version`. 0 is a database without tables; any other version is rebuilt or refused."""
+
+META_INODES: Final = "index.inodes"
+META_ALLOCATED: Final = "index.allocated"
+META_XATTRS: Final = "index.xattrs"
+"""Names in `meta` of the counters that the driver keeps: rows, bytes, rows."""
+
+DDL: Final = """
+CREATE TABLE inodes (
+    inode INTEGER PRIMARY KEY,      -- number, never reused; 1 is the root
+    generation INTEGER NOT NULL,
+    mode INTEGER NOT NULL,          -- file type and permission bits, as st_mode
+    uid INTEGER NOT NULL,
+    gid INTEGER NOT NULL,
+    nlink INTEGER NOT NULL,         -- 0: an orphan, unlinked while open
+    size INTEGER NOT NULL,          -- bytes
+    allocated INTEGER NOT NULL,     -- bytes that extents map
+    rdev INTEGER NOT NULL,          -- device number; 0 for all but devices
+    atime_ns INTEGER NOT NULL,      -- signed, since the epoch; so are mtime_ns and ctime_ns
+    mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    parent INTEGER NOT NULL,        -- directories: inode of '..'; 0 for all else
+    target BLOB NOT NULL            -- symbolic links: the target; empty for all else
+) STRICT;
+-- Mount asks for orphans; without this it would decrypt every inode.
+CREATE INDEX inodes_orphan ON inodes (inode) WHERE nlink = 0;
+
+CREATE TABLE dentries (
+    cookie INTEGER PRIMARY KEY,     -- readdir position, unique in the volume, never reused
+    parent INTEGER NOT NULL,        -- inode of the directory
+    name BLOB NOT NULL,
+    inode INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX dentries_name ON dentries (parent, name);
+-- The rowid that ends every entry of this index is the cookie: readdir order without a sort.
+CREATE INDEX dentries_parent ON dentries (parent);
+
+CREATE TABLE xattrs (
+    inode INTEGER NOT NULL,
+    name BLOB NOT NULL,
+    value BLOB NOT NULL,            -- may be empty
+    PRIMARY KEY (inode, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE extents (
+    inode INTEGER NOT NULL,
+    chunk INTEGER NOT NULL,         -- 0-based number of the 1 MiB of the file; no row is a hole
+    packed BLOB NOT NULL,           -- format/rows.py
+    PRIMARY KEY (inode, chunk)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE frames (
+    frame INTEGER PRIMARY KEY,      -- birth sequence << 20 | birth ordinal
+    "offset" INTEGER NOT NULL,      -- bytes, of the frame header in its birth segment
+    size INTEGER NOT NULL,          -- bytes of header and sealed body
+    length INTEGER NOT NULL,        -- bytes of plaintext
+    live INTEGER NOT NULL,          -- plaintext bytes that extents refer to
+    death INTEGER NOT NULL          -- position at which live fell to 0; 0: alive
+) STRICT;
+
+CREATE TABLE relocations (
+    frame INTEGER PRIMARY KEY,
+    stream INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL,
+    "offset" INTEGER NOT NULL,
+    size INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE segments (
+    sequence INTEGER PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    writer BLOB NOT NULL,
+    size INTEGER NOT NULL,          -- bytes: whole when sealed, up to the cut when not
+    sealed INTEGER NOT NULL,        -- 1 or 0
+    digest BLOB NOT NULL,           -- SHA-256
+    first_ns INTEGER NOT NULL,
+    last_ns INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY,           -- 'index.' begins the names that the driver keeps for itself
+    value ANY NOT NULL          -- INTEGER or BLOB
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE held (
+    store TEXT NOT NULL,            -- instance of the store
+    key TEXT NOT NULL,              -- of the object
+    PRIMARY KEY (store, key)
+) STRICT, WITHOUT ROWID;
+"""
+
+
+class Table(NamedTuple):
+    """One checkpointed table: its columns in row order and how many of them, from the first, are the key."""
+
+    name: str
+    columns: tuple[str, ...]
+    key_count: int
+
+    def key_of(self, row: tuple[Any, ...]) -> Any:
+        """The key at the start of a row (or alone): a plain value if one column, else a tuple."""
+        return row[0] if self.key_count == 1 else row[: self.key_count]
+
+    def select(self, where: str) -> str:
+        """A SELECT of whole rows."""
+        return f"SELECT {_listed(self.columns)} FROM {self.name} {where}"
+
+    def select_key(self) -> str:
+        """A SELECT of the row with one key."""
+        matches = " AND ".join(f"{column} = ?" for column in self.columns[: self.key_count])
+        return self.select(f"WHERE {matches}")
+
+    def select_ordered(self, *, bounded: bool) -> str:
+        """A SELECT of all rows in canonical order, or of those from a key on."""
+        key = _listed(self.columns[: self.key_count])
+        bound = f"WHERE ({key}) >= ({_parameters(self.key_count)}) " if bounded else ""
+        return self.select(f"{bound}ORDER BY {key}")
+
+    def select_newest_key(self) -> str:
+        """A SELECT of the greatest key."""
+        key = self.columns[: self.key_count]
+        descending = ", ".join(f"{column} DESC" for column in key)
+        return f"SELECT {_listed(key)} FROM {self.name} ORDER BY {descending} LIMIT 1"
+
+    def insert(self) -> str:
+        """An INSERT that fails when the key is taken."""
+        return f"INSERT INTO {self.name} VALUES ({_parameters(len(self.columns))})"
+
+    def upsert(self) -> str:
+        """An INSERT that overwrites the row of that key in place.
+
+        REPLACE deletes and inserts, which costs half as much again on `inodes` (measured).
+        """
+        key = _listed(self.columns[: self.key_count])
+        updates = ", ".join(f"{column} = excluded.{column}" for column in self.columns[self.key_count :])
+        return f"{self.insert()} ON CONFLICT ({key}) DO UPDATE SET {updates}"
+
+    def delete(self) -> str:
+        """A DELETE of the row with one key."""
+        matches = " AND ".join(f"{column} = ?" for column in self.columns[: self.key_count])
+        return f"DELETE FROM {self.name} WHERE {matches}"
+
+
+def _listed(columns: tuple[str, ...]) -> str:
+    return ", ".join(columns)
+
+
+def _parameters(count: int) -> str:
+    return ", ".join("?" * count)
+
+
+def _table(name: str, fields: tuple[str, ...], *, key_count: int) -> Table:
+    return Table(name, tuple(f'"{field}"' for field in fields), key_count)
+
+
+INODES: Final = _table("inodes", InodeRow._fields, key_count=1)
+DENTRIES: Final = _table("dentries", DentryRow._fields, key_count=1)
+XATTRS: Final = _table("xattrs", XattrRow._fields, key_count=2)
+EXTENTS: Final = _table("extents", ExtentRow._fields, key_count=2)
+FRAMES: Final = _table("frames", FrameRow._fields, key_count=1)
+RELOCATIONS: Final = _table("relocations", RelocationRow._fields, key_count=1)
+SEGMENTS: Final = _table("segments", SegmentRow._fields, key_count=1)
+
+TABLES: Final = {
+    table.name: table for table in (INODES, DENTRIES, XATTRS, EXTENTS, FRAMES, RELOCATIONS, SEGMENTS)
+}
+"""The checkpointed tables by name."""

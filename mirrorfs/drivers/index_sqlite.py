@@ -1,0 +1,400 @@
+"""ports.Index on an encrypted SQLite database.
+
+Invariants:
+- One transaction is always open on the main connection. It ends only in `commit`, `rollback`,
+  `finish_backfill` and `close`; a row that is still in a write-back cache belongs to it.
+- Only `backfill` and `finish_backfill` move pages from the write-ahead log into the database file
+  (autocheckpoint and the checkpoint on close are off), because the caller alone knows which commits
+  the volume's log has made durable.
+- The log restarts from its beginning only if, at a BEGIN, all of it has been moved: hence
+  `finish_backfill` does COMMIT, move, BEGIN IMMEDIATE in one step.
+- After an error of SQLite the connection is closed: SQLite may have rolled back on its own, and
+  whatever followed would be written outside a transaction. Every later call raises DiskError.
+- Counters kept under 'index.' in `meta` change in the transaction that changes what they count.
+
+Large loads must commit now and then: dirty pages are never spilled (cache_spill is off).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, Self
+
+import apsw
+
+from mirrorfs.drivers import index_schema as schema
+from mirrorfs.drivers import index_statements as sql
+from mirrorfs.drivers.index_cache import WriteBack
+from mirrorfs.drivers.index_connection import (
+    CACHE_KIB,
+    SNAPSHOT_CACHE_KIB,
+    WAL_FRAME_BYTES,
+    WAL_HEADER_BYTES,
+    connect,
+    ensure_schema,
+    translated,
+)
+from mirrorfs.drivers.index_snapshot import SqliteSnapshot
+from mirrorfs.errors import MirrorfsError
+from mirrorfs.format.rows import (
+    DentryRow,
+    ExtentRow,
+    FrameRow,
+    InodeRow,
+    RelocationRow,
+    SegmentRow,
+    XattrRow,
+)
+
+INODES_KEPT: Final = 50_000
+EXTENTS_KEPT: Final = 4_096
+FRAMES_KEPT: Final = 16_384
+DIRTY_ROWS_MAX: Final = 50_000
+DIRTY_EXTENTS_MAX: Final = 4_096
+
+
+class SqliteIndex:
+    """ports.Index; see there for the contract of each method.
+
+    Errors of every method: IndexDamaged (remove the index, rebuild it), DiskFull, DiskError. Each
+    closes the index for good.
+    """
+
+    def __init__(self, path: str, key: bytes) -> None:
+        """Use `open`."""
+        self._path = path
+        self._key = key
+        self._connection = connect(path, key, cache_kib=CACHE_KIB)
+        self._execute = self._connection.cursor().execute
+        self._inodes: WriteBack[int, InodeRow] = self._cache(
+            schema.INODES, InodeRow, clean_max=INODES_KEPT, dirty_max=DIRTY_ROWS_MAX
+        )
+        self._extents: WriteBack[tuple[int, int], ExtentRow] = self._cache(
+            schema.EXTENTS, ExtentRow, clean_max=EXTENTS_KEPT, dirty_max=DIRTY_EXTENTS_MAX
+        )
+        self._frames: WriteBack[int, FrameRow] = self._cache(
+            schema.FRAMES, FrameRow, clean_max=FRAMES_KEPT, dirty_max=DIRTY_ROWS_MAX
+        )
+        self._caches: dict[schema.Table, WriteBack[Any, Any]] = {
+            schema.INODES: self._inodes,
+            schema.EXTENTS: self._extents,
+            schema.FRAMES: self._frames,
+        }
+        self._meta: dict[str, int | bytes] = {}
+        self._meta_dirty: set[str] = set()
+        self._inode_count = self._allocated = self._xattr_count = 0
+        self._wal_frames = 0
+
+    @classmethod
+    def open(cls, path: str, key: bytes) -> Self:
+        """Open the index at path, creating an empty one (0600) where there is none.
+
+        Args:
+            key: 32 bytes.
+        Raises: IndexDamaged: wrong key, damage or an older layout: remove_index, then rebuild.
+            UsageError: a newer program's index. DiskError, DiskFull.
+        """
+        index = cls(path, key)
+        try:
+            ensure_schema(index._connection)
+            index._start()
+        except MirrorfsError:
+            index._connection.close(True)
+            raise
+        return index
+
+    def _start(self) -> None:
+        wal_path = self._path + "-wal"
+        # What a crash left may count frames that are not valid any more: too many is harmless.
+        wal_size = os.path.getsize(wal_path) if os.path.exists(wal_path) else 0
+        self._wal_frames = max(0, wal_size - WAL_HEADER_BYTES) // WAL_FRAME_BYTES
+        self._connection.set_wal_hook(self._wal_grew)
+        self._begin()
+
+    def _wal_grew(self, _connection: apsw.Connection, _database: str, frames: int) -> int:
+        self._wal_frames = frames
+        return apsw.SQLITE_OK
+
+    def _begin(self) -> None:
+        self._query("BEGIN IMMEDIATE")
+        self._meta = dict(self._query(sql.ALL_META))
+        self._inode_count = self._counter(schema.META_INODES)
+        self._allocated = self._counter(schema.META_ALLOCATED)
+        self._xattr_count = self._counter(schema.META_XATTRS)
+        for table, cache in self._caches.items():
+            newest = self._query(table.select_newest_key())
+            cache.newest = table.key_of(newest[0]) if newest else None
+
+    def _counter(self, key: str) -> int:
+        value = self._meta.get(key, 0)
+        assert isinstance(value, int)
+        return value
+
+    # --- statements ----------------------------------------------------------------------------
+
+    def _query(self, statement: str, bindings: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        # fetchall, always: an unfinished SELECT would keep the log from restarting.
+        try:
+            return self._execute(statement, bindings).fetchall()
+        except apsw.Error as exc:
+            raise self._failed(exc) from exc
+
+    def _query_many(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        try:
+            self._connection.executemany(statement, rows)
+        except apsw.Error as exc:
+            raise self._failed(exc) from exc
+
+    def _failed(self, exc: apsw.Error) -> MirrorfsError:
+        self._connection.close(True)
+        return translated(exc)
+
+    def _cache(
+        self, table: schema.Table, row_type: Any, *, clean_max: int, dirty_max: int
+    ) -> WriteBack[Any, Any]:
+        select, upsert, delete = table.select_key(), table.upsert(), table.delete()
+        single = table.key_count == 1
+
+        def load(key: Any) -> Any:
+            rows = self._query(select, (key,) if single else key)
+            return row_type._make(rows[0]) if rows else None
+
+        def store(puts: list[Any], deletes: list[Any]) -> None:
+            self._query_many(upsert, puts)
+            self._query_many(delete, [(key,) for key in deletes] if single else deletes)
+
+        return WriteBack(load=load, store=store, clean_max=clean_max, dirty_max=dirty_max)
+
+    # --- inodes --------------------------------------------------------------------------------
+
+    def get_inode(self, inode: int) -> InodeRow | None:
+        return self._inodes.get(inode)
+
+    def put_inode(self, row: InodeRow) -> None:
+        old = self._inodes.get(row.inode)
+        if old is None:
+            self._inode_count += 1
+            self._allocated += row.allocated
+        else:
+            self._allocated += row.allocated - old.allocated
+        self._inodes.put(row.inode, row)
+
+    def delete_inode(self, inode: int) -> None:
+        old = self._inodes.get(inode)
+        if old is not None:
+            self._inode_count -= 1
+            self._allocated -= old.allocated
+            self._inodes.put(inode, None)
+
+    def orphans(self) -> list[int]:
+        self._inodes.flush()
+        return [inode for (inode,) in self._query(sql.ORPHANS)]
+
+    def totals(self) -> tuple[int, int]:
+        return self._inode_count, self._allocated
+
+    # --- dentries ------------------------------------------------------------------------------
+
+    def get_dentry(self, parent: int, name: bytes) -> DentryRow | None:
+        rows = self._query(sql.GET_DENTRY, (parent, name))
+        return DentryRow._make(rows[0]) if rows else None
+
+    def put_dentry(self, row: DentryRow) -> None:
+        """Insert; a row with that cookie, or with that parent and name, is replaced."""
+        self._query(sql.PUT_DENTRY, row)
+
+    def delete_dentry(self, row: DentryRow) -> None:
+        self._query(sql.DELETE_DENTRY, (row.cookie,))
+
+    def list_dentries(self, parent: int, *, after_cookie: int, limit: int) -> list[DentryRow]:
+        return [DentryRow._make(row) for row in self._query(sql.LIST_DENTRIES, (parent, after_cookie, limit))]
+
+    def has_dentries(self, parent: int) -> bool:
+        return bool(self._query(sql.HAS_DENTRIES, (parent,)))
+
+    # --- extended attributes -------------------------------------------------------------------
+
+    def get_xattr(self, inode: int, name: bytes) -> bytes | None:
+        if not self._xattr_count:  # the kernel asks for security.capability at every write
+            return None
+        rows = self._query(sql.GET_XATTR, (inode, name))
+        return rows[0][0] if rows else None
+
+    def put_xattr(self, row: XattrRow) -> None:
+        if self.get_xattr(row.inode, row.name) is None:
+            self._xattr_count += 1
+        self._query(sql.PUT_XATTR, row)
+
+    def delete_xattr(self, inode: int, name: bytes) -> None:
+        if self._xattr_count:
+            self._query(sql.DELETE_XATTR, (inode, name))
+            self._xattr_count -= self._connection.changes()
+
+    def list_xattrs(self, inode: int) -> list[bytes]:
+        if not self._xattr_count:
+            return []
+        return [name for (name,) in self._query(sql.LIST_XATTRS, (inode,))]
+
+    def delete_xattrs(self, inode: int) -> None:
+        if self._xattr_count:
+            self._query(sql.DELETE_XATTRS, (inode,))
+            self._xattr_count -= self._connection.changes()
+
+    def count_xattrs(self) -> int:
+        return self._xattr_count
+
+    # --- extents and frames --------------------------------------------------------------------
+
+    def get_extents(self, inode: int, chunk: int) -> bytes | None:
+        row = self._extents.get((inode, chunk))
+        return None if row is None else row.packed
+
+    def put_extents(self, row: ExtentRow) -> None:
+        self._extents.put((row.inode, row.chunk), row)
+
+    def delete_extents(self, inode: int, chunk: int) -> None:
+        self._extents.put((inode, chunk), None)
+
+    def list_extents(self, inode: int, *, from_chunk: int, limit: int) -> list[ExtentRow]:
+        self._extents.flush()
+        return [ExtentRow._make(row) for row in self._query(sql.LIST_EXTENTS, (inode, from_chunk, limit))]
+
+    def get_frame(self, frame: int) -> FrameRow | None:
+        return self._frames.get(frame)
+
+    def put_frame(self, row: FrameRow) -> None:
+        self._frames.put(row.frame, row)
+
+    def get_relocation(self, frame: int) -> RelocationRow | None:
+        rows = self._query(sql.GET_RELOCATION, (frame,))
+        return RelocationRow._make(rows[0]) if rows else None
+
+    def put_relocation(self, row: RelocationRow) -> None:
+        self._query(sql.PUT_RELOCATION, row)
+
+    # --- segments ------------------------------------------------------------------------------
+
+    def get_segment(self, sequence: int) -> SegmentRow | None:
+        rows = self._query(sql.GET_SEGMENT, (sequence,))
+        return SegmentRow._make(rows[0]) if rows else None
+
+    def put_segment(self, row: SegmentRow) -> None:
+        self._query(sql.PUT_SEGMENT, row)
+
+    def last_segment(self) -> SegmentRow | None:
+        rows = self._query(sql.LAST_SEGMENT)
+        return SegmentRow._make(rows[0]) if rows else None
+
+    def list_segments(self, *, from_sequence: int, limit: int) -> list[SegmentRow]:
+        return [SegmentRow._make(row) for row in self._query(sql.LIST_SEGMENTS, (from_sequence, limit))]
+
+    # --- values and local knowledge ------------------------------------------------------------
+
+    def get_meta(self, key: str) -> int | bytes | None:
+        return self._meta.get(key)
+
+    def put_meta(self, key: str, value: int | bytes) -> None:
+        self._meta[key] = value
+        self._meta_dirty.add(key)
+
+    def held(self, store: str) -> Iterator[str]:
+        return iter([key for (key,) in self._query(sql.HELD, (store,))])
+
+    def put_held(self, store: str, key: str) -> None:
+        self._query(sql.PUT_HELD, (store, key))
+
+    def clear_held(self, store: str) -> None:
+        self._query(sql.CLEAR_HELD, (store,))
+
+    # --- transactions --------------------------------------------------------------------------
+
+    def load_rows(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+        """Insert rows of a checkpointed table whose keys are not there yet, in any order, in bulk.
+
+        Raises: IndexDamaged: a key is taken, or a value has the wrong type.
+        """
+        if not rows:
+            return
+        self._flush()
+        spec = schema.TABLES[table]
+        self._query_many(spec.insert(), rows)
+        if spec is schema.XATTRS:
+            self._xattr_count += len(rows)
+        elif spec is schema.INODES:
+            self._inode_count += len(rows)
+            self._allocated += sum(InodeRow._make(row).allocated for row in rows)
+        if spec in self._caches:
+            self._caches[spec].raise_newest(max(map(spec.key_of, rows)))
+
+    def _flush(self) -> None:
+        for cache in self._caches.values():
+            cache.flush()
+        for key, count in (
+            (schema.META_INODES, self._inode_count),
+            (schema.META_ALLOCATED, self._allocated),
+            (schema.META_XATTRS, self._xattr_count),
+        ):
+            if self._meta.get(key) != count:
+                self.put_meta(key, count)
+        if self._meta_dirty:
+            self._query_many(sql.PUT_META, [(key, self._meta[key]) for key in sorted(self._meta_dirty)])
+            self._meta_dirty.clear()
+
+    def commit(self) -> None:
+        self._flush()
+        self._query("COMMIT")
+        self._query("BEGIN IMMEDIATE")
+
+    def rollback(self) -> None:
+        for cache in self._caches.values():
+            cache.forget()
+        self._meta_dirty.clear()
+        self._query("ROLLBACK")
+        self._begin()
+
+    def wal_bytes(self) -> int:
+        """Bytes of the log that are in use; 0 after a `finish_backfill` that moved and synced all."""
+        return WAL_HEADER_BYTES + self._wal_frames * WAL_FRAME_BYTES if self._wal_frames else 0
+
+    def backfill(self) -> None:
+        # A connection of its own: one SQLite connection must not serve two threads at a time.
+        connection = connect(self._path, self._key, cache_kib=SNAPSHOT_CACHE_KIB)
+        try:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error as exc:
+            raise translated(exc) from exc
+        finally:
+            connection.close(True)
+
+    def finish_backfill(self) -> None:
+        """As in ports.Index.
+
+        An open snapshot, or a backfill that still runs, keeps pages in the log: then wal_bytes()
+        stays above 0 and the next call moves them.
+        """
+        self._flush()
+        self._query("COMMIT")
+        try:
+            frames, moved = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if frames == moved:
+                self._wal_frames = 0
+        except apsw.BusyError:
+            pass  # `backfill` runs; wal_bytes() tells that something is left
+        except apsw.Error as exc:
+            raise self._failed(exc) from exc
+        self._query("BEGIN IMMEDIATE")
+
+    def snapshot(self) -> SqliteSnapshot:
+        return SqliteSnapshot(self._path, self._key)
+
+    def close(self) -> None:
+        """COMMIT and close; a log of which all has been moved is removed, any other is kept for `open`."""
+        self._flush()
+        self._query("COMMIT")
+        try:
+            if not self._wal_frames:
+                self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+            self._connection.close(False)
+        except apsw.Error as exc:
+            raise translated(exc) from exc

@@ -1,0 +1,38 @@
+"""The SQL that index_sqlite.py runs, built once: apsw finds prepared statements by their text."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mirrorfs.drivers.index_schema import (
+    DENTRIES,
+    EXTENTS,
+    RELOCATIONS,
+    SEGMENTS,
+    XATTRS,
+)
+
+GET_DENTRY: Final = DENTRIES.select("WHERE parent = ? AND name = ?")
+PUT_DENTRY: Final = DENTRIES.insert().replace("INSERT", "INSERT OR REPLACE", 1)
+DELETE_DENTRY: Final = DENTRIES.delete()
+LIST_DENTRIES: Final = DENTRIES.select("WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?")
+HAS_DENTRIES: Final = "SELECT 1 FROM dentries WHERE parent = ? LIMIT 1"
+GET_XATTR: Final = "SELECT value FROM xattrs WHERE inode = ? AND name = ?"
+PUT_XATTR: Final = XATTRS.upsert()
+DELETE_XATTR: Final = XATTRS.delete()
+LIST_XATTRS: Final = "SELECT name FROM xattrs WHERE inode = ? ORDER BY name"
+DELETE_XATTRS: Final = "DELETE FROM xattrs WHERE inode = ?"
+LIST_EXTENTS: Final = EXTENTS.select("WHERE inode = ? AND chunk >= ? ORDER BY chunk LIMIT ?")
+GET_RELOCATION: Final = RELOCATIONS.select_key()
+PUT_RELOCATION: Final = RELOCATIONS.upsert()
+GET_SEGMENT: Final = SEGMENTS.select_key()
+PUT_SEGMENT: Final = SEGMENTS.upsert()
+LAST_SEGMENT: Final = SEGMENTS.select("ORDER BY sequence DESC LIMIT 1")
+LIST_SEGMENTS: Final = SEGMENTS.select("WHERE sequence >= ? ORDER BY sequence LIMIT ?")
+ORPHANS: Final = "SELECT inode FROM inodes WHERE nlink = 0 ORDER BY inode"
+GET_META: Final = "SELECT value FROM meta WHERE key = ?"
+ALL_META: Final = "SELECT key, value FROM meta"
+PUT_META: Final = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+HELD: Final = "SELECT key FROM held WHERE store = ? ORDER BY key"
+PUT_HELD: Final = "INSERT OR IGNORE INTO held VALUES (?, ?)"
+CLEAR_HELD: Final = "DELETE FROM held WHERE store = ?"
