@@ -1,0 +1,130 @@
+"""When to write a checkpoint, and the task that does.
+
+A checkpoint is due when the journal since the last one exceeds a share of its size, or some hundreds of
+segments came: so its cost is a constant share of what was written, and a new machine replays little.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from mirrorfs.engine.checkpoints import CheckpointReader, CheckpointWriter, WrittenCheckpoint
+from mirrorfs.engine.local import World
+from mirrorfs.engine.segment_writer import WriterIdentity
+from mirrorfs.engine.sources import Segments
+from mirrorfs.errors import DiskError
+from mirrorfs.format.checkpoint import Root
+from mirrorfs.format.ids import Stream
+from mirrorfs.format.segment import Previous
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import Index, IndexSnapshot
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_MIN_BYTES = 8 * 1024 * 1024
+"""Below this much journal since the last checkpoint none is due."""
+JOURNAL_SHARE = 2
+"""Due when the journal since then exceeds the checkpoint's size divided by this."""
+SEGMENTS_MAX = 400
+
+
+class Checkpointer:
+    """Decides at each durable commit, writes in a worker thread, one at a time.
+
+    Invariant: the snapshot is taken in `committed`, which runs right after a commit became durable and
+    before any other: so a checkpoint never holds what the durable log does not.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        identity: WriterIdentity,
+        writer: WriterPublicKey,
+        index: Index,
+        *,
+        on_written: Callable[[WrittenCheckpoint], None],
+    ) -> None:
+        self._world = world
+        self._identity = identity
+        self._writer = writer
+        self._index = index
+        self._on_written = on_written
+        self._snapshot: IndexSnapshot | None = None
+        self._wake = trio.Event()
+        self._root: Root | None = None
+        self._size = 0
+        self._previous: Previous | None = None
+        self._next_sequence = 0
+        self._position = 0
+        self._journal_bytes = 0
+        self.running = False
+        self.ready = False
+
+    async def load(self) -> None:
+        """Learn of the newest local checkpoint. Raises DamagedError."""
+        segments = Segments(Stream.CHECKPOINT, disk=self._world.disk, offload=self._world.offload, stores=())
+        await segments.look(stores=False)
+        reader = CheckpointReader(segments, self._identity.keys, self._writer)
+        found = await reader.newest(lambda root: True)
+        if segments.sequences:
+            self._next_sequence = segments.sequences[-1] + 1
+        if found is not None:
+            self._root, segment = found
+            self._size = sum(ref.size for ref in self._root.chunks)
+            self._position = self._root.position
+            self._previous = await reader.attest(segment)
+        self.ready = True
+
+    def committed(self, position: int, journal_bytes: int) -> None:
+        """A commit became durable; `journal_bytes` were appended to the journal with it."""
+        self._journal_bytes += journal_bytes
+        if not self.ready or self.running or self._snapshot is not None or not self._due(position):
+            return
+        self._snapshot = self._index.snapshot()
+        self._journal_bytes = 0
+        self._position = position
+        self._wake.set()
+
+    def _due(self, position: int) -> bool:
+        since = (position >> 20) - (self._position >> 20)
+        return (
+            self._journal_bytes > max(JOURNAL_MIN_BYTES, self._size // JOURNAL_SHARE) or since > SEGMENTS_MAX
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write checkpoints until cancelled."""
+        task_status.started()
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            snapshot, self._snapshot = self._snapshot, None
+            if snapshot is None:
+                continue
+            self.running = True
+            try:
+                await self._write(snapshot)
+            except DiskError as exc:
+                logger.warning("No checkpoint could be written: %s", exc)
+            finally:
+                self.running = False
+
+    async def _write(self, snapshot: IndexSnapshot) -> None:
+        world = self._world
+        writer = CheckpointWriter(
+            world.disk, self._identity, world.entropy, sequence=self._next_sequence, previous=self._previous
+        )
+        root = self._root
+
+        def work() -> WrittenCheckpoint:
+            try:
+                return writer.write(snapshot, root)
+            finally:
+                snapshot.close()
+
+        written = await world.offload.run(work)
+        self._root, self._size = written.root, written.size
+        self._previous, self._next_sequence = written.previous, written.next_sequence
+        self._on_written(written)

@@ -1,0 +1,145 @@
+"""The filesystem of a mounted volume, as fuse/ sees it: Namespace, Reader and Committer behind one face."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+
+from mirrorfs.engine.committer import DIRTY_MAX, Committer
+from mirrorfs.engine.namespace import Namespace
+from mirrorfs.engine.reader import Reader
+from mirrorfs.engine.space import SpaceGuard
+from mirrorfs.engine.state import DirtyFile, VolumeState
+from mirrorfs.errors import FileTooLarge, NoEntry, NoSpaceLeft
+from mirrorfs.format.limits import FILE_SIZE_MAX, NAME_MAX
+
+BLOCK_SIZE = 4096
+_INODES = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Statfs:
+    """What statvfs tells; blocks are of block_size bytes."""
+
+    block_size: int
+    blocks: int
+    blocks_free: int
+    blocks_available: int
+    files: int
+    files_free: int
+    name_max: int
+
+
+class FileSystem(Namespace):
+    """Everything fuse/ calls. Only read, write, fsync and sync await."""
+
+    def __init__(
+        self, state: VolumeState, space: SpaceGuard, reader: Reader, committer: Committer | None
+    ) -> None:
+        """`committer` is None for a read-only view."""
+        super().__init__(state, space)
+        self._reader = reader
+        self._committer = committer
+        self._xattrs = state.index.count_xattrs() > 0
+
+    @property
+    def read_only(self) -> bool:
+        """Whether every change is refused."""
+        return self._state.read_only
+
+    @property
+    def fatal(self) -> str | None:
+        """Why writing stopped for good, if it did."""
+        return self._state.fatal
+
+    def has_xattrs(self) -> bool:
+        """Whether any inode may have extended attributes."""
+        return self._xattrs
+
+    def setxattr(
+        self, inode: int, name: bytes, value: bytes, *, create_only: bool = False, replace_only: bool = False
+    ) -> None:
+        """See Namespace."""
+        super().setxattr(inode, name, value, create_only=create_only, replace_only=replace_only)
+        self._xattrs = True
+
+    def statfs(self) -> Statfs:
+        """Space is that of the local disk: every byte written lands there first."""
+        inodes, allocated = self._state.index.totals()
+        free = (
+            max(self._space.free_bytes() - self._space.soft_bytes - self._state.dirty_bytes, 0) // BLOCK_SIZE
+        )
+        used = (allocated + self._state.dirty_bytes + BLOCK_SIZE - 1) // BLOCK_SIZE
+        return Statfs(BLOCK_SIZE, used + free, free, free, _INODES, _INODES - inodes, NAME_MAX)
+
+    # --- open files --------------------------------------------------------------------------
+
+    def opened(self, inode: int, *, writable: bool) -> None:
+        """A handle was opened. Raises ReadOnlyVolume, WritesStopped, NoSpaceLeft for a writable one."""
+        if writable:
+            self._state.check_writable()
+            if self._state.stalled or self._space.soft():
+                raise NoSpaceLeft("the local disk is full")
+            self._state.writers[inode] = self._state.writers.get(inode, 0) + 1
+
+    def released(self, inode: int, *, writable: bool) -> None:
+        """A handle was closed. After a truncate the new contents go with the next journal frame."""
+        if not writable:
+            return
+        count = self._state.writers.get(inode, 0) - 1
+        if count > 0:
+            self._state.writers[inode] = count
+            return
+        self._state.writers.pop(inode, None)
+        file = self._state.dirty.get(inode)
+        if file is not None and file.truncated and file.waiting_bytes:
+            self._state.named.add(inode)
+
+    def forgotten(self, inode: int) -> None:
+        """Neither kernel nor handle refers to the inode any more."""
+        self.forget(inode)
+
+    # --- data --------------------------------------------------------------------------------
+
+    async def read(self, inode: int, offset: int, size: int) -> bytes:
+        """Bytes of a file, short at its end, zeros in holes. Raises ReadFailed."""
+        return await self._reader.read(inode, offset, size)
+
+    async def write(self, inode: int, offset: int, data: bytes) -> int:
+        """Take bytes into memory; they are in the local log after the next commit or fsync.
+
+        Waits only while too much is in memory. Raises NoSpaceLeft, WritesStopped, ReadOnlyVolume.
+        """
+        state = self._state
+        state.check_writable()
+        if state.stalled or self._space.hard():
+            raise NoSpaceLeft("the local disk is full")
+        if offset + len(data) > FILE_SIZE_MAX:
+            raise FileTooLarge("file would be too large")
+        assert self._committer is not None
+        if state.dirty_bytes > DIRTY_MAX:
+            await self._committer.wait_for_space()
+        row = state.index.get_inode(inode)
+        if row is None or not stat.S_ISREG(row.mode):
+            raise NoEntry("no such file")
+        file = state.dirty.get(inode)
+        if file is None:
+            file = state.dirty[inode] = DirtyFile(
+                inode, uid=row.uid, parent=state.parent_of.get(inode, -inode)
+            )
+        before = file.ranges.size_bytes
+        file.ranges.write(offset, data)
+        state.dirty_bytes += file.ranges.size_bytes - before
+        file.size = max(file.size, offset + len(data))
+        self._committer.poke()
+        return len(data)
+
+    async def fsync(self, inode: int) -> None:
+        """Make all records so far and this file's data durable in the local log."""
+        if self._committer is not None:
+            await self._committer.commit({inode})
+
+    async def sync(self) -> None:
+        """Make everything durable in the local log."""
+        if self._committer is not None:
+            await self._committer.commit(None)

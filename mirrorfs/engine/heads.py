@@ -1,0 +1,190 @@
+"""Heads: the signed, chained statements of how far the log goes (docs/FORMAT.md, "Heads").
+
+The newest head in a store says how much a reader may expect; it is found by its key, which begins
+with its counter. A store lists forwards only, so the end is searched by doubling and halving the
+counter: some dozen requests where reading every page would take one per thousand heads.
+
+Keys prove nothing: a hostile store can invent any. So a head that does not verify is reported and
+passed over for the one before, a bounded number of times. A store can also keep its newest heads to
+itself; with one store and nothing remembered that cannot be told, which is why restore asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from mirrorfs.errors import (
+    AuthenticationError,
+    DamagedError,
+    FormatError,
+    LimitError,
+    ObjectNotFound,
+    StoreUnavailable,
+)
+from mirrorfs.format.control import Head, head_key, open_head, parse_head_key, seal_control
+from mirrorfs.format.document import DOCUMENT_SIZE_MAX, INTEGER_MAX
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.ports import LIST_PAGE_MAX, ObjectInfo, ObjectKey, Sealed, Store
+
+HEADS_PREFIX = "heads/"
+HEADS_TRIED_MAX = 32
+"""Heads read before a store counts as damaged."""
+SEARCH_PAGES_MAX = 200
+"""Listing pages of one search: twice 63 halvings and room for names that are not ours."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedHead:
+    """A head as an object."""
+
+    key: ObjectKey
+    data: Sealed
+    digest: bytes
+    """SHA-256 of data: what the next head names as `previous`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundHead:
+    """The newest head in a store that verifies."""
+
+    head: Head
+    key: str
+    digest: bytes
+    """SHA-256 of its bytes."""
+    rejected: tuple[str, ...]
+    """Keys after it whose objects are no valid heads: the store is damaged or hostile."""
+
+
+class HeadRelation(Enum):
+    """How a store's newest head stands to the local one."""
+
+    BEHIND = "behind"
+    """The store lacks heads; the mirror brings them."""
+    EQUAL = "equal"
+    AHEAD = "ahead"
+    """The local state is older than the store: it is not to be written from."""
+    FORK = "fork"
+    """Two writers went on from one head: to be reported, never followed."""
+
+
+def seal_head(head: Head, *, keys: VolumeKeys, seed: bytes) -> SealedHead:
+    """Sign a head with the writer's seed. Raises: FormatError, LimitError: its fields do not fit."""
+    data = seal_control(head, keys=keys, seed=seed)
+    key = head_key(counter=head.counter, epoch=head.epoch, writer=head.writer)
+    return SealedHead(ObjectKey(key), Sealed(data), hashlib.sha256(data).digest())
+
+
+def relate_heads(
+    *, local: Head | None, local_digest: bytes, store: Head | None, store_digest: bytes
+) -> HeadRelation:
+    """Tell how a store's newest head stands to the local one, both verified.
+
+    Neighbours are compared by hash. Over a longer gap only what must hold along any chain is checked:
+    epoch and position never fall, and an epoch has one writer.
+    """
+    if local is None or store is None:
+        if local is store:
+            return HeadRelation.EQUAL
+        return HeadRelation.AHEAD if local is None else HeadRelation.BEHIND
+    if local.counter == store.counter:
+        return HeadRelation.EQUAL if local_digest == store_digest else HeadRelation.FORK
+    if store.counter < local.counter:
+        follows = _may_follow(store, store_digest, local)
+        return HeadRelation.BEHIND if follows else HeadRelation.FORK
+    return HeadRelation.AHEAD if _may_follow(local, local_digest, store) else HeadRelation.FORK
+
+
+def _may_follow(older: Head, older_digest: bytes, newer: Head) -> bool:
+    if newer.counter == older.counter + 1 and newer.previous != older_digest:
+        return False
+    if newer.epoch < older.epoch or newer.position < older.position:
+        return False
+    return newer.epoch > older.epoch or newer.writer == older.writer
+
+
+async def newest_head(store: Store, *, keys: VolumeKeys, public_key: bytes) -> FoundHead | None:
+    """Find the newest head of a store that verifies; None when it has no heads at all.
+
+    Args:
+        public_key: Ed25519 of the writer role, 32 bytes.
+    Raises: StoreError. AuthenticationError: there are heads, but none of those tried verifies.
+    """
+    rejected: list[str] = []
+    below: str = f"{HEADS_PREFIX}{INTEGER_MAX + 1:016x}"
+    while True:
+        page = await _last_page(store, below=below)
+        for info in reversed(page):
+            if len(rejected) >= HEADS_TRIED_MAX:
+                break
+            try:
+                data = await store.get(info.key, size_max=DOCUMENT_SIZE_MAX)
+                head = open_head(data, key=info.key, keys=keys, public_key=public_key)
+            except (DamagedError, LimitError, ObjectNotFound) as exc:
+                _logger.warning("store %s: head %s is passed over: %s", store.name, info.key, exc)
+                rejected.append(info.key)
+            else:
+                return FoundHead(head, info.key, hashlib.sha256(data).digest(), tuple(rejected))
+        if not rejected:
+            return None
+        if not page or len(rejected) >= HEADS_TRIED_MAX:
+            raise AuthenticationError(
+                f"None of the newest {len(rejected)} heads of store {store.name} verifies;"
+                " use another store, and run `mirrorfs verify` on this one."
+            )
+        below = page[0].key
+
+
+async def _last_page(store: Store, *, below: str) -> Sequence[ObjectInfo]:
+    """Up to a page of the last heads whose keys sort before `below`, in key order.
+
+    Keys that are no heads' are left out. Raises: StoreError; FormatError: a page full of such keys.
+    """
+    page = await _page(store, start_after="", below=below)
+    if len(page) < LIST_PAGE_MAX:
+        return _heads_of(page)
+    # `newest` ends with the greatest counter seen; after `high`, when set, there is nothing.
+    newest = _heads_of(page)
+    high: int | None = None
+    stride = LIST_PAGE_MAX
+    for _ in range(SEARCH_PAGES_MAX):
+        if not newest:
+            raise FormatError(f"Store {store.name} lists a page of foreign names under {HEADS_PREFIX}.")
+        last: str = newest[-1].key
+        low = parse_head_key(last)[0]
+        if high is not None and high - low <= LIST_PAGE_MAX:
+            middle, start_after = low, last
+        else:
+            middle = min(low + stride if high is None else (low + high) // 2, INTEGER_MAX)
+            start_after = f"{HEADS_PREFIX}{middle:016x}"
+        page = await _page(store, start_after=start_after, below=below)
+        heads = _heads_of(page)
+        if len(page) == LIST_PAGE_MAX:
+            newest = heads
+        elif heads or start_after == last:
+            return heads or newest
+        else:
+            high = middle
+        stride *= 2
+    raise StoreUnavailable(f"Store {store.name} lists heads without an end.")
+
+
+async def _page(store: Store, *, start_after: str, below: str) -> list[ObjectInfo]:
+    page = await store.list(HEADS_PREFIX, start_after=start_after)
+    return [info for info in page if info.key < below]
+
+
+def _heads_of(page: Sequence[ObjectInfo]) -> list[ObjectInfo]:
+    heads = []
+    for info in page:
+        try:
+            parse_head_key(info.key)
+        except FormatError:
+            continue
+        heads.append(info)
+    return heads

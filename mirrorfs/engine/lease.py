@@ -1,0 +1,397 @@
+"""The lease: one writer at a time on ONE store (docs/FORMAT.md, "Leases").
+
+Invariants:
+- `fresh` returns only if this writer's lease was in the store at a moment less than FRESH_S ago on
+  CLOCK_BOOTTIME, taken before the request was sent. Suspend counts, and a jump between BOOTTIME and
+  REALTIME (a machine image that woke up again) voids the lease until it is renewed.
+- A lease of another writer is taken only when it was released, or was watched unchanged for its
+  whole period on our own clock. FRESH_S is shorter than the period, so the old writer has stopped
+  by then. Time stamps in leases are shown, never compared.
+- Every document written differs from all others (its box has a new nonce), clones of this process
+  included. So finding the very bytes that this process sent means that they are its own.
+- Being fenced is final for this process: another writer's verified lease was found where ours was.
+  A document that does not verify is a fault of the store; it stops our writes there but fences nobody.
+
+`_lock` is held across every await between reading the lease's state and changing it.
+
+Rejected: comparing expiry times (clocks of two machines), and trusting a renewal's outcome when the
+answer was lost (it is looked up).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import NamedTuple, NoReturn
+
+import trio
+
+from mirrorfs.engine.mirror_state import LeaseState
+from mirrorfs.errors import (
+    AuthenticationError,
+    ChainError,
+    DamagedError,
+    FormatError,
+    InUseError,
+    LimitError,
+    MirrorfsError,
+    ObjectExists,
+    ObjectNotFound,
+    StoreError,
+    StoreUnavailable,
+    UnknownOutcome,
+)
+from mirrorfs.format.control import (
+    LEASE_KEY,
+    Lease,
+    LeaseHolder,
+    open_lease,
+    open_lease_box,
+    seal_control,
+    seal_lease_box,
+)
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.slot import NONCE_SIZE_BYTES
+from mirrorfs.ports import Clock, Entropy, ObjectKey, Sealed, Store, Version
+
+LEASE_PERIOD_S = 60
+FRESH_S = 45
+"""The rest of the period is for the write that the lease was asked for, and for clocks that drift."""
+RENEW_S = 20.0
+RENEW_AGAIN_S = 5.0
+"""After a renewal that failed."""
+WATCH_POLL_S = 5.0
+SETTLE_S = 10.0
+"""How long a claim on a store without conditional writes must stand before it counts."""
+CLOCK_JUMP_S = 5
+SWAPS_MAX = 5
+ATTEMPTS_KEPT = 16
+
+_NS = 1_000_000_000
+_logger = logging.getLogger(__name__)
+
+
+def next_epoch(seen: Iterable[Lease | None], *, local: int) -> int:
+    """The epoch of a new mount: one more than any on the reachable stores, and than the local one."""
+    return max([local, *(lease.epoch for lease in seen if lease is not None)]) + 1
+
+
+class _Found(NamedTuple):
+    """What lies under the lease's key."""
+
+    data: bytes
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    epoch: int
+    writer: bytes
+    own_before: bytes | None
+    take_over: bool
+    since_ns: int
+
+
+class LeaseKeeper:
+    """This process's claim on one store."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        keys: VolumeKeys,
+        seed: bytes,
+        public_key: bytes,
+        clock: Clock,
+        entropy: Entropy,
+        host: str,
+        weak_fencing: bool,
+    ) -> None:
+        """Nothing is asked of the store yet.
+
+        Args:
+            store: with deadlines of its own; it must not repeat compare_and_swap.
+            seed, public_key: Ed25519 of the writer role, 32 bytes each.
+            host: this machine's name, shown to people who find the volume in use.
+            weak_fencing: the store's traits lack conditional_put.
+        """
+        self._store = store
+        self._keys = keys
+        self._seed = seed
+        self._public_key = public_key
+        self._clock = clock
+        self._entropy = entropy
+        self._host = host
+        self._weak = weak_fencing
+        self._lock = trio.Lock()
+        self._claim: _Claim | None = None
+        self._lease: Lease | None = None
+        self._found: _Found | None = None
+        self._attempts: deque[bytes] = deque(maxlen=ATTEMPTS_KEPT)
+        self._renewed_ns = 0
+        self._clock_offset_ns = 0
+        self._fenced: str | None = None
+        self._last_error: str | None = None
+
+    def state(self) -> LeaseState:
+        """The state now."""
+        return LeaseState(
+            store=self._store.name,
+            epoch=self._claim.epoch if self._claim else None,
+            fresh=self._is_fresh(),
+            weak_fencing=self._weak,
+            fenced=self._fenced,
+            last_error=self._last_error,
+        )
+
+    async def look(self) -> Lease | None:
+        """The lease in the store, verified; None when there is none.
+
+        Raises: StoreError; FormatError, LimitError, AuthenticationError: it does not verify.
+        """
+        found = await self._read()
+        return None if found is None else self._open(found.data)
+
+    async def acquire(
+        self, *, epoch: int, writer: bytes, own_before: bytes | None = None, take_over: bool = False
+    ) -> None:
+        """Take the lease; watching another writer's takes up to one period.
+
+        Once called, `fresh` and `run` go on trying where this raised StoreError.
+        Args:
+            epoch: `next_epoch` of all leases seen.
+            writer: this mount's random 8 bytes.
+            own_before: the writer id of the last mount from this state directory, whose lock we hold:
+                that writer is gone, so its lease needs no watching.
+            take_over: take a live lease as well; its writer is fenced.
+        Raises: InUseError: another writer holds it. StoreError. DamagedError, LimitError: the lease
+            there does not verify.
+        """
+        async with self._lock:
+            self._claim = _Claim(epoch, writer, own_before, take_over, self._clock.now_ns())
+            await self._noting_errors_take()
+
+    async def fresh(self) -> None:
+        """Return while this writer may write to the store: at once, or after renewing.
+
+        Raises: InUseError: fenced, released or not yet taken. StoreError, DamagedError: not known.
+        """
+        if self._is_fresh():
+            return
+        async with self._lock:
+            # Another task may have renewed, or found us fenced, while this one waited.
+            if not self._is_fresh():
+                await self._noting_errors_take()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Renew until cancelled, released or fenced."""
+        task_status.started()
+        pause_s = RENEW_S
+        while self._fenced is None:
+            await trio.sleep(pause_s)
+            pause_s = RENEW_AGAIN_S
+            async with self._lock:
+                if self._claim is None:
+                    return
+                try:
+                    await self._noting_errors_take()
+                    pause_s = RENEW_S
+                except MirrorfsError as exc:
+                    # Shown in `state`; whoever needs the lease meets the error in `fresh`.
+                    _logger.info("lease of store %s not renewed: %s", self._store.name, exc)
+
+    async def release(self) -> None:
+        """Give the lease back, so that the next mount need not watch it. Nothing to release is success.
+
+        Raises: StoreError, DamagedError: it stays, and will expire. InUseError: it was taken over.
+        """
+        async with self._lock:
+            # From here on `fresh` refuses, whatever becomes of the request.
+            lease, self._lease = self._lease, None
+            try:
+                if lease is not None and self._fenced is None:
+                    await self._write(replace(lease, released=True, counter=lease.counter + 1))
+            finally:
+                self._claim = None
+
+    # --- taking and renewing (under _lock) ---------------------------------------------------
+
+    async def _noting_errors_take(self) -> None:
+        try:
+            if self._fenced is not None:
+                raise InUseError(self._fenced)
+            if self._claim is None:
+                raise InUseError(f"The lease of store {self._store.name} was given back or never taken.")
+            if self._lease is None:
+                await self._take(self._claim)
+            else:
+                await self._renew(self._lease)
+        except MirrorfsError as exc:
+            self._last_error = str(exc)
+            raise
+        self._last_error = None
+
+    async def _renew(self, lease: Lease) -> None:
+        started_ns = self._clock.boottime_ns()
+        renewed = replace(lease, counter=lease.counter + 1)
+        await self._write(renewed)
+        self._lease = renewed
+        self._mark(started_ns)
+
+    async def _take(self, claim: _Claim) -> None:
+        found = await self._read()
+        parent, counter = b"", 0
+        if found is not None and found.data not in self._attempts:
+            found = await self._watch(found, self._open(found.data), claim)
+        if found is not None:
+            lease = self._open(found.data)
+            if found.data in self._attempts:
+                # Our own claim, whose answer was lost, is followed by a renewal of it.
+                parent, counter = lease.parent, lease.counter + 1
+            elif lease.epoch >= claim.epoch:
+                self._fence(lease)
+            else:
+                parent = hashlib.sha256(found.data).digest()
+        self._found = found
+        started_ns = self._clock.boottime_ns()
+        taken = Lease(
+            writer=claim.writer,
+            epoch=claim.epoch,
+            parent=parent,
+            counter=counter,
+            released=False,
+            period_ms=LEASE_PERIOD_S * 1000,
+            box=b"",
+        )
+        written = await self._write(taken)
+        if self._weak:
+            # Nobody may write on the strength of this claim until it has stood: `_lease` is not set yet.
+            await trio.sleep(SETTLE_S)
+            settled = await self._read()
+            if settled is None or settled.data != written:
+                self._lost(settled)
+        self._lease = taken
+        self._mark(started_ns)
+
+    async def _watch(self, found: _Found, lease: Lease, claim: _Claim) -> _Found | None:
+        """Return what may be replaced, once it may. Raises: InUseError: its writer is alive."""
+        if lease.released or lease.writer == claim.own_before or claim.take_over:
+            return found
+        # The first look is over: whatever is unchanged in a look begun a period later has expired.
+        began_ns = self._clock.boottime_ns()
+        while True:
+            await trio.sleep(WATCH_POLL_S)
+            looked_ns = self._clock.boottime_ns()
+            now = await self._read()
+            if now is None:
+                return None
+            if now.data != found.data:
+                newer = self._open(now.data)
+                if newer.released:
+                    return now
+                raise InUseError(f"The volume is in use: {self._describe(newer)}. Unmount it there first.")
+            if looked_ns - began_ns >= lease.period_ms * 1_000_000:
+                return now
+
+    # --- the one place that writes -----------------------------------------------------------
+
+    async def _write(self, lease: Lease) -> bytes:
+        """Replace what we last saw; return the bytes. Raises: InUseError, StoreError, DamagedError."""
+        data = seal_control(replace(lease, box=self._box()), keys=self._keys, seed=self._seed)
+        self._attempts.append(data)
+        fault: StoreError = StoreUnavailable(
+            f"Store {self._store.name} does not settle the lease; it is tried again."
+        )
+        for _ in range(SWAPS_MAX):
+            expected = self._found.version if self._found else None
+            try:
+                # Until the answer is in, `_attempts` holds the bytes: a later look knows them as ours.
+                version = await self._store.compare_and_swap(
+                    ObjectKey(LEASE_KEY), Sealed(data), expected=expected
+                )
+            except UnknownOutcome as exc:
+                fault = exc
+            except (ObjectExists, ObjectNotFound):
+                pass
+            else:
+                self._found = _Found(data, version)
+                return data
+            now = await self._read()
+            if now is not None and now.data == data:
+                self._found = now
+                return data
+            unchanged = now is not None and self._found is not None and now.data == self._found.data
+            if now is not None and not unchanged and now.data not in self._attempts:
+                self._lost(now)
+            # Absent, unchanged, or an earlier attempt of ours whose answer was lost: replace that.
+            self._found = now
+        raise fault
+
+    def _lost(self, found: _Found | None) -> NoReturn:
+        """Another document is where ours was. Always raises."""
+        if found is None:
+            raise StoreUnavailable(f"Store {self._store.name} lost its lease; it is taken again.")
+        lease = self._open(found.data)
+        claim = self._claim
+        held = self._lease
+        if (
+            claim is not None
+            and held is not None
+            and (lease.writer, lease.epoch) == (claim.writer, claim.epoch)
+            and lease.counter <= held.counter
+        ):
+            raise ChainError(f"Store {self._store.name} shows an old lease of ours: it was rolled back.")
+        self._fence(lease)
+
+    def _fence(self, lease: Lease) -> NoReturn:
+        self._fenced = (
+            f"Store {self._store.name} was taken over: {self._describe(lease)}."
+            " Unmount here, and mount again where the volume is to be written."
+        )
+        if self._lease is not None:
+            _logger.critical("store %s was taken over by epoch %d", self._store.name, lease.epoch)
+        raise InUseError(self._fenced)
+
+    # --- leaves ------------------------------------------------------------------------------
+
+    async def _read(self) -> _Found | None:
+        try:
+            return _Found(*await self._store.read_mutable(ObjectKey(LEASE_KEY)))
+        except ObjectNotFound:
+            return None
+
+    def _open(self, data: bytes) -> Lease:
+        try:
+            return open_lease(data, keys=self._keys, public_key=self._public_key)
+        except (FormatError, LimitError, AuthenticationError) as exc:
+            raise AuthenticationError(
+                f"The lease in store {self._store.name} does not verify; see `mirrorfs doctor`."
+            ) from exc
+
+    def _box(self) -> bytes:
+        since_ns = self._claim.since_ns if self._claim else self._clock.now_ns()
+        holder = LeaseHolder(host=self._host, since_ns=since_ns)
+        return seal_lease_box(holder, keys=self._keys, nonce=self._entropy(NONCE_SIZE_BYTES))
+
+    def _describe(self, lease: Lease) -> str:
+        try:
+            holder = open_lease_box(lease.box, keys=self._keys)
+        except (DamagedError, LimitError):
+            return f"epoch {lease.epoch}, by a machine that gives no name"
+        since = datetime.fromtimestamp(holder.since_ns // _NS, UTC)
+        return f"epoch {lease.epoch}, by {holder.host} since {since:%Y-%m-%d %H:%M:%S} UTC"
+
+    def _mark(self, started_ns: int) -> None:
+        self._renewed_ns = started_ns
+        self._clock_offset_ns = self._clock.now_ns() - self._clock.boottime_ns()
+
+    def _is_fresh(self) -> bool:
+        if self._lease is None or self._fenced is not None:
+            return False
+        boottime_ns = self._clock.boottime_ns()
+        jump_ns = self._clock.now_ns() - boottime_ns - self._clock_offset_ns
+        return boottime_ns - self._renewed_ns < FRESH_S * _NS and abs(jump_ns) < CLOCK_JUMP_S * _NS

@@ -1,0 +1,155 @@
+"""Taking the leases of all stores for one mount, and with them a new epoch and writer id."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from mirrorfs.engine.lease import LEASE_PERIOD_S, LeaseKeeper, next_epoch
+from mirrorfs.engine.local import World
+from mirrorfs.engine.segment_writer import WriterIdentity
+from mirrorfs.errors import DamagedError, InUseError, LimitError, MirrorfsError, StoreDenied, StoreError
+from mirrorfs.format.control import Lease
+from mirrorfs.format.header import VolumeHeader
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.signing import load_signer
+from mirrorfs.format.slot import KeySet
+from mirrorfs.ports import Store
+
+logger = logging.getLogger(__name__)
+
+WRITER_SIZE = 8
+WRITERS_PATH = "writers"
+"""Local file: the writer ids of the last mounts of this state directory, 8 bytes each, newest last."""
+WRITERS_KEPT = 8
+STORE_LOOK_S = 20.0
+RELEASE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSettings:
+    """What the engine needs to know of a volume's configuration."""
+
+    instances: dict[str, str]
+    """Store name -> instance UUID (hex)."""
+    header_hash: bytes
+    """SHA-256 of the header's bytes."""
+    host: str
+    owner: tuple[int, int]
+    """(uid, gid) of the root directory of a new volume."""
+    mirror_delay_s: float = 10.0
+    level: int = 1
+    take_over: bool = False
+
+
+class LeaseTaker:
+    """Takes the leases of all stores for one mount."""
+
+    def __init__(
+        self, world: World, key_set: KeySet, keys: VolumeKeys, header: VolumeHeader, stores: Sequence[Store],
+        settings: VolumeSettings,
+    ) -> None:  # fmt: skip
+        self._world = world
+        self._keys = keys
+        self._header = header
+        self._stores = stores
+        self._settings = settings
+        self._key_set = key_set
+
+    async def take_leases(self, *, local_epoch: int) -> tuple[list[LeaseKeeper], WriterIdentity]:
+        """Take every reachable store's lease. Raises InUseError when one is another's."""
+        disk = self._world.disk
+        before = _read_writers(self._world)
+        writer = self._world.entropy(WRITER_SIZE)
+        # Written before any lease is: after a crash in between, the lease is still known as ours.
+        await self._world.offload.sync(
+            lambda: disk.write_whole(WRITERS_PATH, b"".join([*before, writer][-WRITERS_KEPT:]))
+        )
+        keepers = [await self._keeper(store) for store in self._stores]
+        seen: list[Lease | None] = [None] * len(keepers)
+
+        async def look(number: int) -> None:
+            with trio.move_on_after(STORE_LOOK_S):
+                try:
+                    seen[number] = await keepers[number].look()
+                except (StoreError, DamagedError, LimitError) as exc:
+                    logger.warning("The lease of store %s cannot be read: %s", self._stores[number].name, exc)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(len(keepers)):
+                nursery.start_soon(look, number)
+        epoch = next_epoch(seen, local=local_epoch)
+        refused: list[InUseError] = []
+
+        async def acquire(number: int) -> None:
+            lease = seen[number]
+            own = lease.writer if lease is not None and lease.writer in before else None
+            with trio.move_on_after(LEASE_PERIOD_S + STORE_LOOK_S):
+                try:
+                    await keepers[number].acquire(
+                        epoch=epoch, writer=writer, own_before=own, take_over=self._settings.take_over
+                    )
+                except InUseError as exc:
+                    refused.append(exc)
+                except (StoreError, DamagedError, LimitError) as exc:
+                    # The mirror goes on trying; nothing is sent there before the lease is held.
+                    logger.warning(
+                        "The lease of store %s is not held yet: %s", self._stores[number].name, exc
+                    )
+
+        async with trio.open_nursery() as nursery:
+            for number in range(len(keepers)):
+                nursery.start_soon(acquire, number)
+        if refused:
+            for keeper in keepers:
+                with trio.move_on_after(RELEASE_S):
+                    try:
+                        await keeper.release()
+                    except MirrorfsError as exc:
+                        logger.warning("A lease could not be given back: %s", exc)
+            raise refused[0]
+        identity = WriterIdentity(
+            self._keys,
+            load_signer(self._key_set.writer),
+            self._header.generation,
+            epoch,
+            writer,
+            self._header.pad_data,
+        )
+        return keepers, identity
+
+    async def _keeper(self, store: Store) -> LeaseKeeper:
+        weak = False
+        with trio.move_on_after(STORE_LOOK_S):
+            try:
+                weak = not (await store.probe()).conditional_put
+            except StoreDenied as exc:
+                logger.warning("Store %s cannot be written to: %s", store.name, exc)
+            except StoreError as exc:
+                logger.warning("Store %s cannot be asked: %s", store.name, exc)
+                weak = True
+        return LeaseKeeper(
+            store,
+            keys=self._keys,
+            seed=self._key_set.writer,
+            public_key=self._header.public_keys.writer,
+            clock=self._world.clock,
+            entropy=self._world.entropy,
+            host=self._settings.host,
+            weak_fencing=weak,
+        )
+
+
+def _read_writers(world: World) -> list[bytes]:
+    try:
+        file = world.disk.open(WRITERS_PATH)
+    except FileNotFoundError:
+        return []
+    try:
+        data = file.read(offset=0, size_bytes=WRITER_SIZE * WRITERS_KEPT)
+    finally:
+        file.close()
+    return [data[at : at + WRITER_SIZE] for at in range(0, len(data) - WRITER_SIZE + 1, WRITER_SIZE)]

@@ -1,0 +1,136 @@
+"""The local half of a mounted volume: recovered log, index, writer task, filesystem. No store is needed."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from mirrorfs.engine.committer import Committer
+from mirrorfs.engine.filesystem import FileSystem
+from mirrorfs.engine.log import Log
+from mirrorfs.engine.reader import Reader
+from mirrorfs.engine.recovery import Recovered
+from mirrorfs.engine.sealer import Sealer
+from mirrorfs.engine.segment_writer import WriterIdentity
+from mirrorfs.engine.space import SpaceGuard
+from mirrorfs.engine.state import VolumeState
+from mirrorfs.format.limits import ROOT_INODE
+from mirrorfs.format.record import Create, Epoch
+from mirrorfs.format.rows import RelocationRow, SegmentRow
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import Clock, Disk, Entropy, Index, Offload, Store
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the engine gets from outside."""
+
+    disk: Disk
+    clock: Clock
+    entropy: Entropy
+    offload: Offload
+
+
+class LocalVolume:
+    """A writable volume on this machine.
+
+    Order of closing matters: the filesystem gets no calls any more; `quiesce` commits everything and seals
+    the last segment; the tasks are cancelled; `close` closes the index.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        recovered: Recovered,
+        identity: WriterIdentity,
+        writer: WriterPublicKey,
+        *,
+        nursery: trio.Nursery,
+        stores: Sequence[Store] = (),
+        owner: tuple[int, int] = (0, 0),
+        mirror_delay_s: float = 10.0,
+        level: int = 1,
+        on_closed: Callable[[SegmentRow, str], None] = lambda row, key: None,
+        on_commit: Callable[[int, int], None] = lambda position, size: None,
+    ) -> None:
+        """`owner` is (uid, gid) of the root directory of a new volume."""
+        self.index: Index = recovered.index
+        self.identity = identity
+        self.state = VolumeState(self.index, world.clock, read_only=False)
+        self.space = SpaceGuard(world.disk, world.clock)
+        self._on_closed = on_closed
+        self._owner = owner
+        self.log = Log(
+            world.disk,
+            world.offload,
+            identity,
+            world.entropy,
+            start=recovered.start,
+            on_closed=self._closed,
+            on_relocated=self._relocated,
+        )
+        sealer = Sealer(
+            self.state, self.log, world.offload, level=level, on_progress=lambda: self.committer.made_space()
+        )
+        self.committer = Committer(
+            self.state,
+            self.log,
+            sealer,
+            world.disk,
+            self.space,
+            world.offload,
+            mirror_delay_s=mirror_delay_s,
+            on_commit=on_commit,
+        )
+        self.committer.durable_position = recovered.position
+        self.committer.durable_ns = recovered.time_ns
+        self.reader = Reader(
+            self.state,
+            world.disk,
+            world.offload,
+            identity.keys,
+            writer,
+            log=lambda: self.log,
+            stores=stores,
+            nursery=nursery,
+        )
+        self.filesystem = FileSystem(self.state, self.space, self.reader, self.committer)
+        self._nursery = nursery
+
+    def _closed(self, row: SegmentRow, key: str) -> None:
+        self.index.put_segment(row)
+        self._on_closed(row, key)
+
+    def _relocated(self, row: RelocationRow) -> None:
+        self.index.put_relocation(row)
+        frame = self.index.get_frame(row.frame)
+        if frame is not None:
+            self.index.put_frame(frame._replace(offset=row.offset))
+
+    async def start(self) -> None:
+        """Start the writer task, record the epoch, make the root if the volume is new, remove orphans."""
+        await self._nursery.start(self.committer.run)
+        state = self.state
+        now = state.clock.now_ns()
+        state.record(Epoch(self.identity.epoch, now, self.identity.writer))
+        if self.index.get_inode(ROOT_INODE) is None:
+            uid, gid = self._owner
+            mode = stat.S_IFDIR | 0o755
+            state.record(Create(ROOT_INODE, ROOT_INODE, 1, 0, mode, uid, gid, 0, now, b"", b""))
+        for inode in self.index.orphans():
+            self.filesystem.forget(inode)
+        await self.committer.commit(None)
+
+    async def quiesce(self) -> None:
+        """Commit everything and seal the last segment. Raises what the commit raises."""
+        await self.committer.commit(None, seal=True)
+
+    def close(self) -> None:
+        """Close the index. Nothing uncommitted may be left but what is no part of a position."""
+        self.reader.close()
+        if self.state.pending:
+            self.index.rollback()
+        self.index.close()

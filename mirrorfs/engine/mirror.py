@@ -1,0 +1,402 @@
+"""The mirror: brings every local object to ONE store, whatever that store does meanwhile.
+
+The objects on the local disk minus those that the store's instance is known to hold are the queue;
+nothing else is remembered, so a restart resumes by offering the local objects again.
+
+Invariants:
+- An object is recorded as held only after a look at the store that began after its PUT returned,
+  and that found it under its key with its size. Names hold 8 random bytes of their writer and PUT
+  never replaces other bytes, so the size tells an object cut short; rot is verify's business.
+- An object is outstanding from `offer` until it is recorded as held; an outage, a cancelled PUT or
+  an unknown outcome only makes it be sent again, which the store's PUT contract makes safe.
+- No PUT starts unless the lease was fresh just before. The lease may still be lost while the PUT is
+  under way: names are never shared between writers, so that leaves an orphan, not damage.
+- Memory is bounded by `parallel` objects, and by UNCONFIRMED_MAX and PARKED_MAX entries beside the queue.
+- What fails here stays here: one store's trouble delays its own mirror only. Faults of the store
+  hold all its uploads back (with one trial request at a time); faults of one object, only that one.
+
+Rejected: asking with HEAD before each PUT (a request per object for a case that a restart alone
+makes likely), and taking "the key exists" for success (only equal bytes are; the driver compares).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from itertools import groupby, islice
+
+import trio
+
+from mirrorfs.engine.backoff import Backoff
+from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
+from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, Item, UploadQueue, prefix_of
+from mirrorfs.errors import (
+    DamagedError,
+    MirrorfsError,
+    ObjectExists,
+    ObjectNotFound,
+    StoreError,
+    StoreUnavailable,
+)
+from mirrorfs.ports import LIST_PAGE_MAX, Clock, ObjectKey, Sealed, Store
+
+UPLOADS_PARALLEL = 4
+CONFIRM_DELAY_S = 5.0
+"""How long PUT objects are gathered, so that one listing confirms many."""
+CONFIRM_BATCH = 256
+HEADS_PER_LOOK = 3
+"""Up to so many objects are looked at singly: cheaper than a listing page."""
+UNCONFIRMED_MAX = 1000
+PARKED_MAX = 64
+PARK_S = 30.0
+PAGES_MAX = 10_000
+RATE_WINDOW_S = 30.0
+RATE_SAMPLES_MAX = 1024
+WARN_AFTER_FAILURES = 3
+
+_logger = logging.getLogger(__name__)
+
+
+class Mirror:
+    """The state and the upload task of one store."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        instance: str,
+        read_object: Callable[[str], Awaitable[bytes]],
+        lease_fresh: Callable[[], Awaitable[None]],
+        load_held: Callable[[], Iterable[str]],
+        save_held: Callable[[str], None],
+        clock: Clock,
+        random: Callable[[], float],
+        parallel: int = UPLOADS_PARALLEL,
+    ) -> None:
+        """Load what the store is known to hold.
+
+        Args:
+            store: with deadlines but without retries of its own (RetryingStore, attempts_max=1): a
+                PUT repeated below this module would go out under a lease checked long before.
+            instance: UUID (hex) of the store's instance; `load_held` and `save_held` are about it alone.
+            read_object: the local bytes of a key. Errors: MirrorfsError, OSError.
+            lease_fresh: returns while this writer may write to the store (LeaseKeeper.fresh).
+            save_held: persists a key as held; called on the loop, errors stop the mirror.
+            random: uniform in [0, 1), for the back-off.
+            parallel: uploads in flight.
+        """
+        self.store = store
+        self.instance = instance
+        self._read_object = read_object
+        self._lease_fresh = lease_fresh
+        self._save_held = save_held
+        self._clock = clock
+        self._parallel = parallel
+        self._held = set(load_held())
+        self._queue = UploadQueue()
+        self._puts = Backoff(random)
+        self._looks = Backoff(random)
+        self._lease = Backoff(random)
+        self._event = trio.lowlevel.ParkingLot()
+        self._waiters: list[set[str]] = []
+        self._confirm_at_s = 0.0
+        self._unpark_at_s = 0.0
+        self._newest_ns: int | None = None
+        self._conflict: str | None = None
+        self._local_fault: str | None = None
+        self._sent: deque[tuple[float, int]] = deque(maxlen=RATE_SAMPLES_MAX)
+
+    # --- what others ask ---------------------------------------------------------------------
+
+    def offer(self, key: str, size_bytes: int, *, written_ns: int, after_sequence: int | None = None) -> None:
+        """Queue an object that has become immutable here; what is held or queued already is passed over.
+
+        Args:
+            written_ns: CLOCK_REALTIME of the oldest change in it.
+            after_sequence: for checkpoints and heads, the newest main-stream segment that it builds on.
+        Raises: LimitError: no object of that name is mirrored.
+        """
+        if key in self._held:
+            return
+        self._queue.offer(Item(key, size_bytes, written_ns, after_sequence))
+        self._newest_ns = written_ns if self._newest_ns is None else max(self._newest_ns, written_ns)
+        self._event.unpark_all()
+
+    def is_held(self, key: str) -> bool:
+        """Whether the store's instance is known to hold an object."""
+        return key in self._held
+
+    def snapshot(self) -> MirrorState:
+        """The state of the store now; costs no more with a long queue."""
+        oldest_ns = self._queue.oldest_ns()
+        fault = self._lease.fault or self._puts.fault or self._looks.fault
+        if self._conflict is not None:
+            word = StateWord.CONFLICT
+        elif self._lease.fault is not None and not isinstance(self._lease.fault, StoreError):
+            word = StateWord.WAITING_FOR_LEASE
+        elif fault is not None:
+            word = fault_word(fault)
+        else:
+            word = StateWord.CATCHING_UP if len(self._queue) else StateWord.UP_TO_DATE
+        return MirrorState(
+            store=self.store.name,
+            held_count=len(self._held),
+            pending_count=len(self._queue),
+            pending_bytes=self._queue.size_bytes,
+            oldest_pending_ns=oldest_ns,
+            safe_before_ns=self._newest_ns if oldest_ns is None else oldest_ns,
+            rate_bytes_s=self._rate_bytes_s(),
+            last_error=self._conflict or (str(fault) if fault else self._local_fault),
+            state=word,
+        )
+
+    async def wait_held(self, keys: Iterable[str] | None = None) -> None:
+        """Return when the store is seen to hold everything offered so far, or those keys of it.
+
+        A back-off is cut short once, so that whoever waits sees the store as it is now.
+        Raises: ObjectExists: an object waited for is in conflict and will not get there.
+        """
+        waiting = set(self._queue.keys()) if keys is None else {key for key in keys if key in self._queue}
+        self._waiters.append(waiting)
+        try:
+            for backoff in (self._puts, self._looks, self._lease):
+                backoff.retry_now()
+            self._event.unpark_all()
+            await trio.lowlevel.checkpoint()
+            while waiting:
+                if any(key in waiting for key in self._queue.conflicts):
+                    raise ObjectExists(self._conflict)
+                # `_now_held` removes from `waiting`, so nothing is missed across this await.
+                await self._event.park()
+        finally:
+            # By identity: two waiters may hold equal sets.
+            self._waiters = [other for other in self._waiters if other is not waiting]
+
+    async def reconcile(self, *, known: Mapping[str, int] | None = None) -> None:
+        """Where nothing is known to be held, learn it from listings; else do nothing.
+
+        Call it after the local objects were offered.
+        Args:
+            known: sizes of objects that belong to the volume, beyond those offered.
+        Raises: StoreError: what was seen before it counts.
+        """
+        if self._held:
+            return
+        known = known or {}
+        for prefix in MIRRORED_PREFIXES:
+            start_after = ""
+            for _ in range(PAGES_MAX):
+                page = await self.store.list(prefix, start_after=start_after)
+                # Offers and uploads may have gone on: each object is judged by the queue of now.
+                for info in page:
+                    item = self._queue.item(info.key)
+                    if (item.size_bytes if item else known.get(info.key)) == info.size_bytes:
+                        self._now_held(info.key)
+                if len(page) == 0:
+                    break
+                start_after = page[-1].key
+
+    # --- tasks -------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Upload and confirm until cancelled. Errors that are not the store's or an object's pass through."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._parallel):
+                nursery.start_soon(self._upload_forever)
+            nursery.start_soon(self._confirm_forever)
+            task_status.started()
+
+    async def _upload_forever(self) -> None:
+        while True:
+            item = await self._next_item()
+            try:
+                await self._upload(item)
+            finally:
+                # Whatever stopped it: in flight means that a task has it, and this one no longer has.
+                if item.key in self._queue.in_flight:
+                    self._queue.requeue(item)
+                self._event.unpark_all()
+
+    async def _next_item(self) -> Item:
+        while True:
+            delay_s = max(self._puts.delay_s(), self._lease.delay_s())
+            if self._queue.parked and self._unpark_at_s <= trio.current_time():
+                self._queue.unpark()
+            trial = self._puts.failures or self._lease.failures
+            if (
+                delay_s <= 0
+                and not (trial and self._queue.in_flight)
+                and len(self._queue.unconfirmed) < UNCONFIRMED_MAX
+                and len(self._queue.parked) < PARKED_MAX
+            ):
+                # Popping puts the item in flight in the same step: no two tasks have one item.
+                item = self._queue.pop()
+                if item is not None:
+                    return item
+            wait_s = delay_s if delay_s > 0 else float("inf")
+            if self._queue.parked:
+                wait_s = min(wait_s, max(0.0, self._unpark_at_s - trio.current_time()))
+            with trio.move_on_after(wait_s):
+                await self._event.park()
+
+    async def _upload(self, item: Item) -> None:
+        """Send one object. The queue has it in flight across every await here."""
+        try:
+            data = await self._read_object(item.key)
+            if len(data) != item.size_bytes:
+                raise DamagedError(
+                    f"The local object {item.key} has not its {item.size_bytes} bytes any more."
+                )
+        except (MirrorfsError, OSError) as exc:
+            # The text of an OSError is the system's and may hold a path.
+            known = isinstance(exc, MirrorfsError)
+            self._park(item, str(exc) if known else f"The local object {item.key} cannot be read.")
+            return
+        started_s = trio.current_time()
+        try:
+            await self._lease_fresh()
+        except MirrorfsError as exc:
+            self._failed(self._lease, exc, started_s=started_s)
+            return
+        self._lease.succeeded()
+        started_s = trio.current_time()
+        try:
+            await self.store.put(ObjectKey(item.key), Sealed(data))
+        except ObjectExists as exc:
+            self._settle_conflict(item, str(exc))
+        except StoreError as exc:
+            self._failed(self._puts, exc, started_s=started_s)
+        except MirrorfsError as exc:
+            self._park(item, str(exc))
+        else:
+            self._put_succeeded(item)
+
+    def _put_succeeded(self, item: Item) -> None:
+        self._recovered(self._puts)
+        self._sent.append((trio.current_time(), item.size_bytes))
+        if not self._queue.unconfirmed:
+            self._confirm_at_s = trio.current_time() + CONFIRM_DELAY_S
+        self._queue.settle_put(item)
+
+    def _park(self, item: Item, sentence: str) -> None:
+        if not self._queue.parked:
+            self._unpark_at_s = trio.current_time() + PARK_S
+        if self._local_fault is None:
+            _logger.warning("object %s cannot be sent to store %s: %s", item.key, self.store.name, sentence)
+        self._local_fault = sentence
+        self._queue.park(item)
+
+    # --- confirming --------------------------------------------------------------------------
+
+    async def _confirm_forever(self) -> None:
+        while True:
+            wait_s = self._confirm_wait_s()
+            if wait_s > 0:
+                with trio.move_on_after(wait_s):
+                    await self._event.park()
+                continue
+            started_s = trio.current_time()
+            try:
+                await self._confirm_batch()
+            except StoreError as exc:
+                self._failed(self._looks, exc, started_s=started_s)
+            else:
+                self._recovered(self._looks)
+            self._event.unpark_all()
+
+    def _confirm_wait_s(self) -> float:
+        if not self._queue.unconfirmed:
+            return float("inf")
+        if (delay_s := self._looks.delay_s()) > 0:
+            return delay_s
+        hurry = any(self._waiters) and self._queue.is_idle()
+        # Everything else waits for a header to be seen there.
+        if hurry or self._queue.header_count or len(self._queue.unconfirmed) >= CONFIRM_BATCH:
+            return 0.0
+        return self._confirm_at_s - trio.current_time()
+
+    async def _confirm_batch(self) -> None:
+        """Look at objects whose PUT has returned. Later PUTs join a later batch, never this one."""
+        batch = sorted(islice(self._queue.unconfirmed.values(), CONFIRM_BATCH))
+        self._confirm_at_s = trio.current_time() + CONFIRM_DELAY_S
+        for prefix, group in groupby(batch, key=lambda item: prefix_of(item.key)):
+            items = list(group)
+            sizes = await self._list_sizes(prefix, items) if len(items) > HEADS_PER_LOOK else {}
+            for item in items:
+                # A listing may lag behind on some servers; only a direct look says that it is gone.
+                size_bytes = sizes.get(item.key)
+                if size_bytes is None:
+                    size_bytes = await self._size_at_store(item.key)
+                self._judge(item, size_bytes)
+
+    def _judge(self, item: Item, size_bytes: int | None) -> None:
+        if size_bytes == item.size_bytes:
+            self._now_held(item.key)
+        elif size_bytes is not None:
+            self._settle_conflict(
+                item,
+                f"Store {self.store.name} took {item.key} and holds {size_bytes} bytes of {item.size_bytes};"
+                " run `mirrorfs verify`.",
+            )
+        else:
+            self._queue.requeue(item)
+            gone = StoreUnavailable(f"Store {self.store.name} lost object {item.key}; it is sent again.")
+            _logger.warning("store %s lost %s after taking it; sending it again", self.store.name, item.key)
+            self._puts.failed(gone, started_s=trio.current_time())
+
+    async def _list_sizes(self, prefix: str, items: list[Item]) -> dict[str, int]:
+        """Sizes of those of the sorted items that listings show, in at most one page per item."""
+        sizes: dict[str, int] = {}
+        position = 0
+        while position < len(items):
+            # The key less its last character sorts just before it: the page begins with this item.
+            page = await self.store.list(prefix, start_after=items[position].key[:-1])
+            sizes.update((info.key, info.size_bytes) for info in page)
+            if len(page) < LIST_PAGE_MAX:
+                break
+            position += 1
+            while position < len(items) and items[position].key <= page[-1].key:
+                position += 1
+        return sizes
+
+    async def _size_at_store(self, key: str) -> int | None:
+        try:
+            return (await self.store.head(ObjectKey(key))).size_bytes
+        except ObjectNotFound:
+            return None
+
+    # --- state -------------------------------------------------------------------------------
+
+    def _now_held(self, key: str) -> None:
+        if key in self._held:
+            return
+        self._save_held(key)
+        self._held.add(key)
+        self._queue.settle_held(key)
+        if not self._queue.parked:
+            self._local_fault = None
+        for waiting in self._waiters:
+            waiting.discard(key)
+
+    def _settle_conflict(self, item: Item, sentence: str) -> None:
+        self._conflict = sentence
+        self._queue.settle_conflict(item)
+        _logger.error("store %s holds other bytes under %s: %s", self.store.name, item.key, sentence)
+
+    def _failed(self, backoff: Backoff, fault: MirrorfsError, *, started_s: float) -> None:
+        before = backoff.failures
+        backoff.failed(fault, started_s=started_s)
+        if before < WARN_AFTER_FAILURES <= backoff.failures:
+            _logger.warning("store %s is falling behind: %s", self.store.name, fault)
+
+    def _recovered(self, backoff: Backoff) -> None:
+        if backoff.failures >= WARN_AFTER_FAILURES:
+            _logger.info("store %s takes objects again", self.store.name)
+        backoff.succeeded()
+
+    def _rate_bytes_s(self) -> int:
+        now_s = trio.current_time()
+        while self._sent and self._sent[0][0] < now_s - RATE_WINDOW_S:
+            self._sent.popleft()
+        return int(sum(size_bytes for _, size_bytes in self._sent) / RATE_WINDOW_S)

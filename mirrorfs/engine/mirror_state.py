@@ -1,0 +1,69 @@
+"""What `status` tells of one store: its mirror and its lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mirrorfs.errors import MirrorfsError, StoreDenied, StoreFull
+
+
+class StateWord(StrEnum):
+    """One word for a mirror; the worst that holds. Shown to people and in JSON."""
+
+    UP_TO_DATE = "up to date"
+    CATCHING_UP = "catching up"
+    UNREACHABLE = "unreachable"
+    DENIED = "denied"
+    FULL = "full"
+    CONFLICT = "conflict"
+    """The store holds other bytes under one of our names: an alarm, for a person to look into."""
+    WAITING_FOR_LEASE = "waiting for lease"
+
+
+def fault_word(fault: MirrorfsError) -> StateWord:
+    """The word for the fault that holds a store's uploads back."""
+    if isinstance(fault, StoreDenied):
+        return StateWord.DENIED
+    if isinstance(fault, StoreFull):
+        return StateWord.FULL
+    return StateWord.UNREACHABLE
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorState:
+    """A moment of one store's mirror."""
+
+    store: str
+    held_count: int
+    """Objects that the store was seen to hold."""
+    pending_count: int
+    """Objects offered and not yet seen there, those in conflict included."""
+    pending_bytes: int
+    oldest_pending_ns: int | None
+    """CLOCK_REALTIME of the oldest change that is not known to be there; None when nothing is pending."""
+    safe_before_ns: int | None
+    """Of what was offered, everything written before this is there; None when nothing was ever offered.
+
+    What is not yet in an immutable object is not counted: the caller knows its open segment.
+    """
+    rate_bytes_s: int
+    """Mean over the last half minute."""
+    last_error: str | None
+    """One sentence: the conflict, else what holds uploads back now, else a local object's fault."""
+    state: StateWord
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """What status tells of one store's lease."""
+
+    store: str
+    epoch: int | None
+    """None before `acquire`."""
+    fresh: bool
+    weak_fencing: bool
+    """The store has no conditional writes: two writers can only be told apart after the fact."""
+    fenced: str | None
+    """One sentence: who took over. Final."""
+    last_error: str | None

@@ -1,0 +1,426 @@
+"""The tree: every operation on names and attributes, checked, then recorded in one synchronous step.
+
+Permission checks are the kernel's (default_permissions), but for what only the file system knows.
+"""
+
+from __future__ import annotations
+
+import stat
+
+from mirrorfs.engine.space import SpaceGuard
+from mirrorfs.engine.state import VolumeState
+from mirrorfs.errors import (
+    AttributeTooBig,
+    DirectoryNotEmpty,
+    EntryExists,
+    FileTooLarge,
+    InvalidCall,
+    IsADirectory,
+    NameTooLong,
+    NoAttribute,
+    NoEntry,
+    NoSpaceLeft,
+    NotADirectory,
+    NotPermitted,
+    TooManyLinks,
+)
+from mirrorfs.format.limits import (
+    FILE_SIZE_MAX,
+    LINKS_MAX,
+    NAME_MAX,
+    ROOT_INODE,
+    TARGET_MAX,
+    XATTR_NAME_MAX,
+    XATTR_VALUE_MAX,
+)
+from mirrorfs.format.record import (
+    SET_ATIME,
+    SET_CTIME,
+    SET_GID,
+    SET_MODE,
+    SET_MTIME,
+    SET_UID,
+    Create,
+    Forget,
+    Link,
+    Removexattr,
+    Rename,
+    Setattr,
+    Setxattr,
+    Truncate,
+    Unlink,
+)
+from mirrorfs.format.rows import DentryRow, InodeRow
+
+_TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1
+FORGET_CHUNKS_INLINE = 64
+PARENT_HINTS_MAX = 20_000
+
+
+class Namespace:
+    """Names and attributes of one volume. Nothing here awaits."""
+
+    def __init__(self, state: VolumeState, space: SpaceGuard) -> None:
+        self._state = state
+        self._space = space
+
+    # --- looking -----------------------------------------------------------------------------
+
+    def row(self, inode: int) -> InodeRow:
+        """The logged row of an inode. Raises NoEntry."""
+        row = self._state.index.get_inode(inode)
+        if row is None:
+            raise NoEntry("no such inode")
+        return row
+
+    def getattr(self, inode: int) -> InodeRow:
+        """The live row of an inode. Raises NoEntry."""
+        return self._state.live(self.row(inode))
+
+    def lookup(self, parent: int, name: bytes) -> InodeRow:
+        """Raises NoEntry, NotADirectory, NameTooLong."""
+        if len(name) > NAME_MAX:
+            raise NameTooLong("name is too long")
+        entry = self._state.index.get_dentry(parent, name)
+        if entry is not None:
+            return self.getattr(entry.inode)
+        directory = self._directory(parent)
+        if name == b".":
+            return self.getattr(parent)
+        if name == b"..":
+            return self.getattr(directory.parent)
+        raise NoEntry("no such entry")
+
+    def readdir(self, inode: int, *, after_cookie: int, limit: int) -> list[DentryRow]:
+        """Entries after a cookie, in cookie order."""
+        return self._state.index.list_dentries(inode, after_cookie=after_cookie, limit=limit)
+
+    def readlink(self, inode: int) -> bytes:
+        """Raises InvalidCall when it is no symbolic link."""
+        row = self.row(inode)
+        if not stat.S_ISLNK(row.mode):
+            raise InvalidCall("not a symbolic link")
+        return row.target
+
+    # --- names -------------------------------------------------------------------------------
+
+    def create(
+        self, parent: int, name: bytes, *, mode: int, uid: int, gid: int, rdev: int = 0, target: bytes = b""
+    ) -> InodeRow:
+        """A new file, directory, symbolic link, device node, FIFO or socket."""
+        state = self._state
+        self._check_growth()
+        self._check_name(name)
+        if len(target) > TARGET_MAX:
+            raise NameTooLong("link target is too long")
+        directory = self._directory(parent)
+        if not directory.nlink:
+            raise NoEntry("directory was removed")
+        if state.index.get_dentry(parent, name) is not None:
+            raise EntryExists("entry exists")
+        is_directory = stat.S_ISDIR(mode)
+        if is_directory and directory.nlink >= LINKS_MAX:
+            raise TooManyLinks("too many subdirectories")
+        if directory.mode & stat.S_ISGID:
+            gid = directory.gid
+            if is_directory:
+                mode |= stat.S_ISGID
+        applier = state.applier
+        inode = applier.next_inode
+        state.record(
+            Create(
+                parent,
+                inode,
+                applier.next_generation,
+                applier.next_cookie,
+                mode,
+                uid,
+                gid,
+                rdev,
+                state.clock.now_ns(),
+                name,
+                target,
+            )  # fmt: skip
+        )
+        if stat.S_ISREG(mode):
+            if len(state.parent_of) >= PARENT_HINTS_MAX:
+                state.parent_of.clear()
+            state.parent_of[inode] = parent
+        return self.row(inode)
+
+    def link(self, inode: int, parent: int, name: bytes) -> InodeRow:
+        """A further name for an inode that is not a directory."""
+        state = self._state
+        self._check_growth()
+        self._check_name(name)
+        row = self.row(inode)
+        if stat.S_ISDIR(row.mode):
+            raise NotPermitted("directories have one name")
+        if not row.nlink:
+            raise NoEntry("file was removed")
+        if row.nlink >= LINKS_MAX:
+            raise TooManyLinks("too many links")
+        if not self._directory(parent).nlink:
+            raise NoEntry("directory was removed")
+        if state.index.get_dentry(parent, name) is not None:
+            raise EntryExists("entry exists")
+        state.record(Link(inode, parent, state.applier.next_cookie, state.clock.now_ns(), name))
+        self._data_first(inode)
+        return self.getattr(inode)
+
+    def unlink(self, parent: int, name: bytes) -> InodeRow:
+        """Remove a name that is not a directory's."""
+        row = self._entry(parent, name)
+        if stat.S_ISDIR(row.mode):
+            raise IsADirectory("is a directory")
+        return self._remove(parent, name, row)
+
+    def rmdir(self, parent: int, name: bytes) -> InodeRow:
+        """Remove an empty directory."""
+        if name in (b".", b".."):
+            raise InvalidCall("dot entries cannot be removed")
+        row = self._entry(parent, name)
+        if not stat.S_ISDIR(row.mode):
+            raise NotADirectory("not a directory")
+        if self._state.index.has_dentries(row.inode):
+            raise DirectoryNotEmpty("directory is not empty")
+        return self._remove(parent, name, row)
+
+    def _remove(self, parent: int, name: bytes, row: InodeRow) -> InodeRow:
+        self._state.check_writable()
+        self._state.record(Unlink(parent, self._state.clock.now_ns(), name))
+        return self.getattr(row.inode)
+
+    def rename(
+        self,
+        parent: int,
+        name: bytes,
+        *,
+        new_parent: int,
+        new_name: bytes,
+        no_replace: bool = False,
+        exchange: bool = False,
+    ) -> None:
+        """Move a name; with exchange both names must exist and swap."""
+        state = self._state
+        state.check_writable()
+        self._check_name(new_name)
+        if no_replace and exchange:
+            raise InvalidCall("flags exclude one another")
+        source = self._entry(parent, name)
+        target_directory = self._directory(new_parent)
+        if not target_directory.nlink:
+            raise NoEntry("directory was removed")
+        entry = state.index.get_dentry(new_parent, new_name)
+        if entry is None and exchange:
+            raise NoEntry("no such entry")
+        if entry is not None and no_replace:
+            raise EntryExists("entry exists")
+        if stat.S_ISDIR(source.mode):
+            self._check_not_below(source.inode, new_parent)
+        target = self.row(entry.inode) if entry is not None else None
+        if target is not None and exchange and stat.S_ISDIR(target.mode):
+            self._check_not_below(target.inode, parent)
+        if target is not None and target.inode == source.inode:
+            return  # Two names of one inode: POSIX says do nothing.
+        if target is not None and not exchange:
+            self._check_replaceable(source, target)
+        if (
+            stat.S_ISDIR(source.mode)
+            and parent != new_parent
+            and target is None
+            and target_directory.nlink >= LINKS_MAX
+        ):
+            raise TooManyLinks("too many subdirectories")
+        state.record(
+            Rename(
+                parent,
+                new_parent,
+                state.applier.next_cookie,
+                state.clock.now_ns(),
+                int(exchange),
+                name,
+                new_name,
+            )
+        )
+        self._data_first(source.inode)
+        if exchange and target is not None:
+            self._data_first(target.inode)
+
+    def _check_replaceable(self, source: InodeRow, target: InodeRow) -> None:
+        if stat.S_ISDIR(target.mode):
+            if not stat.S_ISDIR(source.mode):
+                raise IsADirectory("is a directory")
+            if self._state.index.has_dentries(target.inode):
+                raise DirectoryNotEmpty("directory is not empty")
+        elif stat.S_ISDIR(source.mode):
+            raise NotADirectory("not a directory")
+
+    def _check_not_below(self, inode: int, directory: int) -> None:
+        """A directory cannot move below itself: walk up from where it would go."""
+        while True:
+            if directory == inode:
+                raise InvalidCall("a directory cannot move below itself")
+            if directory == ROOT_INODE:
+                return
+            directory = self.row(directory).parent
+
+    def _data_first(self, inode: int) -> None:
+        """This inode got a name: its dirty data goes into the log before the next journal frame."""
+        file = self._state.dirty.get(inode)
+        if file is not None and file.waiting_bytes:
+            self._state.named.add(inode)
+
+    # --- attributes --------------------------------------------------------------------------
+
+    def setattr(
+        self,
+        inode: int,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        ctime_ns: int | None = None,
+    ) -> InodeRow:
+        """Change what is not None. A size change sets mtime and ctime unless they are given; others ctime."""
+        state = self._state
+        state.check_writable()
+        row = self.row(inode)
+        now = state.clock.now_ns()
+        if size is not None:
+            self._truncate(row, size)
+            mtime_ns = now if mtime_ns is None else mtime_ns
+        ctime_ns = now if ctime_ns is None else ctime_ns
+        mask = 0
+        for bit, value in (
+            (SET_MODE, mode), (SET_UID, uid), (SET_GID, gid),
+            (SET_ATIME, atime_ns), (SET_MTIME, mtime_ns), (SET_CTIME, ctime_ns),
+        ):  # fmt: skip
+            if value is not None:
+                mask |= bit
+        if mode is not None:
+            mode = stat.S_IFMT(row.mode) | stat.S_IMODE(mode)
+        state.record(
+            Setattr(
+                inode,
+                mask,
+                mode or 0,
+                uid or 0,
+                gid or 0,
+                _clamp(atime_ns),
+                _clamp(mtime_ns),
+                _clamp(ctime_ns),
+            )  # fmt: skip
+        )
+        return self.getattr(inode)
+
+    def _truncate(self, row: InodeRow, size: int) -> None:
+        if stat.S_ISDIR(row.mode):
+            raise IsADirectory("is a directory")
+        if not stat.S_ISREG(row.mode):
+            raise InvalidCall("not a regular file")
+        if size > FILE_SIZE_MAX:
+            raise FileTooLarge("file would be too large")
+        state = self._state
+        if size == row.size == state.live_size(row):
+            return
+        state.record(Truncate(row.inode, size))
+        file = state.dirty.get(row.inode)
+        if file is not None:
+            state.dirty_bytes -= file.truncate(size)
+            file.truncated = True
+            state.drop_if_clean(file)
+
+    # --- extended attributes -----------------------------------------------------------------
+
+    def getxattr(self, inode: int, name: bytes) -> bytes:
+        """Raises NoAttribute."""
+        value = self._state.index.get_xattr(inode, name)
+        if value is None:
+            raise NoAttribute("no such attribute")
+        return value
+
+    def listxattr(self, inode: int) -> list[bytes]:
+        """Names in order."""
+        return self._state.index.list_xattrs(inode)
+
+    def setxattr(
+        self, inode: int, name: bytes, value: bytes, *, create_only: bool = False, replace_only: bool = False
+    ) -> None:
+        """Raises EntryExists, NoAttribute for the two flags; AttributeTooBig."""
+        self._check_growth()
+        if len(name) > XATTR_NAME_MAX or len(value) > XATTR_VALUE_MAX:
+            raise AttributeTooBig("extended attribute is too big")
+        known = self._state.index.get_xattr(inode, name) is not None
+        if known and create_only:
+            raise EntryExists("attribute exists")
+        if not known and replace_only:
+            raise NoAttribute("no such attribute")
+        self.row(inode)
+        self._state.record(Setxattr(inode, self._state.clock.now_ns(), name, value))
+
+    def removexattr(self, inode: int, name: bytes) -> None:
+        """Raises NoAttribute."""
+        self._state.check_writable()
+        self.getxattr(inode, name)
+        self._state.record(Removexattr(inode, self._state.clock.now_ns(), name))
+
+    # --- orphans -----------------------------------------------------------------------------
+
+    def forget(self, inode: int) -> None:
+        """Nothing refers to the inode any more but perhaps names: without names it is removed."""
+        state = self._state
+        if state.read_only or state.fatal is not None:
+            return
+        row = state.index.get_inode(inode)
+        if row is None or row.nlink:
+            return
+        file = state.dirty.pop(inode, None)
+        if file is not None:
+            state.dirty_bytes -= file.waiting_bytes
+            state.named.discard(inode)
+        self._shrink(row)
+        state.record(Forget(inode))
+
+    def _shrink(self, row: InodeRow) -> None:
+        """Cut a long file from its end in steps, so that one record never frees a hundred thousand rows."""
+        step = FORGET_CHUNKS_INLINE * 1024 * 1024
+        size = row.size if row.allocated > step else 0
+        while size > step:
+            size -= step
+            self._state.record(Truncate(row.inode, size))
+
+    # --- checks ------------------------------------------------------------------------------
+
+    def _check_growth(self) -> None:
+        self._state.check_writable()
+        if self._state.stalled or self._space.soft():
+            raise NoSpaceLeft("the local disk is full")
+
+    def _directory(self, inode: int) -> InodeRow:
+        row = self.row(inode)
+        if not stat.S_ISDIR(row.mode):
+            raise NotADirectory("not a directory")
+        return row
+
+    def _entry(self, parent: int, name: bytes) -> InodeRow:
+        if len(name) > NAME_MAX:
+            raise NameTooLong("name is too long")
+        entry = self._state.index.get_dentry(parent, name)
+        if entry is None:
+            self._directory(parent)
+            raise NoEntry("no such entry")
+        return self.row(entry.inode)
+
+    def _check_name(self, name: bytes) -> None:
+        if len(name) > NAME_MAX:
+            raise NameTooLong("name is too long")
+        if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+            raise InvalidCall("not a name")
+
+
+def _clamp(time_ns: int | None) -> int:
+    return 0 if time_ns is None else max(_TIME_MIN, min(_TIME_MAX, time_ns))

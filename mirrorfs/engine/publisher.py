@@ -1,0 +1,117 @@
+"""Heads: the writer's signed statements of how far the log goes, chained and kept like all objects.
+
+They witness one another: a store or a state directory that went backwards shows an older one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+
+from mirrorfs.engine.heads import HeadRelation, newest_head, relate_heads, seal_head
+from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
+from mirrorfs.errors import ChainError, DamagedError, StoreError
+from mirrorfs.format.control import Head, open_head, parse_head_key
+from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.rows import SegmentRow
+from mirrorfs.ports import Clock, Disk, Offload, Store
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "heads/"
+
+
+class Heads:
+    """The heads of one volume on the local disk."""
+
+    def __init__(
+        self, disk: Disk, offload: Offload, clock: Clock, *, keys: VolumeKeys, public_key: bytes
+    ) -> None:
+        self._disk = disk
+        self._offload = offload
+        self._clock = clock
+        self._keys = keys
+        self._public_key = public_key
+        self.newest: Head | None = None
+        self._digest = b""
+        self.checkpoint: tuple[str, bytes] = ("", b"")
+        """Object key and digest of the newest checkpoint's last segment."""
+
+    def load(self) -> None:
+        """Learn of the newest local head. One that does not verify is passed over for an older one."""
+        for name in reversed(self._disk.list(LOCAL_PREFIX + _PREFIX.rstrip("/"))):
+            key = _PREFIX + name
+            file = self._disk.open(LOCAL_PREFIX + key)
+            try:
+                data = file.read(offset=0, size_bytes=file.size())
+            finally:
+                file.close()
+            try:
+                parse_head_key(key)
+                self.newest = open_head(data, key=key, keys=self._keys, public_key=self._public_key)
+            except DamagedError as exc:
+                logger.warning("Local object %s: %s", key, exc)
+                continue
+            self._digest = hashlib.sha256(data).digest()
+            self.checkpoint = (self.newest.checkpoint, self.newest.checkpoint_digest)
+            return
+
+    async def compare(self, stores: Sequence[Store]) -> None:
+        """Refuse to write from a state that is behind what a store has authenticated.
+
+        A store that is behind is caught up by its mirror. Raises: ChainError.
+        """
+        for store in stores:
+            try:
+                found = await newest_head(store, keys=self._keys, public_key=self._public_key)
+            except (StoreError, DamagedError) as exc:
+                logger.warning("The heads of store %s cannot be read: %s", store.name, exc)
+                continue
+            relation = relate_heads(
+                local=self.newest,
+                local_digest=self._digest,
+                store=found.head if found else None,
+                store_digest=found.digest if found else b"",
+            )
+            if relation in (HeadRelation.AHEAD, HeadRelation.FORK):
+                raise ChainError(
+                    f"Store {store.name} holds a later state of the volume than this machine, whose state"
+                    " directory is old or was rolled back; nothing was written: restore from the store."
+                )
+
+    async def publish(
+        self,
+        last: SegmentRow,
+        identity: WriterIdentity,
+        *,
+        position: int,
+        journal_sequence: int,
+        header_hash: bytes,
+    ) -> tuple[str, int, int]:
+        """Write the next head, naming `last` as the newest closed segment. Returns (key, size, created_ns)."""
+        counter = self.newest.counter + 1 if self.newest is not None else 1
+        head = Head(
+            counter=counter,
+            previous=self._digest,
+            epoch=identity.epoch,
+            writer=identity.writer,
+            created_ns=self._clock.now_ns(),
+            sequence=last.sequence,
+            segment_key=segment_object_key(Stream.MAIN, SegmentId(last.sequence, last.epoch, last.writer)),
+            segment_size=last.size,
+            segment_digest=last.digest,
+            position=position,
+            journal_sequence=journal_sequence,
+            checkpoint=self.checkpoint[0],
+            checkpoint_digest=self.checkpoint[1],
+            relocation_digest=b"",
+            header_generation=identity.header_generation,
+            header_hash=header_hash,
+        )
+        sealed = seal_head(head, keys=self._keys, seed=identity.signer.private_bytes_raw())
+        # Both move before the await: a second call makes the next head, never another one of this number.
+        self.newest, self._digest = head, hashlib.sha256(sealed.data).digest()
+        await self._offload.sync(lambda: self._disk.write_whole(LOCAL_PREFIX + sealed.key, sealed.data))
+        return sealed.key, len(sealed.data), head.created_ns

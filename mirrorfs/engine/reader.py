@@ -1,0 +1,278 @@
+"""Reading: dirty layers over decoded frames over sealed bytes, from the nearest good copy.
+
+A frame that does not verify is a fault of that copy: it is named in the log (store, object, offset)
+and the next copy is tried. Only when none is good does the caller get an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import trio
+
+from mirrorfs.core.extents import unpack_extents
+from mirrorfs.engine.log import Log
+from mirrorfs.engine.segment_writer import LOCAL_PREFIX
+from mirrorfs.engine.state import MIB, VolumeState
+from mirrorfs.errors import DamagedError, DiskError, MirrorfsError, ReadFailed, StoreError
+from mirrorfs.format.frame import FrameCipher, unpack
+from mirrorfs.format.ids import SegmentId, Stream, segment_object_key, split_frame_id
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.limits import CHUNK_SIZE
+from mirrorfs.format.rows import FrameRow
+from mirrorfs.format.segment import HEADER_SIZE, decode_header
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import Disk, ObjectKey, Offload, OpenFile, Store
+
+logger = logging.getLogger(__name__)
+
+FRAMES_MAX_BYTES = 64 * MIB
+FILES_MAX = 128
+CIPHERS_MAX = 4096
+OFFLOAD_FROM = 64 * 1024
+PREFETCH_FRAMES = 2
+
+
+class FrameCache:
+    """Decoded frames, least recently used first to go, bounded in bytes."""
+
+    def __init__(self, limit_bytes: int = FRAMES_MAX_BYTES) -> None:
+        self._frames: OrderedDict[int, bytes] = OrderedDict()
+        self._limit = limit_bytes
+        self.size_bytes = 0
+
+    def get(self, frame: int) -> bytes | None:
+        """The plaintext, if cached."""
+        plain = self._frames.get(frame)
+        if plain is not None:
+            self._frames.move_to_end(frame)
+        return plain
+
+    def put(self, frame: int, plain: bytes) -> None:
+        """Keep a plaintext, dropping the coldest ones."""
+        if frame not in self._frames:
+            self._frames[frame] = plain
+            self.size_bytes += len(plain)
+            while self.size_bytes > self._limit:
+                _, old = self._frames.popitem(last=False)
+                self.size_bytes -= len(old)
+
+
+class Reader:
+    """Reads files of one volume."""
+
+    def __init__(
+        self,
+        state: VolumeState,
+        disk: Disk,
+        offload: Offload,
+        keys: VolumeKeys,
+        writer: WriterPublicKey,
+        *,
+        log: Callable[[], Log | None],
+        stores: Sequence[Store],
+        nursery: trio.Nursery | None = None,
+    ) -> None:
+        """`nursery` is where read-ahead runs; without one there is none."""
+        self._state = state
+        self._disk = disk
+        self._offload = offload
+        self._keys = keys
+        self._writer = writer
+        self._log = log
+        self._stores = stores
+        self._nursery = nursery
+        self.cache = FrameCache()
+        self._loading: dict[int, trio.Event] = {}
+        self._files: OrderedDict[str, OpenFile] = OrderedDict()
+        self._ciphers: OrderedDict[str, FrameCipher] = OrderedDict()
+        self._expected: dict[int, int] = {}
+
+    async def read(self, inode: int, offset: int, size: int) -> bytes:
+        """Bytes of a file, short at its end. Raises ReadFailed when no copy of a frame is good."""
+        state = self._state
+        row = state.index.get_inode(inode)
+        if row is None:
+            raise ReadFailed("the inode is gone")
+        size = min(size, state.live_size(row) - offset)
+        if size <= 0:
+            return b""
+        if inode not in state.dirty:
+            whole = self._within_one_frame(inode, offset, size)
+            if whole is not None:
+                return whole
+        # Frames first, with awaits; then one synchronous step builds the answer from a consistent view.
+        # `held` keeps them from being pushed out of the cache in between; a request is 1 MiB at most.
+        held: dict[int, bytes] = {}
+        while True:
+            spans = self._spans(inode, offset, size)
+            missing = []
+            for frame in dict.fromkeys(span[2] for span in spans):
+                if frame not in held:
+                    plain = self.cache.get(frame)
+                    if plain is None:
+                        missing.append(frame)
+                    else:
+                        held[frame] = plain
+            if not missing:
+                break
+            for frame in missing:
+                held[frame] = await self.load(frame)
+        buffer = bytearray(size)
+        for place, length, frame, frame_offset in spans:
+            buffer[place : place + length] = held[frame][frame_offset : frame_offset + length]
+        dirty = state.dirty.get(inode)
+        if dirty is not None:
+            dirty.read_into(buffer, offset)
+        self._read_ahead(inode, offset, size)
+        return bytes(buffer)
+
+    def _within_one_frame(self, inode: int, offset: int, size: int) -> bytes | None:
+        chunk, start = divmod(offset, CHUNK_SIZE)
+        if start + size > CHUNK_SIZE:
+            return None
+        for extent in unpack_extents(self._state.index.get_extents(inode, chunk)):
+            if extent.start <= start and start + size <= extent.start + extent.length:
+                plain = self.cache.get(extent.frame)
+                if plain is None:
+                    return None
+                self._read_ahead(inode, offset, size)
+                at = extent.frame_offset + start - extent.start
+                return plain[at : at + size]
+        return None
+
+    def _spans(self, inode: int, offset: int, size: int) -> list[tuple[int, int, int, int]]:
+        """(place in the answer, length, frame, frame offset) for all that extents map of a range."""
+        spans = []
+        end = offset + size
+        for chunk in range(offset // CHUNK_SIZE, (end - 1) // CHUNK_SIZE + 1):
+            base = chunk * CHUNK_SIZE
+            for start, length, frame, frame_offset in unpack_extents(
+                self._state.index.get_extents(inode, chunk)
+            ):
+                low, high = max(base + start, offset), min(base + start + length, end)
+                if low < high:
+                    spans.append((low - offset, high - low, frame, frame_offset + low - base - start))
+        return spans
+
+    def _read_ahead(self, inode: int, offset: int, size: int) -> None:
+        expected = self._expected.get(inode)
+        end = offset + size
+        if len(self._expected) > FILES_MAX:
+            self._expected.clear()
+        self._expected[inode] = end
+        if expected != offset or self._nursery is None:
+            return
+        chunk = end // CHUNK_SIZE
+        for ahead in range(chunk, chunk + PREFETCH_FRAMES + 1):
+            for extent in unpack_extents(self._state.index.get_extents(inode, ahead))[:PREFETCH_FRAMES]:
+                if self.cache.get(extent.frame) is None and extent.frame not in self._loading:
+                    self._nursery.start_soon(self._prefetch, extent.frame)
+
+    async def _prefetch(self, frame: int) -> None:
+        try:
+            await self.load(frame)
+        except MirrorfsError:
+            # Whoever reads it for real gets the error; it was logged where it arose.
+            return
+
+    # --- frames ------------------------------------------------------------------------------
+
+    async def load(self, frame: int) -> bytes:
+        """The plaintext of a frame. Raises ReadFailed."""
+        while True:
+            plain = self.cache.get(frame)
+            if plain is not None:
+                return plain
+            event = self._loading.get(frame)
+            if event is None:
+                break
+            await event.wait()
+        event = self._loading[frame] = trio.Event()
+        try:
+            plain = await self._fetch(frame)
+            self.cache.put(frame, plain)
+            return plain
+        finally:
+            del self._loading[frame]
+            event.set()
+
+    def _place(self, row: FrameRow) -> tuple[int, int, int, int]:
+        """(sequence, ordinal, offset, size) of where a frame lies now."""
+        moved = self._state.index.get_relocation(row.frame)
+        if moved is not None:
+            return moved.sequence, moved.ordinal, moved.offset, moved.size
+        sequence, ordinal = split_frame_id(row.frame)
+        return sequence, ordinal, row.offset, row.size
+
+    async def _fetch(self, frame: int) -> bytes:
+        row = self._state.index.get_frame(frame)
+        if row is None:
+            raise ReadFailed("the index names a frame that is in no segment.")
+        sequence, ordinal, offset, size = self._place(row)
+        key = self._segment_key(sequence)
+
+        try:
+            file = self._local(key)
+            if key not in self._ciphers:
+                self._learn(key, file.read(offset=0, size_bytes=HEADER_SIZE))
+
+            def from_disk() -> bytes:
+                return self._open(key, file.read(offset=offset, size_bytes=size), offset, ordinal)
+
+            return from_disk() if size < OFFLOAD_FROM else await self._offload.run(from_disk)
+        except FileNotFoundError:
+            pass
+        except (DamagedError, DiskError) as exc:
+            logger.warning("Local object %s, offset %d: %s Trying the stores.", key, offset, exc)
+        for store in self._stores:
+            try:
+                if key not in self._ciphers:
+                    self._learn(key, await store.get_range(ObjectKey(key), offset=0, size_bytes=HEADER_SIZE))
+                data = await store.get_range(ObjectKey(key), offset=offset, size_bytes=size)
+                return self._open(key, data, offset, ordinal)
+            except (DamagedError, StoreError) as exc:
+                logger.warning("Store %s, object %s, offset %d: %s", store.name, key, offset, exc)
+        logger.error("No good copy of object %s, offset %d.", key, offset)
+        raise ReadFailed(
+            "no copy of these bytes is good; run mirrorfs status to see which stores are reachable."
+        )
+
+    def _segment_key(self, sequence: int) -> str:
+        log = self._log()
+        current = log.current if log is not None else None
+        if current is not None and current.segment.sequence == sequence:
+            return current.key
+        row = self._state.index.get_segment(sequence)
+        if row is None:
+            raise ReadFailed("the index names a segment that it does not know.")
+        return segment_object_key(Stream.MAIN, SegmentId(sequence, row.epoch, row.writer))
+
+    def _learn(self, key: str, data: bytes) -> None:
+        header, cipher = decode_header(data, self._keys, self._writer)
+        if segment_object_key(header.stream, header.segment) != key:
+            raise DamagedError("the object holds another segment.")
+        self._ciphers[key] = cipher
+        if len(self._ciphers) > CIPHERS_MAX:
+            self._ciphers.popitem(last=False)
+
+    def _open(self, key: str, data: bytes, offset: int, ordinal: int) -> bytes:
+        _, body = self._ciphers[key].open_body(data, offset=offset, ordinal=ordinal)
+        return unpack(body)
+
+    def _local(self, key: str) -> OpenFile:
+        file = self._files.get(key)
+        if file is None:
+            file = self._files[key] = self._disk.open(LOCAL_PREFIX + key)
+            if len(self._files) > FILES_MAX:
+                # Not closed here: a thread may be reading it; it closes when the last user lets go.
+                self._files.popitem(last=False)
+        else:
+            self._files.move_to_end(key)
+        return file
+
+    def close(self) -> None:
+        """Let go of all descriptors."""
+        self._files.clear()

@@ -1,0 +1,212 @@
+"""Opening the local state: the index is brought to the end of the verified local log.
+
+Order of events, each of which may be the last before another power cut:
+1. open the index (or start one from the newest checkpoint, or from nothing);
+2. replay the local log from its position; an index that is ahead of the log drops its write-ahead
+   log, and if that does not help is rebuilt;
+3. cut the torn tail: truncate the last segment to its last whole commit and sync it, or remove it when
+   it holds none; only then is it named to anybody as `previous`.
+Nothing here appends to an existing segment. Running it twice gives the same as running it once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mirrorfs.core.scan import ScannedSegment
+from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.log import LogPosition
+from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
+from mirrorfs.engine.segment_writer import LOCAL_PREFIX
+from mirrorfs.engine.sources import Segments
+from mirrorfs.errors import ChainError, DamagedError
+from mirrorfs.format.ids import STREAM_PREFIX, Stream, segment_object_key
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.segment import HEADER_SIZE
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import Disk, Index, IndexFiles, Offload, Store
+
+logger = logging.getLogger(__name__)
+
+_DIRECTORY = LOCAL_PREFIX + STREAM_PREFIX[Stream.MAIN].rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A volume's local state, ready to go on."""
+
+    index: Index
+    start: LogPosition
+    position: int
+    time_ns: int
+    rebuilt: bool
+    """The index was rebuilt from the log."""
+
+
+class Recovery:
+    """Recovers one volume's local state."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        files: IndexFiles,
+        offload: Offload,
+        keys: VolumeKeys,
+        writer: WriterPublicKey,
+        *,
+        stores: Sequence[Store] = (),
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """`stores` are asked only for local segments that are damaged or gone."""
+        self._disk = disk
+        self._files = files
+        self._offload = offload
+        self._keys = keys
+        self._writer = writer
+        self._stores = stores
+        self._on_progress = on_progress
+
+    async def run(self) -> Recovered:
+        """Raises DamagedError: segments that are not the torn tail are damaged and no store has them."""
+        self._drop_unborn()
+        rebuilt = False
+        try:
+            index = self._files.open()
+        except DamagedError:
+            logger.warning("The index cannot be read; rebuilding it from the log.")
+            self._files.remove()
+            index, rebuilt = self._files.open(), True
+        try:
+            rebuilt = await self._prepare(index) or rebuilt
+            end = await self._replay(index)
+        except ChainError:
+            # The index stands at a position the verified log does not hold: its last commits were ahead
+            # of the log when the power went. What was moved into the database was durable by then.
+            index.close()
+            self._files.drop_wal()
+            index, end, rebuilt = await self._without_wal()
+        if end.damage is not None:
+            index.close()
+            raise DamagedError(f"The local log is damaged and no store has a good copy: {end.damage}.")
+        start = await self._cut(index, end)
+        return Recovered(index, start, end.position, end.time_ns, rebuilt)
+
+    async def _prepare(self, index: Index) -> bool:
+        """Start an empty index from the newest local checkpoint. Returns whether it was empty of a known log."""
+        if index.get_meta("journal_sequence") is not None:
+            return False
+        return await self._from_checkpoint(index)
+
+    async def _without_wal(self) -> tuple[Index, ReplayEnd, bool]:
+        rebuilt = False
+        try:
+            index = self._files.open()
+        except DamagedError:
+            logger.warning("The index cannot be read; rebuilding it from the log.")
+            self._files.remove()
+            index, rebuilt = self._files.open(), True
+        try:
+            rebuilt = await self._prepare(index) or rebuilt
+            return index, await self._replay(index), rebuilt
+        except ChainError as exc:
+            index.close()
+            raise DamagedError(
+                "The local log lacks what was durable in it; keep the state directory and restore from a store."
+            ) from exc
+
+    def _drop_unborn(self) -> None:
+        """The youngest segment may have died before its header was durable.
+
+        Its header is synced before its first frame is written, so a file no longer than a header holds
+        nothing, whatever the bytes are.
+        """
+        names = self._disk.list(_DIRECTORY)
+        if not names:
+            return
+        file = self._disk.open(f"{_DIRECTORY}/{names[-1]}")
+        try:
+            size = file.size()
+        finally:
+            file.close()
+        if size <= HEADER_SIZE:
+            self._disk.remove(f"{_DIRECTORY}/{names[-1]}")
+            self._disk.sync_directory(_DIRECTORY)
+
+    async def _from_checkpoint(self, index: Index) -> bool:
+        segments = Segments(Stream.CHECKPOINT, disk=self._disk, offload=self._offload, stores=self._stores)
+        await segments.look(stores=False)
+        reader = CheckpointReader(segments, self._keys, self._writer)
+        found = await reader.newest(lambda root: True)
+        if found is None:
+            return False
+        await reader.load(found[0], index)
+        return True
+
+    async def _replay(self, index: Index) -> ReplayEnd:
+        position = index.get_meta("position")
+        segments = Segments(Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores)
+        from_sequence = position >> 20 if isinstance(position, int) else 0
+        # The stores are listed only when the local log alone does not do.
+        await segments.look(from_sequence=from_sequence, stores=False)
+        replayer = Replayer(index, segments, self._keys, self._writer, on_progress=self._on_progress)
+        try:
+            end = await replayer.run(keep_tail=True)
+            if end.damage is None and not self._lost_behind(end, segments):
+                return end
+        except ChainError:
+            if not self._stores:
+                raise
+        await segments.look(from_sequence=from_sequence)
+        replayer = Replayer(index, segments, self._keys, self._writer, on_progress=self._on_progress)
+        end = await replayer.run(keep_tail=True)
+        if end.damage is None and self._lost_behind(end, segments):
+            raise DamagedError(
+                "The local log has segments that do not continue it; keep the state directory and restore from a store."
+            )
+        return end
+
+    def _lost_behind(self, end: ReplayEnd, segments: Segments) -> bool:
+        """Whether there are segments after the end of the chain, or durable frames after the torn tail."""
+        if any(sequence >= end.next_sequence for sequence in segments.sequences):
+            return True
+        tail = end.tail
+        return tail is not None and tail.known_durable > tail.end
+
+    async def _cut(self, index: Index, end: ReplayEnd) -> LogPosition:
+        last, tail = end.last, end.tail
+        next_sequence = end.next_sequence
+        if tail is not None and last is not None:
+            path = LOCAL_PREFIX + segment_object_key(Stream.MAIN, last.segment)
+            if last.size <= HEADER_SIZE:
+                # It holds no commit: it never was part of the log, and its number is free again.
+                self._disk.remove(path)
+                self._disk.sync_directory(_DIRECTORY)
+                before = index.get_segment(last.segment.sequence - 1)
+                last = previous_of(before) if before is not None else None
+                next_sequence -= 1
+            else:
+                await self._offload.sync(lambda: self._truncate(path, tail, size=last.size))
+                index.put_segment(
+                    SegmentRow(*last.segment, last.size, 0, last.digest, *_times(tail, size=last.size))
+                )
+        index.commit()
+        return LogPosition(next_sequence, last, end.journal_sequence, end.journal_hash)
+
+    def _truncate(self, path: str, tail: ScannedSegment, *, size: int) -> None:
+        file = self._disk.open(path, writable=True)
+        try:
+            if file.size() != size:
+                file.truncate(size)
+            # What was read may never have reached the disk: it must, before anything builds on it.
+            file.sync()
+        finally:
+            file.close()
+        self._disk.sync_directory(_DIRECTORY)
+
+
+def _times(tail: ScannedSegment, *, size: int) -> tuple[int, int]:
+    times = [found.journal.time_ns for found in tail.journals if found.end <= size]
+    return (times[0], times[-1]) if times else (0, 0)

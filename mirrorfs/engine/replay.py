@@ -1,0 +1,299 @@
+"""Replay: from a checkpoint (or nothing) and the segments after it to the tree at a position.
+
+One function serves crash recovery, restore and the past. It follows the chain: a segment counts only
+when its header names exactly the one before it (id, size, digest), or when nothing can come before it;
+one without a trailer only up to the cut that the next header attests. The journal is checked as well:
+its frames are numbered through the volume and each names the hash of the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirrorfs.core.scan import ScannedJournal, ScannedSegment, cut_of, scan_segment
+from mirrorfs.engine.apply import Applier
+from mirrorfs.errors import ChainError, DamagedError
+from mirrorfs.format.ids import SegmentId, Stream, segment_object_key, split_frame_id
+from mirrorfs.format.journal import GENESIS_HASH, Journal
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.record import decode_records
+from mirrorfs.format.rows import FrameRow, RelocationRow, SegmentRow
+from mirrorfs.format.segment import Previous
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import Index
+
+logger = logging.getLogger(__name__)
+
+COMMITS_PER_TRANSACTION = 2000
+
+
+class SegmentSource(Protocol):
+    """Where replay gets segments of the main stream from."""
+
+    async def candidates(self, sequence: int) -> list[SegmentId]:
+        """All segments known under a sequence number, the highest epoch first."""
+
+    def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
+        """The copies of a segment, best first: (where, bytes). Unreachable ones are passed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayEnd:
+    """Where replay stopped."""
+
+    position: int
+    journal_sequence: int
+    journal_hash: bytes
+    time_ns: int
+    last: Previous | None
+    """The last segment of the chain, as a next header has to attest it."""
+    next_sequence: int
+    tail: ScannedSegment | None
+    """The last segment when it is not sealed (local logs only)."""
+    damage: str | None
+    """Why replay could not go on although there is more; None when the log simply ends."""
+
+
+@dataclass(slots=True)
+class _Loaded:
+    segment: SegmentId
+    data: bytes
+    scan: ScannedSegment
+
+
+class Replayer:
+    """Replays segments onto an index that stands at some position.
+
+    Invariant: between two commits of the log, the rows, counters and `position`, `journal_sequence`,
+    `journal_hash` and `time_ns` in the index's meta table belong to one position.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        source: SegmentSource,
+        keys: VolumeKeys,
+        writer: WriterPublicKey,
+        *,
+        stop_after: Callable[[int, Journal], bool] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """`stop_after(position, journal)` is asked before a commit is applied; True ends replay before it.
+
+        `on_progress(sequence, time_ns)` hears of each segment.
+        """
+        self._index = index
+        self._source = source
+        self._keys = keys
+        self._writer = writer
+        self._stop_after = stop_after
+        self._on_progress = on_progress
+        self._applier = Applier(index)
+        self._group: list[ScannedJournal] = []
+        self._uncommitted = 0
+        self._stopped = False
+        self.position = self._int("position")
+        self.journal_sequence = self._int("journal_sequence")
+        digest = index.get_meta("journal_hash")
+        self.journal_hash = digest if isinstance(digest, bytes) else GENESIS_HASH
+        self.time_ns = self._int("time_ns")
+        # The log contains the index's own position only if this is seen, or nothing was applied yet.
+        self._anchored = self.journal_sequence == 0
+
+    def _int(self, key: str) -> int:
+        value = self._index.get_meta(key)
+        return value if isinstance(value, int) else 0
+
+    async def run(self, *, keep_tail: bool) -> ReplayEnd:
+        """Follow the chain to its end.
+
+        Args:
+            keep_tail: whether an unsealed last segment counts up to its last whole commit (the local
+                log), or not at all, as no header attests it (a store).
+        Raises:
+            ChainError: the log does not contain the position the index stands at.
+        """
+        sequence = self.position >> 20 if self.journal_sequence else 0
+        before = self._index.get_segment(sequence - 1) if sequence else None
+        last = previous_of(before) if before is not None else None
+        anchored_start = before is not None or sequence == 0
+        damage: str | None = None
+        tail: ScannedSegment | None = None
+        current = await self._load(sequence, last if anchored_start else None, check=anchored_start)
+        while current is not None and not self._stopped:
+            following: _Loaded | None = None
+            if current.scan.trailer is not None:
+                end = Previous(current.segment, len(current.data), current.scan.digest)
+                following = await self._load(current.segment.sequence + 1, end, check=True)
+                whole = current.scan.fault is None
+            else:
+                attested = await self._attested(current)
+                if attested is not None:
+                    following, end = attested
+                    whole = end.size <= current.scan.end
+                elif keep_tail:
+                    tail = current.scan
+                    cut = cut_of(tail)
+                    end = Previous(current.segment, cut, hashlib.sha256(current.data[:cut]).digest())
+                    whole = True
+                else:
+                    break
+            if not whole:
+                logger.warning("Segment %d: %s", current.segment.sequence, current.scan.fault)
+            damage = self._apply_segment(current, end.size)
+            if damage is not None or self._stopped:
+                break
+            if tail is None:
+                self._close_segment(current, end)
+            last = end
+            if self._on_progress is not None:
+                self._on_progress(current.segment.sequence, self.time_ns)
+            current = following
+        if not self._anchored:
+            raise ChainError("the log does not contain the position of the index.")
+        self._save()
+        next_sequence = last.segment.sequence + 1 if last is not None else sequence
+        return ReplayEnd(
+            self.position,
+            self.journal_sequence,
+            self.journal_hash,
+            self.time_ns,
+            last,
+            next_sequence,
+            tail,
+            damage,
+        )
+
+    async def _load(self, sequence: int, previous: Previous | None, *, check: bool) -> _Loaded | None:
+        """The segment under a sequence number that continues the chain, in its best copy; None when there is none."""
+        best: _Loaded | None = None
+        for segment in await self._source.candidates(sequence):
+            async for where, data in self._source.copies(segment):
+                try:
+                    scan = scan_segment(data, self._keys, self._writer)
+                except DamagedError as exc:
+                    logger.warning("%s, object %s: %s", where, segment_object_key(Stream.MAIN, segment), exc)
+                    continue
+                if scan.header.segment != segment or (check and scan.header.previous != previous):
+                    continue
+                if scan.fault is None:
+                    return _Loaded(segment, data, scan)
+                logger.warning(
+                    "%s, object %s: %s", where, segment_object_key(Stream.MAIN, segment), scan.fault
+                )
+                if best is None or scan.end > best.scan.end:
+                    best = _Loaded(segment, data, scan)
+            if best is not None:
+                break
+        return best
+
+    async def _attested(self, current: _Loaded) -> tuple[_Loaded, Previous] | None:
+        """For a segment without trailer: the next one whose header attests a cut of it."""
+        for segment in await self._source.candidates(current.segment.sequence + 1):
+            async for _, data in self._source.copies(segment):
+                try:
+                    scan = scan_segment(data, self._keys, self._writer)
+                except DamagedError:
+                    continue
+                previous = scan.header.previous
+                if (
+                    previous is None
+                    or previous.segment != current.segment
+                    or previous.size > len(current.data)
+                ):
+                    continue
+                if hashlib.sha256(memoryview(current.data)[: previous.size]).digest() == previous.digest:
+                    return _Loaded(segment, data, scan), previous
+        return None
+
+    def _apply_segment(self, loaded: _Loaded, end: int) -> str | None:
+        """Apply the commits of a segment up to `end`. Returns why the journal breaks off, if it does."""
+        for found in loaded.scan.journals:
+            if found.end > end:
+                break
+            journal = found.journal
+            if journal.sequence <= self.journal_sequence and not self._group:
+                if journal.sequence == self.journal_sequence:
+                    if found.digest != self.journal_hash:
+                        raise ChainError("the log holds another history than the index.")
+                    self._anchored = True
+                continue
+            if not self._anchored:
+                raise ChainError("the log does not contain the position of the index.")
+            expected, digest = self.journal_sequence, self.journal_hash
+            if self._group:
+                expected, digest = self._group[-1].journal.sequence, self._group[-1].digest
+            if journal.sequence != expected + 1 or journal.previous != digest:
+                return f"the journal breaks off after frame {expected} (segment {loaded.segment.sequence})"
+            self._group.append(found)
+            if not journal.continues:
+                if self._stop_after is not None and self._stop_after(found.position, journal):
+                    self._stopped = True
+                    self._group.clear()
+                    return None
+                self._apply_commit(loaded.segment)
+        if loaded.scan.fault is not None and loaded.scan.trailer is None and loaded.scan.end < end:
+            return f"segment {loaded.segment.sequence}: {loaded.scan.fault}"
+        return None
+
+    def _apply_commit(self, segment: SegmentId) -> None:
+        index, applier = self._index, self._applier
+        last = self._group[-1]
+        for found in self._group:
+            for frame in found.frames:
+                index.put_frame(FrameRow(frame.frame, frame.offset, frame.size, frame.length, 0, 0))
+                applier.emptied.add(frame.frame)
+                if split_frame_id(frame.frame)[0] != segment.sequence:
+                    index.put_relocation(
+                        RelocationRow(
+                            frame.frame,
+                            Stream.MAIN,
+                            segment.sequence,
+                            frame.ordinal,
+                            frame.offset,
+                            frame.size,
+                        )
+                    )
+            for record in decode_records(found.journal.records):
+                applier.apply(record)
+        applier.settle_deaths(last.position)
+        self.position, self.time_ns = last.position, last.journal.time_ns
+        self.journal_sequence, self.journal_hash = last.journal.sequence, last.digest
+        self._group.clear()
+        self._uncommitted += 1
+        if self._uncommitted >= COMMITS_PER_TRANSACTION:
+            self._save()
+
+    def _close_segment(self, loaded: _Loaded, end: Previous) -> None:
+        journals = [found.journal for found in loaded.scan.journals if found.end <= end.size]
+        self._index.put_segment(
+            SegmentRow(
+                loaded.segment.sequence,
+                loaded.segment.epoch,
+                loaded.segment.writer,
+                end.size,
+                int(loaded.scan.trailer is not None),
+                end.digest,
+                journals[0].time_ns if journals else 0,
+                journals[-1].time_ns if journals else 0,
+            )
+        )
+
+    def _save(self) -> None:
+        index = self._index
+        self._applier.save_counters()
+        index.put_meta("position", self.position)
+        index.put_meta("journal_sequence", self.journal_sequence)
+        index.put_meta("journal_hash", self.journal_hash)
+        index.put_meta("time_ns", self.time_ns)
+        index.commit()
+        self._uncommitted = 0
+
+
+def previous_of(row: SegmentRow) -> Previous:
+    """What the header after a segment attests of it."""
+    return Previous(SegmentId(row.sequence, row.epoch, row.writer), row.size, row.digest)

@@ -1,0 +1,271 @@
+"""Deciding what to restore: the newest checkpoint that serves, and the log behind it, up to a moment.
+
+What the stores hold is read, never changed. A checkpoint that is damaged, or that the log does not
+continue, is passed over for an older one, down to none at all: replay from the first segment.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mirrorfs.core.scan import scan_segment
+from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.heads import newest_head
+from mirrorfs.engine.replay import ReplayEnd
+from mirrorfs.engine.salvage import SalvagingReplayer
+from mirrorfs.engine.sources import Segments
+from mirrorfs.errors import DamagedError, StoreError, StoreUnavailable, UsageError
+from mirrorfs.format.checkpoint import Root
+from mirrorfs.format.control import Head
+from mirrorfs.format.ids import SegmentId, Stream, format_position
+from mirrorfs.format.journal import Journal
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.limits import ROOT_INODE
+from mirrorfs.format.segment import Previous, decode_header
+from mirrorfs.format.signing import load_public_key
+from mirrorfs.ports import Index, IndexFiles, Offload, Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The last moment to restore; with neither field, the newest state."""
+
+    time_ns: int | None = None
+    """Commits after this time are left out."""
+    position: int | None = None
+    """Commits behind this position are left out."""
+
+    def has(self, *, position: int, time_ns: int) -> bool:
+        """Whether a commit belongs to what is restored."""
+        if self.position is not None and position > self.position:
+            return False
+        return self.time_ns is None or time_ns <= self.time_ns
+
+
+NEWEST = Moment()
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePlan:
+    """What will be restored."""
+
+    position: int
+    time_ns: int
+    """Commit time of the position."""
+    journal_sequence: int
+    inodes: int
+    """Files, directories and all else."""
+    size_bytes: int
+    """Bytes of file contents, holes not counted."""
+    damage: str | None
+    """Why newer commits that the stores seem to have cannot be restored; None when there are none."""
+    open_segment: SegmentId | None
+    """The segment in which the position lies, where the index has no row for it."""
+    stores: tuple[str, ...]
+    """Names of the stores that take part."""
+    silent: tuple[str, ...]
+    """Names of the stores that could not be listed."""
+    head: Head | None
+    """The newest valid head that a store has: how far the log is known to go."""
+
+
+class Planner:
+    """Fills an index with the tree at a moment."""
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        files: IndexFiles,
+        offload: Offload,
+        keys: VolumeKeys,
+        writer_key: bytes,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            files: of an index of its own, to be thrown away; what it holds is removed.
+            writer_key: the volume's public key of the writer role, 32 bytes.
+            on_progress: hears (sequence, time_ns) of each segment replayed.
+        """
+        self._stores = stores
+        self._files = files
+        self._offload = offload
+        self._keys = keys
+        self._writer_key = writer_key
+        self._writer = load_public_key(writer_key)
+        self._on_progress = on_progress
+        self._stopped = False
+        self.main = Segments(Stream.MAIN, disk=None, offload=offload, stores=stores)
+        self._checkpoints = Segments(Stream.CHECKPOINT, disk=None, offload=offload, stores=stores)
+
+    async def run(self, moment: Moment) -> tuple[Index, RestorePlan]:
+        """The index at the moment, open, and what it means.
+
+        Raises:
+            StoreUnavailable: no store can be listed.
+            UsageError: the volume had no commit yet at that moment.
+            DamagedError: the stores hold segments, but nothing can be restored from them.
+        """
+        silent = set(await self.main.look()) | set(await self._checkpoints.look())
+        if len(silent) == len(self._stores):
+            raise StoreUnavailable("No store can be listed: check the network, the disks and the URLs.")
+        index, end = await self._best(moment)
+        if not end.journal_sequence and moment != NEWEST and index.get_inode(ROOT_INODE) is None:
+            index.close()
+            raise UsageError("The volume had no commit yet at that moment; choose a later one.")
+        inodes, size_bytes = index.totals()
+        damage = end.damage or await self._unreached(end)
+        head = await self._newest_head(silent)
+        if damage is None and not self._stopped and head is not None and head.position > end.position:
+            damage = (
+                f"the stores' newest head names position {format_position(head.position)}, and the log that"
+                " leads there is not in them"
+            )
+        if damage is not None and not end.journal_sequence:
+            index.close()
+            raise DamagedError(f"Nothing can be restored: {damage}.")
+        plan = RestorePlan(
+            position=end.position,
+            time_ns=end.time_ns,
+            journal_sequence=end.journal_sequence,
+            inodes=inodes,
+            size_bytes=size_bytes,
+            damage=damage,
+            open_segment=await self._open_segment(index, end),
+            stores=tuple(store.name for store in self._stores if store.name not in silent),
+            silent=tuple(sorted(silent)),
+            head=head,
+        )
+        return index, plan
+
+    # --- where from ----------------------------------------------------------------------------
+
+    async def _best(self, moment: Moment) -> tuple[Index, ReplayEnd]:
+        """Replay from the newest checkpoint that the log continues, or from nothing."""
+        reader = CheckpointReader(self._checkpoints, self._keys, self._writer)
+        below: int | None = None
+        alone: Root | None = None
+
+        def accept(root: Root) -> bool:
+            fits = moment.has(position=root.position, time_ns=root.time_ns)
+            return fits and (below is None or root.position < below)
+
+        while (found := await reader.newest(accept)) is not None:
+            root, _ = found
+            below = root.position
+            index = self._fresh()
+            try:
+                await reader.load(root, index)
+            except DamagedError as exc:
+                logger.warning("A checkpoint cannot be used, trying an older one: %s", exc)
+                index.close()
+                continue
+            try:
+                return index, await self._replay(index, moment)
+            except DamagedError as exc:
+                logger.warning("The log does not continue a checkpoint, trying an older one: %s", exc)
+                index.close()
+                alone = alone or root
+        index = self._fresh()
+        try:
+            end = await self._replay(index, moment)
+        except DamagedError:
+            if alone is None:
+                index.close()
+                raise
+        else:
+            if end.journal_sequence or alone is None:
+                return index, end
+        # No log leads to any checkpoint: then the newest checkpoint by itself is what there is.
+        index.close()
+        index = self._fresh()
+        await reader.load(alone, index)
+        return index, ReplayEnd(
+            alone.position, alone.journal_sequence, alone.journal_hash, alone.time_ns, None,
+            (alone.position >> 20) + 1, None, "the log behind the newest checkpoint is missing or damaged",
+        )  # fmt: skip
+
+    def _fresh(self) -> Index:
+        self._files.remove()
+        return self._files.open()
+
+    async def _replay(self, index: Index, moment: Moment) -> ReplayEnd:
+        def stop_after(position: int, journal: Journal) -> bool:
+            self._stopped = not moment.has(position=position, time_ns=journal.time_ns)
+            return self._stopped
+
+        self._stopped = False
+        replayer = SalvagingReplayer(
+            index, self.main, self._keys, self._writer, stop_after=stop_after, on_progress=self._on_progress
+        )
+        return await replayer.run(keep_tail=False)
+
+    # --- what it means -------------------------------------------------------------------------
+
+    async def _unreached(self, end: ReplayEnd) -> str | None:
+        """Why replay ended although the stores seem to have more; None when it ended as it should."""
+        if self._stopped:
+            return None
+        later = [sequence for sequence in self.main.sequences if sequence >= end.next_sequence]
+        if not later:
+            return None
+        count = len(later) - 1
+        if later[0] > end.next_sequence:
+            return f"segment {end.next_sequence} is in no store, {count + 1} later ones cannot be used"
+        if not await self._should_continue(later[0], end.last, last=count == 0):
+            return None
+        return f"segment {later[0]} is damaged in every store, {count} later ones cannot be used"
+
+    async def _should_continue(self, sequence: int, previous: Previous | None, *, last: bool) -> bool:
+        """Whether some segment of that number was meant to follow `previous`, as far as can be told."""
+        for segment in await self.main.candidates(sequence):
+            async for _, data in self.main.copies(segment):
+                try:
+                    scan = scan_segment(data, self._keys, self._writer)
+                except DamagedError:
+                    return True
+                if scan.header.previous != previous:
+                    # The branch of a writer that was fenced off: kept in the store, never followed.
+                    continue
+                if not last or scan.fault is not None:
+                    return True
+                # A whole segment without trailer, left by a crash: only a next one could vouch for it.
+        return False
+
+    async def _open_segment(self, index: Index, end: ReplayEnd) -> SegmentId | None:
+        """The segment that holds the position when replay ended inside it: the index has no row for it."""
+        sequence = end.position >> 20
+        if not end.journal_sequence or index.get_segment(sequence) is not None:
+            return None
+        candidates = await self.main.candidates(sequence)
+        for segment in candidates:
+            async for _, data in self.main.copies(segment):
+                try:
+                    header, _ = decode_header(data, self._keys, self._writer)
+                except DamagedError:
+                    continue
+                if header.segment == segment and header.previous == end.last:
+                    return segment
+                break
+        # The checkpoint alone, or a first segment whose predecessor is gone: the newest writer's.
+        return candidates[0] if candidates else None
+
+    async def _newest_head(self, silent: set[str]) -> Head | None:
+        """The newest valid head of all stores; a store whose heads cannot be read is passed over."""
+        heads = []
+        for store in self._stores:
+            if store.name in silent:
+                continue
+            try:
+                found = await newest_head(store, keys=self._keys, public_key=self._writer_key)
+            except (StoreError, DamagedError) as exc:
+                logger.warning("Store %s has no head that can be used: %s", store.name, exc)
+                continue
+            if found is not None:
+                heads.append(found.head)
+        return max(heads, key=lambda head: (head.epoch, head.counter), default=None)

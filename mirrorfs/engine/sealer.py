@@ -1,0 +1,169 @@
+"""From dirty bytes to data frames: compress in threads, append in order, name the extents.
+
+Only the writer task calls this. Across the awaits inside, files may be written, truncated, unlinked:
+the pieces under way stay readable in `DirtyFile.sealing`, truncates shorten them there, and what they
+then still are becomes the Extents record, in one synchronous step after the append.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import trio
+
+from mirrorfs.core.grouping import DirtyPiece, FramePlan, Group, plan_frames, split_range
+from mirrorfs.engine.log import INLINE_MAX, Log
+from mirrorfs.engine.segment_writer import Placed
+from mirrorfs.engine.state import MIB, DirtyFile, VolumeState
+from mirrorfs.format.frame import Body, Kind, make_body
+from mirrorfs.format.limits import SEGMENT_SIZE_MAX
+from mirrorfs.format.record import Extents, Piece, pack_pieces
+from mirrorfs.format.rows import FrameRow
+from mirrorfs.ports import Offload
+
+BATCH_BYTES = 8 * MIB
+"""Bytes sealed before waiting fsyncs get their turn; well below a segment."""
+COMPRESS_TOGETHER = 512 * 1024
+"""Small frames are compressed several to a thread hop."""
+
+assert BATCH_BYTES * 2 <= SEGMENT_SIZE_MAX
+
+
+class Sealer:
+    """Moves dirty bytes of a volume into its log."""
+
+    def __init__(
+        self, state: VolumeState, log: Log, offload: Offload, *, level: int, on_progress: Callable[[], None]
+    ) -> None:
+        """`on_progress` is called when dirty bytes became fewer."""
+        self._state = state
+        self._log = log
+        self._offload = offload
+        self._level = level
+        self._on_progress = on_progress
+
+    async def seal_some(self) -> None:
+        """Seal up to one batch of what is dirty, the fullest files first, without regard to completeness."""
+        files = sorted(self._state.dirty.values(), key=lambda file: -file.waiting_bytes)
+        pieces: list[tuple[Group, DirtyPiece]] = []
+        budget = BATCH_BYTES
+        for file in files:
+            if budget <= 0 or not file.waiting_bytes:
+                break
+            budget -= self._take(file, pieces, budget)
+        await self._seal(pieces)
+
+    async def seal_all(self, inodes: Sequence[int]) -> None:
+        """Seal everything that is dirty in these files at the moment of the call."""
+        files = [self._state.dirty[inode] for inode in inodes if inode in self._state.dirty]
+        for file in files:
+            file.freeze()
+        pieces: list[tuple[Group, DirtyPiece]] = []
+        budget = BATCH_BYTES
+        for file in files:
+            while file.frozen:
+                budget -= self._take(file, pieces, budget)
+                if budget <= 0:
+                    await self._seal(pieces)
+                    pieces, budget = [], BATCH_BYTES
+        await self._seal(pieces)
+
+    def _take(self, file: DirtyFile, pieces: list[tuple[Group, DirtyPiece]], limit: int) -> int:
+        source = file.frozen or file.ranges
+        group = Group(file.uid, file.parent)
+        total = 0
+        for offset, data in source.take(max(limit, 1)):
+            total += len(data)
+            for piece in split_range(file.inode, offset, data):
+                file.sealing.append(piece)
+                pieces.append((group, piece))
+        return total
+
+    async def _seal(self, pieces: list[tuple[Group, DirtyPiece]]) -> None:
+        if not pieces:
+            return
+        plans = plan_frames(pieces)
+        try:
+            bodies = await self._make_bodies(plans)
+            await self._append(plans, bodies)
+        except BaseException:
+            # Also when cancelled: the bytes go back under what was written since.
+            self._put_back(piece for _, piece in pieces)
+            raise
+        self._on_progress()
+
+    async def _append(self, plans: Sequence[FramePlan], bodies: Sequence[Body]) -> None:
+        start = 0
+        while start < len(plans):
+            # A batch of 8 MiB may still be more frames than one append takes: go by size.
+            end, size = start, 0
+            while end < len(plans) and (end == start or size + len(bodies[end].data) <= BATCH_BYTES):
+                size += len(bodies[end].data)
+                end += 1
+            placed = await self._log.append_data(bodies[start:end])
+            self._name(plans[start:end], placed)
+            start = end
+
+    async def _make_bodies(self, plans: Sequence[FramePlan]) -> list[Body]:
+        level = self._level
+
+        def make(plan: FramePlan) -> Body:
+            first = plan.pieces[0].data
+            payload = first if len(plan.pieces) == 1 else b"".join([piece.data for piece in plan.pieces])
+            return make_body(Kind.DATA, payload, level=level)
+
+        if sum(plan.length for plan in plans) <= INLINE_MAX:
+            return [make(plan) for plan in plans]
+        bodies: dict[int, Body] = {}
+
+        async def make_many(numbers: Sequence[int]) -> None:
+            made = await self._offload.run(lambda: [make(plans[number]) for number in numbers])
+            bodies.update(zip(numbers, made, strict=True))
+
+        async with trio.open_nursery() as nursery:
+            numbers: list[int] = []
+            size = 0
+            for number, plan in enumerate(plans):
+                numbers.append(number)
+                size += plan.length
+                if size >= COMPRESS_TOGETHER or number + 1 == len(plans):
+                    nursery.start_soon(make_many, numbers)
+                    numbers, size = [], 0
+        return [bodies[number] for number in range(len(plans))]
+
+    def _name(self, plans: Sequence[FramePlan], placed: Sequence[Placed]) -> None:
+        """Record the extents of appended frames; synchronous."""
+        state = self._state
+        by_inode: dict[int, list[Piece]] = {}
+        for plan, place in zip(plans, placed, strict=True):
+            state.index.put_frame(FrameRow(place.frame, place.offset, place.size, place.length, 0, 0))
+            state.applier.emptied.add(place.frame)
+            for piece in plan.pieces:
+                pieces = by_inode.setdefault(piece.inode, [])
+                if piece.length:
+                    pieces.append(Piece(piece.offset, piece.length, place.frame, piece.frame_offset))
+        done = {id(piece) for plan in plans for piece in plan.pieces}
+        for inode, pieces in by_inode.items():
+            file = state.dirty.get(inode)
+            if file is None:
+                continue  # Removed meanwhile: its bytes are dead in these frames.
+            if pieces:
+                end = max(piece.offset + piece.length for piece in pieces)
+                state.record(Extents(inode, end, pack_pieces(pieces)))
+            file.sealing = [piece for piece in file.sealing if id(piece) not in done]
+            state.drop_if_clean(file)
+        state.dirty_bytes -= sum(len(piece.data) for plan in plans for piece in plan.pieces)
+
+    def _put_back(self, pieces: Iterable[DirtyPiece]) -> None:
+        state = self._state
+        for piece in pieces:
+            file = state.dirty.get(piece.inode)
+            if file is None:
+                state.dirty_bytes -= len(piece.data)
+            elif piece in file.sealing:
+                file.sealing.remove(piece)
+                newer = file.frozen.take(file.frozen.size_bytes)
+                file.frozen.write(piece.offset, bytes(piece.data[: piece.length]))
+                for offset, data in newer:
+                    file.frozen.write(offset, bytes(data))
+                state.dirty_bytes -= len(piece.data) - piece.length

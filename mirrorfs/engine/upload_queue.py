@@ -1,0 +1,196 @@
+"""Which object goes to one store next, and what is not yet known to be there. No I/O.
+
+Invariants:
+- A key that was offered is in `_items` until it is held. It is in exactly one place: queued (a
+  heap), in flight, put but unconfirmed, parked after a local fault, or in conflict. A heap may also
+  hold keys that are held by now; they are passed over when they come up.
+- Order: header/ first, and nothing else before it is held, for what a header's slots do not open is
+  lost on this store; then segments/ by sequence; then checkpoints/, for they must never delay user data; heads/ last, so that a head names what the
+  store has. An object with `after_sequence` waits while a segment up to it is queued, in flight or
+  parked; a head also waits for every checkpoint. An object in conflict holds nothing up: nobody can
+  say when, if ever, it will be settled.
+
+Memory is about 450 bytes for each outstanding object. Item is a NamedTuple because a million of
+them may wait for a store that is down.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+from mirrorfs.errors import LimitError
+from mirrorfs.format.ids import STREAM_PREFIX, Stream, parse_segment_object_key
+
+
+class Item(NamedTuple):
+    """One immutable local object. Keys are unique, so items sort by key."""
+
+    key: str
+    size_bytes: int
+    written_ns: int
+    """CLOCK_REALTIME of the oldest change in it."""
+    after_sequence: int | None
+    """It names main-stream segments up to this one, and goes after them."""
+
+
+class _Rank(IntEnum):
+    HEADER = 0
+    SEGMENT = 1
+    CHECKPOINT = 2
+    HEAD = 3
+
+
+_RANKS = {
+    "header/": _Rank.HEADER,
+    STREAM_PREFIX[Stream.MAIN]: _Rank.SEGMENT,
+    STREAM_PREFIX[Stream.CHECKPOINT]: _Rank.CHECKPOINT,
+    STREAM_PREFIX[Stream.RELOCATED]: _Rank.CHECKPOINT,
+    "heads/": _Rank.HEAD,
+}
+MIRRORED_PREFIXES = tuple(_RANKS)
+"""Prefixes of the objects that are mirrored, each with its slash."""
+
+
+def prefix_of(key: str) -> str:
+    """The part of a key up to and with its first slash; empty when it has none."""
+    return key[: key.find("/") + 1]
+
+
+def _rank(key: str) -> _Rank:
+    try:
+        return _RANKS[prefix_of(key)]
+    except KeyError:
+        raise LimitError(f"Object {key[:80]!r} is not one that is mirrored.") from None
+
+
+class UploadQueue:
+    """The outstanding objects of one store."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, Item] = {}
+        self._heaps: dict[_Rank, list[Item]] = {rank: [] for rank in _Rank}
+        self._ages: list[tuple[int, str]] = []
+        self.in_flight: dict[str, Item] = {}
+        self.unconfirmed: dict[str, Item] = {}
+        self.parked: dict[str, Item] = {}
+        self.conflicts: dict[str, Item] = {}
+        self.size_bytes = 0
+        """Bytes of all outstanding objects."""
+        self.header_count = 0
+        """Headers outstanding and not in conflict: while there are any, nothing else goes."""
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._items
+
+    def keys(self) -> Iterator[str]:
+        """Every key that is not known to be held."""
+        return iter(self._items)
+
+    def item(self, key: str) -> Item | None:
+        """The outstanding item of a key."""
+        return self._items.get(key)
+
+    def offer(self, item: Item) -> None:
+        """Queue an item; a key that is outstanding already stays as it is.
+
+        Raises: LimitError: no such object is mirrored.
+        """
+        rank = _rank(item.key)
+        if item.key in self._items:
+            return
+        self._items[item.key] = item
+        self.size_bytes += item.size_bytes
+        self.header_count += rank is _Rank.HEADER
+        heapq.heappush(self._heaps[rank], item)
+        heapq.heappush(self._ages, (item.written_ns, item.key))
+
+    def pop(self) -> Item | None:
+        """Move the next item that may go into flight; None when there is none."""
+        for rank, heap in self._heaps.items():
+            if rank is not _Rank.HEADER and self.header_count:
+                return None
+            while heap and heap[0].key not in self._items:
+                heapq.heappop(heap)
+            if heap and self._may_go(heap[0], rank):
+                item = heapq.heappop(heap)
+                self.in_flight[item.key] = item
+                return item
+            if heap:
+                return None
+        return None
+
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight and nothing waits to be."""
+        return len(self._items) == len(self.unconfirmed) + len(self.conflicts)
+
+    def settle_put(self, item: Item) -> None:
+        """The store says it has the item: a later look must confirm that."""
+        self._leave_flight(item, self.unconfirmed)
+
+    def settle_conflict(self, item: Item) -> None:
+        """The store has other bytes under the key: the item is not tried again."""
+        if item.key in self._items and item.key not in self.conflicts:
+            self.header_count -= _rank(item.key) is _Rank.HEADER
+        self.unconfirmed.pop(item.key, None)
+        self._leave_flight(item, self.conflicts)
+
+    def park(self, item: Item) -> None:
+        """The item cannot be read here: out of the way of the others until `unpark`."""
+        self._leave_flight(item, self.parked)
+
+    def requeue(self, item: Item) -> None:
+        """The item is to be sent (again)."""
+        self.in_flight.pop(item.key, None)
+        self.unconfirmed.pop(item.key, None)
+        self.parked.pop(item.key, None)
+        if item.key in self._items:
+            heapq.heappush(self._heaps[_rank(item.key)], item)
+
+    def unpark(self) -> None:
+        """Queue every parked item again."""
+        for item in list(self.parked.values()):
+            self.requeue(item)
+
+    def settle_held(self, key: str) -> None:
+        """The store was seen to have the object: it is no longer outstanding."""
+        item = self._items.pop(key, None)
+        if item is not None:
+            self.size_bytes -= item.size_bytes
+            if key not in self.conflicts:
+                self.header_count -= _rank(key) is _Rank.HEADER
+        for place in (self.unconfirmed, self.parked, self.conflicts):
+            place.pop(key, None)
+
+    def oldest_ns(self) -> int | None:
+        """`written_ns` of the oldest outstanding item."""
+        while self._ages and self._ages[0][1] not in self._items:
+            heapq.heappop(self._ages)
+        return self._ages[0][0] if self._ages else None
+
+    def _leave_flight(self, item: Item, place: dict[str, Item]) -> None:
+        self.in_flight.pop(item.key, None)
+        if item.key in self._items:
+            place[item.key] = item
+
+    def _may_go(self, item: Item, rank: _Rank) -> bool:
+        # Called for a rank only when the heaps before it are empty, so that what is in flight or
+        # parked (both bounded) is all that can hold the item up.
+        if rank in (_Rank.HEADER, _Rank.SEGMENT):
+            return True
+        for place in (self.in_flight, self.parked):
+            for key in place:
+                if _rank(key) is _Rank.CHECKPOINT and rank is _Rank.HEAD:
+                    return False
+                if (
+                    _rank(key) is _Rank.SEGMENT
+                    and item.after_sequence is not None
+                    and parse_segment_object_key(key)[1].sequence <= item.after_sequence
+                ):
+                    return False
+        return True

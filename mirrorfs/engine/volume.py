@@ -1,0 +1,330 @@
+"""A mounted volume: the local half, and for each store a lease and a mirror.
+
+Invariant: nothing is sent to a store but by its Mirror, behind its LeaseKeeper; and nothing on the path
+of a filesystem call ever waits for either.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from mirrorfs.engine.checkpointer import Checkpointer
+from mirrorfs.engine.checkpoints import WrittenCheckpoint
+from mirrorfs.engine.filesystem import FileSystem
+from mirrorfs.engine.lease import LeaseKeeper
+from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings
+from mirrorfs.engine.local import LocalVolume, World
+from mirrorfs.engine.mirror import Mirror
+from mirrorfs.engine.mirror_state import MirrorState
+from mirrorfs.engine.objects import LocalObjects
+from mirrorfs.engine.publisher import Heads
+from mirrorfs.engine.recovery import Recovery
+from mirrorfs.errors import DamagedError, MirrorfsError, StoreError
+from mirrorfs.format.header import VolumeHeader
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.signing import load_public_key
+from mirrorfs.format.slot import KeySet
+from mirrorfs.ports import IndexFiles, Store
+
+logger = logging.getLogger(__name__)
+
+HEAD_INTERVAL_S = 600.0
+PROGRESS_S = 0.5
+RELEASE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeStatus:
+    """A moment of a mounted volume."""
+
+    position: int
+    durable_ns: int
+    """Everything written before is in the local log."""
+    dirty_bytes: int
+    pending_records_bytes: int
+    open_since_ns: int
+    """Commit time of the oldest change in the open segment; 0 when all changes are in closed ones."""
+    log_bytes_appended: int
+    commits: int
+    files: int
+    allocated_bytes: int
+    free_bytes: int
+    stalled: bool
+    fatal: str | None
+    stores: tuple[MirrorState, ...]
+    fenced: str | None
+
+
+class _Attached:
+    """One store of a mounted volume."""
+
+    def __init__(self, store: Store, lease: LeaseKeeper, mirror: Mirror) -> None:
+        self.store = store
+        self.lease = lease
+        self.mirror = mirror
+
+
+class MountedVolume:
+    """One writable session on a volume, from `open` to `close`."""
+
+    def __init__(
+        self,
+        world: World,
+        local: LocalVolume,
+        stores: Sequence[_Attached],
+        settings: VolumeSettings,
+        checkpointer: Checkpointer,
+        heads: Heads,
+    ) -> None:
+        """Use `open`."""
+        self._world = world
+        self._local = local
+        self._stores = stores
+        self._settings = settings
+        self._checkpointer = checkpointer
+        self._heads = heads
+        self._objects = LocalObjects(world.disk, local.index, world.offload)
+        self._published_position = -1
+        self._tasks = trio.CancelScope()
+        self._ended = trio.Event()
+
+    @property
+    def filesystem(self) -> FileSystem:
+        """What fuse/ serves."""
+        return self._local.filesystem
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        nursery: trio.Nursery,
+        world: World,
+        files: IndexFiles,
+        key_set: KeySet,
+        keys: VolumeKeys,
+        header: VolumeHeader,
+        stores: Sequence[Store],
+        settings: VolumeSettings,
+        random: Callable[[], float],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> MountedVolume:
+        """Recover the local log, take the leases, start the tasks in `nursery`.
+
+        Raises: InUseError: another writer has the volume. DamagedError: the local log cannot be used.
+        """
+        opener = LeaseTaker(world, key_set, keys, header, stores, settings)
+        writer_key = load_public_key(header.public_keys.writer)
+        recovered = await Recovery(
+            world.disk, files, world.offload, keys, writer_key, stores=stores, on_progress=on_progress
+        ).run()
+        heads = Heads(world.disk, world.offload, world.clock, keys=keys, public_key=header.public_keys.writer)
+        try:
+            heads.load()
+            await heads.compare(stores)
+            known = recovered.index.get_meta("epoch")
+            leases, identity = await opener.take_leases(local_epoch=known if isinstance(known, int) else 0)
+        except BaseException:
+            recovered.index.close()
+            raise
+        objects = LocalObjects(world.disk, recovered.index, world.offload)
+        index = recovered.index
+        attached = []
+        for store, lease in zip(stores, leases, strict=True):
+            instance = settings.instances[store.name]
+            mirror = Mirror(
+                store,
+                instance=instance,
+                read_object=objects.read,
+                lease_fresh=lease.fresh,
+                load_held=lambda instance=instance: index.held(instance),  # type: ignore[misc]  # bound now
+                save_held=lambda key, instance=instance: index.put_held(instance, key),  # type: ignore[misc]
+                clock=world.clock,
+                random=random,
+            )
+            attached.append(_Attached(store, lease, mirror))
+        volume: MountedVolume
+
+        def closed(row: SegmentRow, key: str) -> None:
+            for one in attached:
+                one.mirror.offer(key, row.size, written_ns=row.first_ns)
+
+        checkpointer = Checkpointer(
+            world, identity, writer_key, index, on_written=lambda written: volume._checkpointed(written)
+        )
+        local = LocalVolume(
+            world,
+            recovered,
+            identity,
+            writer_key,
+            nursery=nursery,
+            stores=stores,
+            owner=settings.owner,
+            mirror_delay_s=settings.mirror_delay_s,
+            level=settings.level,
+            on_closed=closed,
+            on_commit=checkpointer.committed,
+        )
+        volume = cls(world, local, attached, settings, checkpointer, heads)
+        await local.start()
+        await volume._start(nursery)
+        return volume
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        for found in self._objects.others():
+            self._offer(found.key, found.size, written_ns=0)
+        for count, found in enumerate(self._objects.segments()):
+            self._offer(found.key, found.size, written_ns=found.written_ns)
+            if count % 500 == 499:
+                await trio.lowlevel.checkpoint()
+        nursery.start_soon(self._run)
+
+    async def _run(self) -> None:
+        try:
+            await self._run_tasks()
+        finally:
+            self._ended.set()
+
+    async def _run_tasks(self) -> None:
+        with self._tasks:
+            async with trio.open_nursery() as nursery:
+                for one in self._stores:
+                    nursery.start_soon(one.lease.run)
+                    nursery.start_soon(self._mirror, one.mirror)
+                nursery.start_soon(self._checkpoint)
+                nursery.start_soon(self._publish_now_and_then)
+
+    async def _mirror(self, mirror: Mirror) -> None:
+        try:
+            await mirror.reconcile()
+        except StoreError as exc:
+            logger.warning("Store %s cannot be listed: %s", mirror.store.name, exc)
+        await mirror.run()
+
+    async def _checkpoint(self) -> None:
+        try:
+            await self._checkpointer.load()
+        except DamagedError as exc:
+            logger.warning("The newest checkpoint cannot be read: %s", exc)
+            self._checkpointer.ready = True
+        await self._checkpointer.run()
+
+    def _offer(self, key: str, size: int, *, written_ns: int, after: int | None = None) -> None:
+        for one in self._stores:
+            one.mirror.offer(key, size, written_ns=written_ns, after_sequence=after)
+
+    # --- checkpoints and heads ---------------------------------------------------------------
+
+    def _checkpointed(self, written: WrittenCheckpoint) -> None:
+        self._heads.checkpoint = (written.keys[-1], written.previous.digest)
+        for key in written.keys:
+            self._offer(
+                key,
+                self._objects.size_of(key),
+                written_ns=written.root.time_ns,
+                after=written.root.position >> 20,
+            )
+
+    async def _publish_now_and_then(self) -> None:
+        while True:
+            await trio.sleep(HEAD_INTERVAL_S)
+            await self._publish()
+
+    async def _publish(self) -> None:
+        """Write a head that names the newest closed segment, and queue it behind that segment."""
+        local = self._local
+        last = local.index.last_segment()
+        position = local.committer.durable_position
+        if last is None or self._published_position == position:
+            return
+        self._published_position = position
+        key, size, created_ns = await self._heads.publish(
+            last,
+            local.identity,
+            position=position,
+            journal_sequence=local.log.journal_sequence,
+            header_hash=self._settings.header_hash,
+        )
+        self._offer(key, size, written_ns=created_ns, after=last.sequence)
+
+    # --- for the command line ----------------------------------------------------------------
+
+    def status(self) -> VolumeStatus:
+        """The state now; cheap."""
+        local = self._local
+        files, allocated = local.index.totals()
+        fenced = next((s for one in self._stores if (s := one.lease.state().fenced) is not None), None)
+        return VolumeStatus(
+            position=local.committer.durable_position,
+            durable_ns=local.committer.durable_ns,
+            dirty_bytes=local.state.dirty_bytes,
+            pending_records_bytes=local.state.pending_bytes,
+            open_since_ns=local.log.oldest_ns,
+            log_bytes_appended=local.log.bytes_appended,
+            commits=local.committer.commits,
+            files=files,
+            allocated_bytes=allocated,
+            free_bytes=local.space.free_bytes(),
+            stalled=local.state.stalled,
+            fatal=local.state.fatal,
+            stores=tuple(one.mirror.snapshot() for one in self._stores),
+            fenced=fenced,
+        )
+
+    async def flush(self, progress: Callable[[VolumeStatus], None] | None = None) -> None:
+        """Return when every store holds everything written so far.
+
+        Waits as long as a store is away; `progress` hears of the state twice a second.
+        Raises: what the commit raises; ObjectExists: a store holds other bytes under our name.
+        """
+        await self._local.quiesce()
+        await self._publish()
+        async with trio.open_nursery() as nursery:
+            if progress is not None:
+                nursery.start_soon(self._report, progress)
+            async with trio.open_nursery() as waiting:
+                for one in self._stores:
+                    waiting.start_soon(one.mirror.wait_held)
+            nursery.cancel_scope.cancel()
+        if progress is not None:
+            progress(self.status())
+
+    async def _report(self, progress: Callable[[VolumeStatus], None]) -> None:
+        while True:
+            progress(self.status())
+            await trio.sleep(PROGRESS_S)
+
+    async def close(
+        self, *, wait_for_stores: bool, progress: Callable[[VolumeStatus], None] | None = None
+    ) -> None:
+        """End the session. The filesystem must get no calls any more.
+
+        What the stores lack stays in the local log and goes out with the next mount. Raises what the last
+        commit raises, after everything else was closed.
+        """
+        try:
+            if wait_for_stores:
+                await self.flush(progress)
+            else:
+                await self._local.quiesce()
+                await self._publish()
+        finally:
+            self._tasks.cancel()
+            with trio.CancelScope(shield=True):
+                # A checkpoint being written ends with its thread; the index must outlive it.
+                await self._ended.wait()
+            with trio.move_on_after(RELEASE_S, shield=True):
+                async with trio.open_nursery() as nursery:
+                    for one in self._stores:
+                        nursery.start_soon(self._release, one.lease)
+            self._local.close()
+
+    async def _release(self, lease: LeaseKeeper) -> None:
+        try:
+            await lease.release()
+        except MirrorfsError as exc:
+            logger.warning("A lease could not be given back: %s", exc)
