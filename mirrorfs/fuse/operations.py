@@ -1,0 +1,368 @@
+"""pyfuse3's requests, carried out by the engine.
+
+What the kernel does here by itself, so that no request is made or needed for it:
+- It owns size and mtime of a file with dirty pages and merges what we answer; ctime and mtime updates
+  arrive as setattr. It places O_APPEND writes; it reads through write-only handles to fill pages.
+- Permissions (default_permissions), the umask, POSIX and flock locks, the limits on paths, the
+  clearing of setuid bits.
+- Names, absent names too, and attributes stay valid for a day: this mount is the only writer, and all
+  its changes pass through this kernel.
+
+A file handle is `inode << 1 | writable`, a directory's is its inode: there is no table of handles.
+
+Lookup counts grow with every entry a reply carries, and only once nothing can fail any more: an error
+reply carries none.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import pyfuse3
+import trio
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    XAttrNameT,
+)
+
+from mirrorfs.errors import AttributeTooBig, NoEntry
+from mirrorfs.fuse.attributes import absent_attributes, dot_attributes, entry_attributes
+from mirrorfs.fuse.errno_table import async_handler, handler, log_unexpected
+from mirrorfs.fuse.filesystem_port import FileSystemPort, Inode
+from mirrorfs.fuse.references import References
+
+log = logging.getLogger(__name__)
+
+FIRST_BATCH: Final = 32
+BATCH: Final = 200
+"""Entries per call to the engine. Older kernels ask for a page of entries (about 25), newer ones for as
+much as getdents did (about 200 in glibc's 32 KiB)."""
+DOT: Final = 1
+DOT_DOT: Final = 2
+
+XATTR_NAMESPACES: Final = (b"user.", b"security.", b"trusted.")
+XATTR_NAME_MAX: Final = 255
+XATTR_VALUE_MAX: Final = 64 * 1024
+
+S_IFLNK: Final = 0o120000
+PERMISSIONS: Final = 0o7777
+
+
+def _is_writable(flags: int) -> bool:
+    return flags & os.O_ACCMODE != os.O_RDONLY
+
+
+def _check_namespace(name: bytes) -> None:
+    # ACLs are "system."; the kernel asks for them on `ls -l`, and "not supported" is the whole answer.
+    if not name.startswith(XATTR_NAMESPACES):
+        raise FUSEError(errno.EOPNOTSUPP)
+
+
+class MirrorOperations(pyfuse3.Operations):
+    """All request handlers of one mount.
+
+    Args:
+        filesystem: the engine.
+        on_unexpected: told of every exception that no handler foresaw, so that the engine can stop
+            writing; it must not raise.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = True
+    enable_acl = False
+
+    def __init__(
+        self, filesystem: FileSystemPort, *, on_unexpected: Callable[[Exception], None] | None = None
+    ) -> None:
+        super().__init__()
+        self._fs = filesystem
+        self._on_unexpected = on_unexpected
+        self._absent = absent_attributes()
+        self.references = References()
+        self.initialised = trio.Event()
+        """Set while the kernel's first request is answered; requests follow."""
+
+    def unexpected(self, error: Exception) -> None:
+        log_unexpected(error)
+        if self._on_unexpected is not None:
+            self._on_unexpected(error)
+
+    def init(self) -> None:
+        self.initialised.set()
+
+    def _known(self, row: Inode) -> EntryAttributes:
+        """The entry of a row that the reply gives to the kernel for keeping."""
+        entry = entry_attributes(row)
+        self.references.looked_up(row.inode)
+        return entry
+
+    # --- names -------------------------------------------------------------------------------
+
+    @handler
+    def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        try:
+            row = self._fs.lookup(parent_inode, name)
+        except NoEntry:
+            return self._absent
+        return self._known(row)
+
+    @handler
+    def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        row = self._fs.create(parent_inode, name, mode=mode, uid=ctx.uid, gid=ctx.gid, rdev=rdev)
+        return self._known(row)
+
+    @handler
+    def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._known(self._fs.create(parent_inode, name, mode=mode, uid=ctx.uid, gid=ctx.gid))
+
+    @handler
+    def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        row = self._fs.create(
+            parent_inode, name, mode=S_IFLNK | 0o777, uid=ctx.uid, gid=ctx.gid, target=target
+        )
+        return self._known(row)
+
+    @handler
+    def create(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        row = self._fs.create(parent_inode, name, mode=mode, uid=ctx.uid, gid=ctx.gid)
+        info = self._open(row.inode, writable=_is_writable(flags))
+        return info, self._known(row)
+
+    @handler
+    def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._known(self._fs.link(inode, new_parent_inode, new_name))
+
+    @handler
+    def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._fs.unlink(parent_inode, name)
+
+    @handler
+    def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._fs.rmdir(parent_inode, name)
+
+    @handler
+    def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
+            raise FUSEError(errno.EINVAL)
+        self._fs.rename(
+            parent_inode_old,
+            name_old,
+            new_parent=parent_inode_new,
+            new_name=name_new,
+            no_replace=bool(flags & pyfuse3.RENAME_NOREPLACE),
+            exchange=bool(flags & pyfuse3.RENAME_EXCHANGE),
+        )
+
+    @handler
+    def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        return FileNameT(self._fs.readlink(inode))
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        # FORGET has no reply, so no error may leave: one inode that fails must not keep the others.
+        for inode, count in inode_list:
+            if self.references.forget(inode, count):
+                await self._forgotten(inode)
+
+    async def _forgotten(self, inode: int) -> None:
+        if inode == pyfuse3.ROOT_INODE:
+            return
+        try:
+            await self._tell_forgotten(inode)
+        except FUSEError as error:
+            # Nothing is lost: what stays is an orphan, and the next writable mount removes it.
+            log.warning("an inode that is no longer in use was kept: errno %d", error.errno)
+
+    @handler
+    def _tell_forgotten(self, inode: int) -> None:
+        self._fs.forgotten(inode)
+
+    # --- attributes --------------------------------------------------------------------------
+
+    @handler
+    def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return entry_attributes(self._fs.getattr(inode))
+
+    @handler
+    def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        row = self._fs.setattr(
+            inode,
+            mode=attr.st_mode & PERMISSIONS if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+        )
+        return entry_attributes(row)
+
+    @handler
+    def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        # The kernel asks for security.capability before the first write to every file. ENOSYS would
+        # silence it for the mount's lifetime, and would be wrong from the first setxattr on.
+        _check_namespace(name)
+        if not self._fs.has_xattrs():
+            raise FUSEError(errno.ENODATA)
+        return self._fs.getxattr(inode, name)
+
+    @handler
+    def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        # pyfuse3 has carried out XATTR_CREATE and XATTR_REPLACE through getxattr; the kernel holds the
+        # inode's lock meanwhile.
+        _check_namespace(name)
+        if len(name) > XATTR_NAME_MAX or len(value) > XATTR_VALUE_MAX:
+            raise AttributeTooBig("An extended attribute is too long; store the value in a file.")
+        self._fs.setxattr(inode, name, value)
+
+    @handler
+    def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        if not self._fs.has_xattrs():
+            return []
+        names = [XAttrNameT(name) for name in self._fs.listxattr(inode)]
+        if ctx.uid != 0:  # trusted.* does not exist for the unprivileged, as on ext4
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return names
+
+    @handler
+    def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        _check_namespace(name)
+        self._fs.removexattr(inode, name)
+
+    @handler
+    def statfs(self, ctx: RequestContext) -> StatvfsData:
+        space = self._fs.statfs()
+        stats = StatvfsData()
+        stats.f_bsize = stats.f_frsize = space.block_size
+        stats.f_blocks = space.blocks
+        stats.f_bfree = space.blocks_free
+        stats.f_bavail = space.blocks_available
+        stats.f_files = space.files
+        stats.f_ffree = stats.f_favail = space.files_free
+        stats.f_namemax = space.name_max
+        return stats
+
+    # --- files -------------------------------------------------------------------------------
+
+    def _open(self, inode: int, *, writable: bool) -> FileInfo:
+        self._fs.opened(inode, writable=writable)
+        self.references.opened(inode)
+        # O_DIRECT needs no flag of ours: the kernel bypasses its cache for such a handle by itself.
+        return FileInfo(fh=FileHandleT(inode << 1 | writable), keep_cache=True)
+
+    @async_handler
+    async def _close(self, inode: int, writable: bool) -> None:
+        gone = self.references.released(inode)
+        try:
+            self._fs.released(inode, writable=writable)
+        finally:
+            if gone:
+                await self._forgotten(inode)
+
+    @async_handler
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        info = self._open(inode, writable=_is_writable(flags))
+        if flags & os.O_TRUNC:  # libfuse asks for atomic O_TRUNC: the kernel sends no setattr of its own
+            try:
+                self._fs.setattr(inode, size=0)
+            except BaseException:
+                await self._close(inode, _is_writable(flags))
+                raise
+        return info
+
+    @async_handler
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return await self._fs.read(fh >> 1, off, size)
+
+    @async_handler
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        return await self._fs.write(fh >> 1, off, buf)
+
+    async def flush(self, fh: FileHandleT) -> None:
+        # close() has written the dirty pages back before it asks, and does so too after this answer,
+        # which stops the asking for the mount's lifetime. RELEASE is the close trigger.
+        raise FUSEError(errno.ENOSYS)
+
+    async def release(self, fh: FileHandleT) -> None:
+        await self._close(fh >> 1, bool(fh & 1))
+
+    @async_handler
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        await self._fs.fsync(fh >> 1)
+
+    # --- directories -------------------------------------------------------------------------
+
+    @handler
+    def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        return FileHandleT(inode)
+
+    @handler
+    def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        fs, reply = self._fs, pyfuse3.readdir_reply
+        if start_id < DOT and not reply(token, FileNameT(b"."), dot_attributes(fh), DOT):
+            return
+        if start_id < DOT_DOT:
+            parent = fs.getattr(InodeT(fh)).parent or fh
+            if not reply(token, FileNameT(b".."), dot_attributes(parent), DOT_DOT):
+                return
+        sent: list[int] = []
+        after, limit = max(start_id, DOT_DOT), FIRST_BATCH
+        while batch := fs.readdir(InodeT(fh), after_cookie=after, limit=limit):
+            for name in batch:
+                entry = entry_attributes(fs.getattr(InodeT(name.inode)))
+                if not reply(token, FileNameT(name.name), entry, name.cookie):
+                    break
+                sent.append(name.inode)
+            else:
+                if len(batch) == limit:
+                    after, limit = batch[-1].cookie, BATCH
+                    continue
+            break
+        for inode in sent:
+            self.references.looked_up(inode)
+
+    async def releasedir(self, fh: FileHandleT) -> None:
+        return
+
+    @async_handler
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        await self._fs.sync()
