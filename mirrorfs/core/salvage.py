@@ -93,9 +93,8 @@ def salvage_segment(
     merged = bytes(data)
     if trailer is not None:
         merged = merged[: trailer.size] + _good_tail(whole, trailer, header, cipher, writer)
-    scan = ScannedSegment(
-        header, journals, trailer, len(merged), hashlib.sha256(merged).digest(), None, HEADER_SIZE
-    )
+    digest = hashlib.sha256(merged).digest()
+    scan = ScannedSegment(header, journals, trailer, len(merged), digest, None, HEADER_SIZE, tuple(frames))
     return SalvagedSegment(merged, scan, tuple(lost))
 
 

@@ -38,7 +38,7 @@ class ScannedFrame(NamedTuple):
 
 
 class ScannedJournal(NamedTuple):
-    """One journal frame, with the data frames that lie between it and the journal frame before."""
+    """One journal frame, with the data frames between it and the journal frame before, or the header."""
 
     position: int
     """Stable id of the journal frame."""
@@ -66,6 +66,8 @@ class ScannedSegment:
     """Why the scan stopped before the end of the bytes; None when it did not."""
     known_durable: int
     """Highest offset that a good journal frame says was durable: a fault below it is damage, not a tail."""
+    rest: Sequence[ScannedFrame]
+    """Data frames behind the last journal frame: a commit in a later segment may name them."""
 
 
 def scan_segment(data: bytes, keys: VolumeKeys, writer: WriterPublicKey) -> ScannedSegment:
@@ -110,7 +112,7 @@ def scan_segment(data: bytes, keys: VolumeKeys, writer: WriterPublicKey) -> Scan
             break
         offset, ordinal = end, ordinal + 1
     digest = hashlib.sha256(view[:offset]).digest()
-    return ScannedSegment(header, journals, trailer, offset, digest, fault, durable)
+    return ScannedSegment(header, journals, trailer, offset, digest, fault, durable, tuple(frames))
 
 
 def cut_of(scan: ScannedSegment) -> int:

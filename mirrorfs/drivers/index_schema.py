@@ -26,10 +26,8 @@ from mirrorfs.format.rows import (
 SCHEMA_VERSION: Final = 1
 """Stored as `user_version`. 0 is a database without tables; any other version is rebuilt or refused."""
 
-META_INODES: Final = "index.inodes"
-META_ALLOCATED: Final = "index.allocated"
-META_XATTRS: Final = "index.xattrs"
-"""Names in `meta` of the counters that the driver keeps: rows, bytes, rows."""
+COUNTERS: Final = ("index.inodes", "index.allocated", "index.xattrs")
+"""Names in `meta` of what the driver counts: inodes, the bytes they allocate, extended attributes."""
 
 DDL: Final = """
 CREATE TABLE inodes (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,20 +11,41 @@ import apsw
 from mirrorfs.drivers.index_connection import SNAPSHOT_CACHE_KIB, connect, translated
 from mirrorfs.drivers.index_schema import TABLES
 from mirrorfs.drivers.index_statements import ALL_META, GET_META
+from mirrorfs.errors import MirrorfsError
+
+
+class OpenCount:
+    """How many snapshots of an index are open. Thread-safe: they are closed in worker threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def add(self, change: int) -> None:
+        """Count one that was opened (1) or closed (-1)."""
+        with self._lock:
+            self.count += change
 
 
 class SqliteSnapshot:
     """ports.IndexSnapshot: the last commit as of its creation, until it is closed."""
 
-    def __init__(self, path: str, key: bytes) -> None:
-        self._connection = connect(path, key, cache_kib=SNAPSHOT_CACHE_KIB)
+    def __init__(self, path: str, key: bytes, open_count: OpenCount) -> None:
+        # Counted before the view is taken, so that no move can begin that does not know of it.
+        open_count.add(1)
+        self._open_count: OpenCount | None = open_count
+        try:
+            self._connection = connect(path, key, cache_kib=SNAPSHOT_CACHE_KIB)
+        except MirrorfsError:
+            open_count.add(-1)
+            raise
         try:
             self._connection.pragma("query_only", 1)
             self._connection.execute("BEGIN")
             # The view is taken by the first read, not by BEGIN.
             self._connection.execute(ALL_META).fetchall()
         except apsw.Error as exc:
-            self._connection.close(True)
+            self.close()
             raise translated(exc) from exc
 
     def rows(self, table: str, *, first: tuple[int | bytes, ...]) -> Iterable[tuple[Any, ...]]:
@@ -50,3 +72,6 @@ class SqliteSnapshot:
     def close(self) -> None:
         """End the view. Never raises: there is nothing to lose."""
         self._connection.close(True)
+        if self._open_count is not None:
+            self._open_count.add(-1)
+            self._open_count = None

@@ -6,6 +6,9 @@ Invariants:
 - Only `backfill` and `finish_backfill` move pages from the write-ahead log into the database file
   (autocheckpoint and the checkpoint on close are off), because the caller alone knows which commits
   the volume's log has made durable.
+- Pages are moved all or not at all: none while a snapshot is open, since SQLite would move those
+  pages only that the snapshot does not need older, and the database without its log, to which recovery
+  may go back, would be a mix; after a move that failed half-way, no commit before one that ends.
 - The log restarts from its beginning only if, at a BEGIN, all of it has been moved: hence
   `finish_backfill` does COMMIT, move, BEGIN IMMEDIATE in one step.
 - After an error of SQLite the connection is closed: SQLite may have rolled back on its own, and
@@ -35,7 +38,7 @@ from mirrorfs.drivers.index_connection import (
     ensure_schema,
     translated,
 )
-from mirrorfs.drivers.index_snapshot import SqliteSnapshot
+from mirrorfs.drivers.index_snapshot import OpenCount, SqliteSnapshot
 from mirrorfs.errors import MirrorfsError
 from mirrorfs.format.rows import (
     DentryRow,
@@ -85,6 +88,8 @@ class SqliteIndex:
         self._meta_dirty: set[str] = set()
         self._inode_count = self._allocated = self._xattr_count = 0
         self._wal_frames = 0
+        self._half_moved = False
+        self._snapshots = OpenCount()
 
     @classmethod
     def open(cls, path: str, key: bytes) -> Self:
@@ -119,17 +124,11 @@ class SqliteIndex:
     def _begin(self) -> None:
         self._query("BEGIN IMMEDIATE")
         self._meta = dict(self._query(sql.ALL_META))
-        self._inode_count = self._counter(schema.META_INODES)
-        self._allocated = self._counter(schema.META_ALLOCATED)
-        self._xattr_count = self._counter(schema.META_XATTRS)
+        counts = (int(self._meta.get(key, 0)) for key in schema.COUNTERS)
+        self._inode_count, self._allocated, self._xattr_count = counts
         for table, cache in self._caches.items():
             newest = self._query(table.select_newest_key())
             cache.newest = table.key_of(newest[0]) if newest else None
-
-    def _counter(self, key: str) -> int:
-        value = self._meta.get(key, 0)
-        assert isinstance(value, int)
-        return value
 
     # --- statements ----------------------------------------------------------------------------
 
@@ -330,11 +329,8 @@ class SqliteIndex:
     def _flush(self) -> None:
         for cache in self._caches.values():
             cache.flush()
-        for key, count in (
-            (schema.META_INODES, self._inode_count),
-            (schema.META_ALLOCATED, self._allocated),
-            (schema.META_XATTRS, self._xattr_count),
-        ):
+        counts = (self._inode_count, self._allocated, self._xattr_count)
+        for key, count in zip(schema.COUNTERS, counts, strict=True):
             if self._meta.get(key) != count:
                 self.put_meta(key, count)
         if self._meta_dirty:
@@ -342,9 +338,14 @@ class SqliteIndex:
             self._meta_dirty.clear()
 
     def commit(self) -> None:
+        self._end()
+        self._query("BEGIN IMMEDIATE")
+
+    def _end(self) -> None:
+        if self._half_moved:
+            self.backfill()  # what it moves was durable when that began, and no commit has been since
         self._flush()
         self._query("COMMIT")
-        self._query("BEGIN IMMEDIATE")
 
     def rollback(self) -> None:
         for cache in self._caches.values():
@@ -358,40 +359,38 @@ class SqliteIndex:
         return WAL_HEADER_BYTES + self._wal_frames * WAL_FRAME_BYTES if self._wal_frames else 0
 
     def backfill(self) -> None:
+        """As in ports.Index; does nothing while a snapshot is open."""
+        if self._snapshots.count:
+            return
         # A connection of its own: one SQLite connection must not serve two threads at a time.
         connection = connect(self._path, self._key, cache_kib=SNAPSHOT_CACHE_KIB)
+        self._half_moved = True
         try:
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.Error as exc:
             raise translated(exc) from exc
         finally:
             connection.close(True)
+        self._half_moved = False
 
     def finish_backfill(self) -> None:
-        """As in ports.Index.
-
-        An open snapshot, or a backfill that still runs, keeps pages in the log: then wal_bytes()
-        stays above 0 and the next call moves them.
-        """
-        self._flush()
-        self._query("COMMIT")
-        try:
-            frames, moved = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        """As in ports.Index; only commits while a snapshot is open: then wal_bytes() stays above 0."""
+        self._end()
+        if not self._snapshots.count:
+            try:
+                frames, moved = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            except apsw.Error as exc:
+                raise self._failed(exc) from exc
             if frames == moved:
                 self._wal_frames = 0
-        except apsw.BusyError:
-            pass  # `backfill` runs; wal_bytes() tells that something is left
-        except apsw.Error as exc:
-            raise self._failed(exc) from exc
         self._query("BEGIN IMMEDIATE")
 
     def snapshot(self) -> SqliteSnapshot:
-        return SqliteSnapshot(self._path, self._key)
+        return SqliteSnapshot(self._path, self._key, self._snapshots)
 
     def close(self) -> None:
         """COMMIT and close; a log of which all has been moved is removed, any other is kept for `open`."""
-        self._flush()
-        self._query("COMMIT")
+        self._end()
         try:
             if not self._wal_frames:
                 self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)

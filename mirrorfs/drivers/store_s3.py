@@ -243,6 +243,9 @@ class S3Store:
         for _ in range(LIST_REQUESTS_MAX):
             with self._translated(None):
                 answer = self._client().list_objects_v2(**request)
+            if "IsTruncated" not in answer:
+                # botocore takes an answer without a body for an empty listing.
+                raise StoreUnavailable(f"Store {self.name} answered with something that is no listing.")
             page = self._page(answer.get("Contents", []), prefix=prefix, start_after=start_after)
             token = answer.get("NextContinuationToken")
             if page or not answer.get("IsTruncated") or not token:

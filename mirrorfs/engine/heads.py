@@ -26,8 +26,9 @@ from mirrorfs.errors import (
     StoreUnavailable,
 )
 from mirrorfs.format.control import Head, head_key, open_head, parse_head_key, seal_control
-from mirrorfs.format.document import DOCUMENT_SIZE_MAX, INTEGER_MAX
+from mirrorfs.format.document import DOCUMENT_SIZE_MAX
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.limits import INTEGER_MAX
 from mirrorfs.ports import LIST_PAGE_MAX, ObjectInfo, ObjectKey, Sealed, Store
 
 HEADS_PREFIX = "heads/"

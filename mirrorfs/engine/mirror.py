@@ -22,7 +22,6 @@ makes likely), and taking "the key exists" for success (only equal bytes are; th
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import groupby, islice
 
@@ -30,6 +29,7 @@ import trio
 
 from mirrorfs.engine.backoff import Backoff
 from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
+from mirrorfs.engine.rate import Rate
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, Item, UploadQueue, prefix_of
 from mirrorfs.errors import (
     DamagedError,
@@ -51,8 +51,6 @@ UNCONFIRMED_MAX = 1000
 PARKED_MAX = 64
 PARK_S = 30.0
 PAGES_MAX = 10_000
-RATE_WINDOW_S = 30.0
-RATE_SAMPLES_MAX = 1024
 WARN_AFTER_FAILURES = 3
 
 _logger = logging.getLogger(__name__)
@@ -105,7 +103,8 @@ class Mirror:
         self._newest_ns: int | None = None
         self._conflict: str | None = None
         self._local_fault: str | None = None
-        self._sent: deque[tuple[float, int]] = deque(maxlen=RATE_SAMPLES_MAX)
+        self._failing_since_ns: int | None = None
+        self._rate = Rate()
 
     # --- what others ask ---------------------------------------------------------------------
 
@@ -146,8 +145,9 @@ class Mirror:
             pending_bytes=self._queue.size_bytes,
             oldest_pending_ns=oldest_ns,
             safe_before_ns=self._newest_ns if oldest_ns is None else oldest_ns,
-            rate_bytes_s=self._rate_bytes_s(),
+            rate_bytes_s=self._rate.bytes_s(),
             last_error=self._conflict or (str(fault) if fault else self._local_fault),
+            failing_since_ns=self._failing_since_ns if fault else None,
             state=word,
         )
 
@@ -274,7 +274,7 @@ class Mirror:
 
     def _put_succeeded(self, item: Item) -> None:
         self._recovered(self._puts)
-        self._sent.append((trio.current_time(), item.size_bytes))
+        self._rate.add(item.size_bytes)
         if not self._queue.unconfirmed:
             self._confirm_at_s = trio.current_time() + CONFIRM_DELAY_S
         self._queue.settle_put(item)
@@ -343,7 +343,7 @@ class Mirror:
             self._queue.requeue(item)
             gone = StoreUnavailable(f"Store {self.store.name} lost object {item.key}; it is sent again.")
             _logger.warning("store %s lost %s after taking it; sending it again", self.store.name, item.key)
-            self._puts.failed(gone, started_s=trio.current_time())
+            self._failed(self._puts, gone, started_s=trio.current_time())
 
     async def _list_sizes(self, prefix: str, items: list[Item]) -> dict[str, int]:
         """Sizes of those of the sorted items that listings show, in at most one page per item."""
@@ -385,6 +385,8 @@ class Mirror:
         _logger.error("store %s holds other bytes under %s: %s", self.store.name, item.key, sentence)
 
     def _failed(self, backoff: Backoff, fault: MirrorfsError, *, started_s: float) -> None:
+        if not any(other.failures for other in (self._puts, self._looks, self._lease)):
+            self._failing_since_ns = self._clock.now_ns()
         before = backoff.failures
         backoff.failed(fault, started_s=started_s)
         if before < WARN_AFTER_FAILURES <= backoff.failures:
@@ -394,9 +396,3 @@ class Mirror:
         if backoff.failures >= WARN_AFTER_FAILURES:
             _logger.info("store %s takes objects again", self.store.name)
         backoff.succeeded()
-
-    def _rate_bytes_s(self) -> int:
-        now_s = trio.current_time()
-        while self._sent and self._sent[0][0] < now_s - RATE_WINDOW_S:
-            self._sent.popleft()
-        return int(sum(size_bytes for _, size_bytes in self._sent) / RATE_WINDOW_S)

@@ -49,6 +49,8 @@ class MirrorState:
     """
     rate_bytes_s: int
     """Mean over the last half minute."""
+    failing_since_ns: int | None
+    """CLOCK_REALTIME of the first fault of the present outage; None when nothing holds uploads back."""
     last_error: str | None
     """One sentence: the conflict, else what holds uploads back now, else a local object's fault."""
     state: StateWord

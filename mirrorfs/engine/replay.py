@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mirrorfs.core.scan import ScannedJournal, ScannedSegment, cut_of, scan_segment
+from mirrorfs.core.scan import ScannedFrame, ScannedJournal, ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.apply import Applier
 from mirrorfs.errors import ChainError, DamagedError
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key, split_frame_id
@@ -94,6 +94,8 @@ class Replayer:
         self._on_progress = on_progress
         self._applier = Applier(index)
         self._group: list[ScannedJournal] = []
+        # (sequence, frame) since the last commit: a large one lies in several segments.
+        self._frames: list[tuple[int, ScannedFrame]] = []
         self._uncommitted = 0
         self._stopped = False
         self.position = self._int("position")
@@ -212,11 +214,16 @@ class Replayer:
 
     def _apply_segment(self, loaded: _Loaded, end: int) -> str | None:
         """Apply the commits of a segment up to `end`. Returns why the journal breaks off, if it does."""
-        for found in loaded.scan.journals:
+        sequence = loaded.segment.sequence
+        rest = list(loaded.scan.rest)
+        for at, found in enumerate(loaded.scan.journals):
             if found.end > end:
+                rest = [frame for later in loaded.scan.journals[at:] for frame in later.frames]
                 break
             journal = found.journal
+            self._frames += [(sequence, frame) for frame in found.frames]
             if journal.sequence <= self.journal_sequence and not self._group:
+                self._frames.clear()
                 if journal.sequence == self.journal_sequence:
                     if found.digest != self.journal_hash:
                         raise ChainError("the log holds another history than the index.")
@@ -234,36 +241,34 @@ class Replayer:
                 if self._stop_after is not None and self._stop_after(found.position, journal):
                     self._stopped = True
                     self._group.clear()
+                    self._frames.clear()
                     return None
-                self._apply_commit(loaded.segment)
+                self._apply_commit()
+        self._frames += [(sequence, frame) for frame in rest if frame.offset + frame.size <= end]
         if loaded.scan.fault is not None and loaded.scan.trailer is None and loaded.scan.end < end:
             return f"segment {loaded.segment.sequence}: {loaded.scan.fault}"
         return None
 
-    def _apply_commit(self, segment: SegmentId) -> None:
+    def _apply_commit(self) -> None:
         index, applier = self._index, self._applier
         last = self._group[-1]
-        for found in self._group:
-            for frame in found.frames:
-                index.put_frame(FrameRow(frame.frame, frame.offset, frame.size, frame.length, 0, 0))
-                applier.emptied.add(frame.frame)
-                if split_frame_id(frame.frame)[0] != segment.sequence:
-                    index.put_relocation(
-                        RelocationRow(
-                            frame.frame,
-                            Stream.MAIN,
-                            segment.sequence,
-                            frame.ordinal,
-                            frame.offset,
-                            frame.size,
-                        )
+        for sequence, frame in self._frames:
+            index.put_frame(FrameRow(frame.frame, frame.offset, frame.size, frame.length, 0, 0))
+            applier.emptied.add(frame.frame)
+            if split_frame_id(frame.frame)[0] != sequence:
+                index.put_relocation(
+                    RelocationRow(
+                        frame.frame, Stream.MAIN, sequence, frame.ordinal, frame.offset, frame.size
                     )
+                )
+        for found in self._group:
             for record in decode_records(found.journal.records):
                 applier.apply(record)
         applier.settle_deaths(last.position)
         self.position, self.time_ns = last.position, last.journal.time_ns
         self.journal_sequence, self.journal_hash = last.journal.sequence, last.digest
         self._group.clear()
+        self._frames.clear()
         self._uncommitted += 1
         if self._uncommitted >= COMMITS_PER_TRANSACTION:
             self._save()

@@ -4,13 +4,13 @@ Invariants:
 - A key that was offered is in `_items` until it is held. It is in exactly one place: queued (a
   heap), in flight, put but unconfirmed, parked after a local fault, or in conflict. A heap may also
   hold keys that are held by now; they are passed over when they come up.
-- Order: header/ first, and nothing else before it is held, for what a header's slots do not open is
-  lost on this store; then segments/ by sequence; then checkpoints/, for they must never delay user data; heads/ last, so that a head names what the
-  store has. An object with `after_sequence` waits while a segment up to it is queued, in flight or
-  parked; a head also waits for every checkpoint. An object in conflict holds nothing up: nobody can
-  say when, if ever, it will be settled.
+- Order: header/ first, and nothing else before it is held, for no object may lie where the header
+  that opens it is missing; then segments/ by sequence; then checkpoints/, which must never delay
+  user data; heads/ last, so that a head names what the store has. An object with `after_sequence`
+  waits while a segment up to it is queued, in flight or parked; a head also waits for every
+  checkpoint. An object in conflict holds nothing up: nobody can say when, if ever, it is settled.
 
-Memory is about 450 bytes for each outstanding object. Item is a NamedTuple because a million of
+Memory is about 400 bytes for each outstanding object. Item is a NamedTuple because a million of
 them may wait for a store that is down.
 """
 

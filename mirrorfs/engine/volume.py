@@ -275,6 +275,12 @@ class MountedVolume:
             fenced=fenced,
         )
 
+    def stop(self, reason: str) -> None:
+        """Stop writing for good, after a failure nobody foresaw; reads go on until the volume is unmounted."""
+        if self._local.state.fatal is None:
+            self._local.state.fatal = reason
+            self._local.committer.made_space()
+
     async def flush(self, progress: Callable[[VolumeStatus], None] | None = None) -> None:
         """Return when every store holds everything written so far.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from mirrorfs.errors import FormatError, LimitError
-from mirrorfs.format.document import INTEGER_MAX
+from mirrorfs.format.limits import INTEGER_MAX
 
 _HEXADECIMAL = re.compile(r"(?:[0-9a-f]{2})*")
 

@@ -7,12 +7,15 @@ the chunks; one that did not change since the last checkpoint is named again, no
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mirrorfs.errors import FormatError
-from mirrorfs.format.ids import SegmentId
+from mirrorfs.format.ids import SegmentId, Stream
+from mirrorfs.format.limits import FILE_SIZE_MAX, INTEGER_MAX, ORDINAL_MAX, SEQUENCE_MAX, TARGET_MAX
+from mirrorfs.format.names import check_name
+from mirrorfs.format.record import check_xattr
 from mirrorfs.format.rows import (
     DentryRow,
     ExtentRow,
@@ -63,9 +66,11 @@ TABLE_BY_CODE = {table.code: table for table in TABLES}
 TABLE_BY_NAME = {table.name: table for table in TABLES}
 
 _BLOB = struct.Struct("<I")
-_CHUNK = struct.Struct("<B3xI")
+_WRITER_SIZE = 8
+_DIGEST_SIZE = 32
+_CHUNK = struct.Struct("<B3sI")
 _ROOT = struct.Struct("<QQ32sqQQQII")
-_REF = struct.Struct("<BB2xQQI8sIII32sI")
+_REF = struct.Struct("<BB2sQQI8sIII32sIQH")
 
 
 class ChunkRef(NamedTuple):
@@ -114,46 +119,88 @@ def encode_row(table: Table, row: Row) -> bytes:
 
 def encode_chunk(table: Table, rows: Sequence[bytes]) -> bytes:
     """The payload of a chunk frame from encoded rows."""
-    return _CHUNK.pack(table.code, len(rows)) + b"".join(rows)
+    return _CHUNK.pack(table.code, bytes(3), len(rows)) + b"".join(rows)
 
 
 def decode_chunk(payload: bytes) -> tuple[Table, list[Row]]:
     """The inverse. Raises FormatError; rows out of order are refused."""
     if len(payload) < _CHUNK.size:
         raise FormatError("checkpoint chunk is cut short.")
-    code, count = _CHUNK.unpack_from(payload)
+    code, reserved, count = _CHUNK.unpack_from(payload)
     table = TABLE_BY_CODE.get(code)
-    if table is None:
+    if table is None or any(reserved):
         raise FormatError("checkpoint table is reserved; a newer program wrote it.")
     rows: list[Row] = []
-    position, end = _CHUNK.size, len(payload)
-    width = len(table.row._fields)
+    position = _CHUNK.size
+    check = _ROW_CHECKS.get(code)
     last: Key = ()
     for _ in range(count):
-        if end - position < table.fixed.size:
-            raise FormatError("checkpoint row is cut short.")
-        fields: list[Any] = [None] * width
-        for i, value in zip(table.fixed_fields, table.fixed.unpack_from(payload, position), strict=True):
-            fields[i] = value
-        position += table.fixed.size
-        for i in table.blob_fields:
-            if end - position < 4:
-                raise FormatError("checkpoint row is cut short.")
-            (length,) = _BLOB.unpack_from(payload, position)
-            position += 4
-            if length > end - position:
-                raise FormatError("checkpoint row is cut short.")
-            fields[i] = payload[position : position + length]
-            position += length
-        row: Row = table.row(*fields)
+        row, position = _decode_row(table, payload, position)
+        if check is not None:
+            check(row)
         key = row_key(table, row)
         if key <= last:
             raise FormatError("checkpoint rows are out of order.")
         last = key
         rows.append(row)
-    if position != end:
-        raise FormatError("checkpoint chunk has bytes left over.")
+    if not rows or position != len(payload):
+        raise FormatError("checkpoint chunk is empty or has bytes left over.")
     return table, rows
+
+
+def _decode_row(table: Table, payload: bytes, position: int) -> tuple[Row, int]:
+    end = len(payload)
+    fields: list[Any] = [None] * len(table.row._fields)
+    if end - position < table.fixed.size:
+        raise FormatError("checkpoint row is cut short.")
+    for i, value in zip(table.fixed_fields, table.fixed.unpack_from(payload, position), strict=True):
+        if value > INTEGER_MAX:
+            raise FormatError("checkpoint row has a number out of range.")
+        fields[i] = value
+    position += table.fixed.size
+    for i in table.blob_fields:
+        if end - position < _BLOB.size:
+            raise FormatError("checkpoint row is cut short.")
+        (length,) = _BLOB.unpack_from(payload, position)
+        position += _BLOB.size
+        if length > end - position:
+            raise FormatError("checkpoint row is cut short.")
+        fields[i] = payload[position : position + length]
+        position += length
+    row: Row = table.row(*fields)
+    return row, position
+
+
+def _check_inode(row: InodeRow) -> None:
+    if len(row.target) > TARGET_MAX or row.size > FILE_SIZE_MAX:
+        raise FormatError("checkpoint row describes an impossible inode.")
+
+
+def _check_dentry(row: DentryRow) -> None:
+    check_name(row.name)
+
+
+def _check_xattr(row: XattrRow) -> None:
+    check_xattr(row.name, row.value)
+
+
+def _check_relocation(row: RelocationRow) -> None:
+    if row.stream not in (Stream.MAIN, Stream.RELOCATED):
+        raise FormatError("checkpoint row names a stream that holds no data.")
+
+
+def _check_segment(row: SegmentRow) -> None:
+    if len(row.writer) != _WRITER_SIZE or len(row.digest) != _DIGEST_SIZE or row.sealed > 1:
+        raise FormatError("checkpoint row describes an impossible segment.")
+
+
+_ROW_CHECKS: dict[int, Callable[[Any], None]] = {
+    1: _check_inode,
+    2: _check_dentry,
+    3: _check_xattr,
+    6: _check_relocation,
+    7: _check_segment,
+}
 
 
 def row_key(table: Table, row: Row) -> Key:
@@ -180,54 +227,52 @@ def encode_root(root: Root) -> bytes:
         second = ref.first[1] if len(ref.first) > 1 else 0
         name = second if isinstance(second, bytes) else b""
         number = 0 if isinstance(second, bytes) else second
-        parts.append(
-            _REF.pack(
-                ref.table,
-                len(ref.first),
-                ref.first[0],
-                number,
-                ref.segment.epoch,
-                ref.segment.writer,
-                ref.ordinal,
-                ref.offset,
-                ref.size,
-                ref.digest,
-                ref.rows,
-            )  # fmt: skip
-            + struct.pack("<QH", ref.segment.sequence, len(name))
-            + name
-        )
+        fields = (
+            ref.table, len(ref.first), bytes(2), ref.first[0], number, ref.segment.epoch, ref.segment.writer,
+            ref.ordinal, ref.offset, ref.size, ref.digest, ref.rows, ref.segment.sequence, len(name),
+        )  # fmt: skip
+        parts.append(_REF.pack(*fields) + name)
     return b"".join(parts)
 
 
 def decode_root(payload: bytes) -> Root:
     """The inverse. Raises FormatError."""
-    try:
-        position, sequence, digest, time_ns, inode, generation, cookie, epoch, count = _ROOT.unpack_from(
-            payload
-        )
-        at = _ROOT.size
-        chunks = []
-        for _ in range(count):
-            (code, width, key0, key1, c_epoch, writer, ordinal, offset, size, c_digest, rows) = (
-                _REF.unpack_from(payload, at)
-            )
-            at += _REF.size
-            c_sequence, length = struct.unpack_from("<QH", payload, at)
-            at += 10
-            name = payload[at : at + length]
-            at += length
-            table = TABLE_BY_CODE.get(code)
-            if table is None or width != len(table.key) or len(name) != length:
-                raise FormatError("checkpoint root names an unknown table.")
-            first: Key = (key0,) if width == 1 else (key0, name if table.key[1] == "name" else key1)
-            chunks.append(
-                ChunkRef(
-                    code, first, SegmentId(c_sequence, c_epoch, writer), ordinal, offset, size, c_digest, rows
-                )
-            )
-    except struct.error:
-        raise FormatError("checkpoint root is cut short.") from None
+    if len(payload) < _ROOT.size:
+        raise FormatError("checkpoint root is cut short.")
+    position, journal, digest, time_ns, inode, generation, cookie, epoch, count = _ROOT.unpack_from(payload)
+    if max(position, journal, inode, generation, cookie) > INTEGER_MAX:
+        raise FormatError("checkpoint root has a number out of range.")
+    at = _ROOT.size
+    chunks: list[ChunkRef] = []
+    last: tuple[int, Key] = (0, ())
+    for _ in range(count):
+        ref, at = _decode_ref(payload, at)
+        if (ref.table, ref.first) <= last:
+            raise FormatError("checkpoint root lists chunks out of order.")
+        last = ref.table, ref.first
+        chunks.append(ref)
     if at != len(payload):
         raise FormatError("checkpoint root has bytes left over.")
-    return Root(position, sequence, digest, time_ns, inode, generation, cookie, epoch, chunks)
+    return Root(position, journal, digest, time_ns, inode, generation, cookie, epoch, chunks)
+
+
+def _decode_ref(payload: bytes, at: int) -> tuple[ChunkRef, int]:
+    if len(payload) - at < _REF.size:
+        raise FormatError("checkpoint root is cut short.")
+    (
+        code, width, reserved, key0, key1, epoch, writer,
+        ordinal, offset, size, digest, rows, sequence, length,
+    ) = _REF.unpack_from(payload, at)  # fmt: skip
+    at += _REF.size
+    name = payload[at : at + length]
+    table = TABLE_BY_CODE.get(code)
+    if table is None or width != len(table.key) or any(reserved) or len(name) != length:
+        raise FormatError("checkpoint root names an unknown table.")
+    named = table.key[-1] == "name"
+    if (name and not named) or (key1 and (named or width == 1)) or max(key0, key1) > INTEGER_MAX:
+        raise FormatError("checkpoint root has a key that its table has not.")
+    if sequence > SEQUENCE_MAX or ordinal > ORDINAL_MAX or not rows:
+        raise FormatError("checkpoint root names an impossible chunk.")
+    first: Key = (key0,) if width == 1 else (key0, name if named else key1)
+    segment = SegmentId(sequence, epoch, writer)
+    return ChunkRef(code, first, segment, ordinal, offset, size, digest, rows), at + length

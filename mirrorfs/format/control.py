@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from mirrorfs.errors import AuthenticationError, FormatError, LimitError
 from mirrorfs.format.body import BodyReader
 from mirrorfs.format.document import (
-    INTEGER_MAX,
     DocumentKind,
     canonical_json,
     open_document,
@@ -30,7 +29,7 @@ from mirrorfs.format.header import (
 )
 from mirrorfs.format.ids import Stream, parse_segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.limits import SEGMENT_SIZE_MAX
+from mirrorfs.format.limits import INTEGER_MAX, SEGMENT_SIZE_MAX
 from mirrorfs.format.slot import NONCE_SIZE_BYTES, TAG_SIZE_BYTES
 
 INSTANCE_KEY = "instance"

@@ -20,11 +20,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from mirrorfs.errors import AuthenticationError, FormatError, LimitError
 from mirrorfs.format.kdf import VOLUME_ID_SIZE_BYTES, VolumeKeys
-from mirrorfs.format.limits import FORMAT_VERSION
+from mirrorfs.format.limits import FORMAT_VERSION, INTEGER_MAX
 
 BODY_SIZE_MAX = 64 * 1024
 DEPTH_MAX = 8
-INTEGER_MAX = 2**63 - 1
 SIGNATURE_SIZE_BYTES = 64
 MAC_SIZE_BYTES = 32
 SEED_SIZE_BYTES = 32

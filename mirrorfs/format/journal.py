@@ -7,6 +7,8 @@ import struct
 from typing import NamedTuple
 
 from mirrorfs.errors import FormatError
+from mirrorfs.format.limits import INTEGER_MAX, SEGMENT_SIZE_MAX
+from mirrorfs.format.record import count_records
 
 _HEADER = struct.Struct("<QqQBBHI32s")
 JOURNAL_HEADER_SIZE = _HEADER.size
@@ -51,13 +53,20 @@ def encode_journal(journal: Journal) -> bytes:
 
 
 def decode_journal(payload: bytes) -> Journal:
-    """The inverse. Raises FormatError; the records inside are not looked at."""
+    """The inverse. Raises FormatError; of the records inside only the heads are looked at."""
     if len(payload) < _HEADER.size:
         raise FormatError("journal frame is cut short.")
     sequence, time_ns, durable, flags, zero, zero2, count, previous = _HEADER.unpack_from(payload)
     if flags & ~FLAG_CONTINUES or zero or zero2:
         raise FormatError("journal frame has reserved bits set; a newer program wrote it.")
-    return Journal(sequence, time_ns, durable, bool(flags), count, previous, payload[_HEADER.size :])
+    if not 1 <= sequence <= INTEGER_MAX or (sequence == 1) != (previous == GENESIS_HASH):
+        raise FormatError("journal frame has an impossible number or predecessor.")
+    if durable > SEGMENT_SIZE_MAX:
+        raise FormatError("journal frame says that more is durable than fits a segment.")
+    records = payload[_HEADER.size :]
+    if count_records(records) != count:
+        raise FormatError("journal frame holds another number of records than it says.")
+    return Journal(sequence, time_ns, durable, bool(flags), count, previous, records)
 
 
 def journal_hash(payload: bytes) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 FORMAT_VERSION = 1
+INTEGER_MAX = 2**63 - 1
+"""Most that any number may be: the index keeps signed 64-bit integers."""
 
 SEGMENT_SIZE_MAX = 16 * 1024 * 1024
 FRAME_LENGTH_MAX = 1024 * 1024
@@ -22,7 +24,7 @@ NAME_MAX = 255
 TARGET_MAX = 4095
 XATTR_NAME_MAX = 255
 XATTR_VALUE_MAX = 64 * 1024
-FILE_SIZE_MAX = (1 << 63) - 1 - CHUNK_SIZE
+FILE_SIZE_MAX = INTEGER_MAX - CHUNK_SIZE
 LINKS_MAX = 65000
 
 ROOT_INODE = 1

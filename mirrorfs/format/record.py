@@ -10,6 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mirrorfs.errors import FormatError
+from mirrorfs.format.limits import (
+    FILE_SIZE_MAX,
+    FRAME_LENGTH_MAX,
+    INTEGER_MAX,
+    ROOT_INODE,
+    TARGET_MAX,
+    XATTR_NAME_MAX,
+    XATTR_VALUE_MAX,
+)
+from mirrorfs.format.names import check_name
 
 
 class Epoch(NamedTuple):
@@ -118,6 +128,7 @@ Record = (
     Epoch | Create | Link | Unlink | Rename | Setattr | Truncate | Extents | Setxattr | Removexattr | Forget
 )
 
+_WRITER_SIZE = 8
 SET_MODE, SET_UID, SET_GID, SET_ATIME, SET_MTIME, SET_CTIME = 1, 2, 4, 8, 16, 32
 
 
@@ -161,10 +172,19 @@ def pack_pieces(pieces: Sequence[Piece]) -> bytes:
 
 
 def unpack_pieces(packed: bytes) -> list[Piece]:
-    """The inverse. Raises FormatError when the length is not a multiple of 24."""
+    """The inverse. Raises FormatError: a piece is cut short, empty, or beyond its frame or any file."""
     if len(packed) % _PIECE.size:
         raise FormatError("extents record has a piece cut short.")
-    return [Piece._make(piece) for piece in _PIECE.iter_unpack(packed)]
+    pieces = [Piece._make(piece) for piece in _PIECE.iter_unpack(packed)]
+    for offset, length, frame, frame_offset in pieces:
+        if (
+            not length
+            or frame_offset + length > FRAME_LENGTH_MAX
+            or offset + length > FILE_SIZE_MAX
+            or frame > INTEGER_MAX
+        ):
+            raise FormatError("extents record has a piece out of range.")
+    return pieces
 
 
 def encode_record(record: Record) -> bytes:
@@ -182,6 +202,19 @@ def encode_record(record: Record) -> bytes:
     return b"".join(parts)
 
 
+def count_records(data: bytes) -> int:
+    """How many records there are, going by their heads alone. Raises FormatError: one is cut short."""
+    position, end, count = 0, len(data), 0
+    while position < end:
+        if end - position < _HEAD.size:
+            raise FormatError("record head is cut short.")
+        position += _HEAD.size + _HEAD.unpack_from(data, position)[1]
+        count += 1
+    if position != end:
+        raise FormatError("record is cut short.")
+    return count
+
+
 def decode_records(data: bytes) -> Iterator[Record]:
     """The records of a journal payload. Raises FormatError at the first that does not parse."""
     position, end = 0, len(data)
@@ -195,16 +228,20 @@ def decode_records(data: bytes) -> Iterator[Record]:
             raise FormatError(f"record type {code} is reserved; a newer program wrote it.")
         if size > end - position:
             raise FormatError("record is cut short.")
-        yield _decode(entry, data, position, size)
+        yield _decode(code, entry, data, position, size)
         position += size
 
 
-def _decode(entry: tuple[type[Any], struct.Struct, int], data: bytes, position: int, size: int) -> Record:
+def _decode(
+    code: int, entry: tuple[type[Any], struct.Struct, int], data: bytes, position: int, size: int
+) -> Record:
     cls, fixed, blobs = entry
     end = position + size
     if size < fixed.size:
         raise FormatError("record fields are cut short.")
     fields = list(fixed.unpack_from(data, position))
+    if max(fields) > INTEGER_MAX:
+        raise FormatError("record has a number out of range.")
     position += fixed.size
     for _ in range(blobs):
         if end - position < 4:
@@ -218,4 +255,68 @@ def _decode(entry: tuple[type[Any], struct.Struct, int], data: bytes, position: 
     if position != end:
         raise FormatError("record has bytes left over.")
     record: Record = cls(*fields)
+    check = _CHECKS.get(code)
+    if check is not None:
+        check(record)
     return record
+
+
+def _check_epoch(r: Epoch) -> None:
+    if len(r.writer) != _WRITER_SIZE:
+        raise FormatError("epoch record has a writer of another length.")
+
+
+def _check_create(r: Create) -> None:
+    # The root is the one inode without a name.
+    if r.inode != ROOT_INODE:
+        check_name(r.name)
+    elif r.name:
+        raise FormatError("create record names the root.")
+    if len(r.target) > TARGET_MAX:
+        raise FormatError("create record has a target that is too long.")
+
+
+def _check_entry(r: Link | Unlink) -> None:
+    check_name(r.name)
+
+
+def _check_rename(r: Rename) -> None:
+    check_name(r.name)
+    check_name(r.new_name)
+    if r.exchange > 1:
+        raise FormatError("rename record has reserved values.")
+
+
+def _check_setattr(r: Setattr) -> None:
+    if not 0 < r.mask <= _MASK_ALL:
+        raise FormatError("setattr record has reserved bits set; a newer program wrote it.")
+
+
+def _check_size(r: Truncate | Extents) -> None:
+    if r.size > FILE_SIZE_MAX:
+        raise FormatError("record has a file size out of range.")
+
+
+def check_xattr(name: bytes, value: bytes) -> None:
+    """Raises FormatError: not 1..255 bytes without NUL, or a value beyond 64 KiB."""
+    if not 0 < len(name) <= XATTR_NAME_MAX or b"\0" in name or len(value) > XATTR_VALUE_MAX:
+        raise FormatError("an extended attribute in the log is out of range.")
+
+
+def _check_setxattr(r: Setxattr | Removexattr) -> None:
+    check_xattr(r.name, r.value if isinstance(r, Setxattr) else b"")
+
+
+_MASK_ALL = SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_CTIME
+_CHECKS: dict[int, Callable[[Any], None]] = {
+    1: _check_epoch,
+    2: _check_create,
+    3: _check_entry,
+    4: _check_entry,
+    5: _check_rename,
+    6: _check_setattr,
+    7: _check_size,
+    8: _check_size,
+    9: _check_setxattr,
+    10: _check_setxattr,
+}

@@ -58,6 +58,8 @@ class SimulatedStore:
         """Make a store; `objects` is its content, shared with whoever passes the same dictionary."""
         self.name = name
         self.faults = faults
+        self.next_faults: list[Faults] = []
+        """Faults of the next requests, one each, before `faults` are in force again."""
         self.outage = False
         self.denied = False
         self.full = False
@@ -160,8 +162,8 @@ class SimulatedStore:
     # --- effects ---------------------------------------------------------------------------------
 
     async def _overwrite(self, key: ObjectKey, data: Sealed) -> None:
-        self.objects.pop(key, None)
-        await self._memory.put(key, data)
+        await MemoryStore(self.name).put(key, data)
+        self.objects[key] = bytes(data)
 
     async def _swap(self, key: ObjectKey, data: Sealed, expected: Version | None) -> Version:
         before = self.objects.get(key)
@@ -174,19 +176,18 @@ class SimulatedStore:
         self, key: ObjectKey, data: Sealed, seen: bytes | None, expected: Version | None
     ) -> Version:
         # Decided by what was seen before the latency; what another wrote since is overwritten.
-        now = self.objects.get(key)
-        _restore(self.objects, key, seen)
-        try:
-            return await self._swap(key, data, expected)
-        except ObjectExists:
-            _restore(self.objects, key, now)
-            raise
+        looked_at = MemoryStore(self.name, {} if seen is None else {key: seen})
+        version = await looked_at.compare_and_swap(key, data, expected=expected)
+        if key in self.objects:
+            self._older.setdefault(key, []).append(self.objects[key])
+        self.objects[key] = bytes(data)
+        return version
 
     async def _request(self, effect: Callable[[], Awaitable[T]], *, writes: bool = False) -> T:
         self.request_count += 1
-        await self._delay()
+        faults = self.next_faults.pop(0) if self.next_faults else self.faults
+        await self._delay(faults)
         drawn = self._random.random()
-        faults = self.faults
         if self.outage:
             raise StoreUnavailable(f"Store {self.name} cannot be reached.")
         if writes and self.denied:
@@ -200,7 +201,7 @@ class SimulatedStore:
             raise self._silence(writes=writes)
         drawn -= faults.lost_request
         outcome = await effect()
-        await self._delay()
+        await self._delay(faults)
         if drawn < faults.lost_acknowledgement:
             raise self._silence(writes=writes)
         return outcome
@@ -210,13 +211,5 @@ class SimulatedStore:
             return UnknownOutcome(f"Store {self.name} did not confirm a change.")
         return StoreUnavailable(f"Store {self.name} did not finish answering.")
 
-    async def _delay(self) -> None:
-        faults = self.faults
+    async def _delay(self, faults: Faults) -> None:
         await trio.sleep(self._random.uniform(faults.latency_min_s, faults.latency_max_s))
-
-
-def _restore(objects: dict[str, bytes], key: str, data: bytes | None) -> None:
-    if data is None:
-        objects.pop(key, None)
-    else:
-        objects[key] = data

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import stat
+import subprocess
 import tempfile
 import threading
 import traceback
@@ -376,9 +378,9 @@ def test_nothing_lies_on_the_disk_in_the_clear(index: SqliteIndex, path: str, tm
     seen = [files(path)]
     snapshot = index.snapshot()
     list(snapshot.rows("dentries", first=()))
+    snapshot.close()
     index.backfill()
     seen.append(files(path))
-    snapshot.close()
     index.finish_backfill()
     index.put_held("store", MARKER.decode())
     index.commit()
@@ -604,6 +606,83 @@ def test_a_crash_keeps_commits_and_loses_the_rest(path: str, tmp_path: Path) -> 
     assert again.wal_bytes() == 0
     again.close()
     index._connection.close(True)
+
+
+@given(
+    steps=st.lists(
+        st.sampled_from(["write", "commit", "snapshot", "release", "backfill", "finish"]), max_size=40
+    ),
+    seed=st.integers(0, 1 << 32),
+)
+def test_the_database_without_its_log_is_a_whole_commit(steps: list[str], seed: int) -> None:
+    """An index ahead of the volume's log is mended by dropping its write-ahead log, at any moment."""
+    drawn = random.Random(seed)
+    with tempfile.TemporaryDirectory() as directory:
+        path, copy = f"{directory}/index.db", f"{directory}/copy.db"
+        index = SqliteIndex.open(path, KEY)
+        snapshots = []
+        position = 0
+        states: dict[int, dict[int, bytes]] = {0: {}}
+        rows: dict[int, bytes] = {}
+        for step in steps:
+            if step == "write":
+                for number in drawn.sample(range(1, 200), 60):
+                    rows[number] = drawn.randbytes(200)
+                    index.put_extents(ExtentRow(number, 0, rows[number]))
+            elif step == "snapshot":
+                snapshots.append(index.snapshot())
+            elif step == "release" and snapshots:
+                snapshots.pop().close()
+            elif step == "backfill":
+                index.backfill()
+            elif step in ("commit", "finish"):
+                position += 1
+                index.put_meta("position", position)
+                states[position] = dict(rows)
+                index.commit() if step == "commit" else index.finish_backfill()
+            Path(copy).write_bytes(_without_locks(path))
+            dropped = SqliteIndex.open(copy, KEY)
+            assert dropped._query("PRAGMA integrity_check") == [("ok",)]
+            at = dropped.get_meta("position") or 0
+            found = dropped._query("SELECT inode, packed FROM extents")
+            assert isinstance(at, int) and dict(found) == states[at]
+            dropped._connection.close(True)
+            remove_index(copy)
+        for snapshot in snapshots:
+            snapshot.close()
+        index.close()
+
+
+def _without_locks(path: str) -> bytes:
+    """The bytes of a file of an open index, read by a child: closing it here would drop SQLite's locks."""
+    return subprocess.run(["cat", path], stdout=subprocess.PIPE, check=True).stdout
+
+
+def test_after_a_move_that_failed_the_next_commit_ends_it_first(index: SqliteIndex, path: str) -> None:
+    for number in range(1, 2000):
+        index.put_inode(inode_row(number))
+    index.commit()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(DiskError):
+            index.backfill()
+        index.put_inode(inode_row(1, size=77))
+        with pytest.raises(DiskError):
+            index.commit()
+        assert index.get_inode(1) == inode_row(1, size=77)  # refused before it began: nothing is lost
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    copy = path + "-copy"
+    index.commit()
+    Path(copy).write_bytes(_without_locks(path))
+    dropped = SqliteIndex.open(copy, KEY)
+    assert dropped._query("PRAGMA integrity_check") == [("ok",)]
+    assert dropped.totals() == (1999, 0)
+    assert dropped.get_inode(1) == inode_row(1)
+    dropped.close()
+    assert index.get_inode(1) == inode_row(1, size=77)
+    index.close()
 
 
 # --- snapshots -------------------------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""The background process of a mount: `python -m mirrorfs.cli.daemon STATUS_FD LOCK_FD`.
+
+It is started before the volume is unlocked, and forks nothing that holds keys. The keys come through
+standard input; through STATUS_FD go JSON lines to the waiting `mount`: {"replay": N}, then {"ready": true}
+or {"error": sentence, "exit_code": N}. The volume's lock is held by LOCK_FD being open.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from mirrorfs.cli.config import volume_paths
+from mirrorfs.cli.failures import describe, sentence_of
+from mirrorfs.cli.key_pipe import read_session
+from mirrorfs.cli.session import Session
+from mirrorfs.drivers.process import harden_process
+from mirrorfs.errors import MirrorfsError
+
+LOG_SIZE_MAX_BYTES: Final = 1024 * 1024
+LOGS_KEPT: Final = 2
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+log = logging.getLogger("mirrorfs.cli.daemon")
+
+
+class StatusPipe:
+    """The way back to the `mount` that started this process; a reader that is gone is no fault."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._shown = -1
+
+    def replay(self, sequence: int) -> None:
+        """Tell that a segment of the local log was replayed."""
+        if sequence != self._shown:
+            self._shown = sequence
+            self._send({"replay": sequence})
+
+    def ready(self) -> None:
+        """Tell that the mount answers; nothing follows."""
+        self._send({"ready": True})
+        self._close()
+
+    def failed(self, error: BaseException) -> None:
+        """Tell why there is no mount; nothing follows."""
+        sentence, exit_code = sentence_of(error)
+        self._send({"error": sentence, "exit_code": exit_code})
+        self._close()
+
+    def _send(self, message: dict[str, object]) -> None:
+        if self._fd < 0:
+            return
+        try:
+            os.write(self._fd, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def log_to(path: Path) -> None:
+    """Send what the program logs to a file of bounded size, from INFO on."""
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_SIZE_MAX_BYTES, backupCount=LOGS_KEPT)
+    handler.setFormatter(PlainFormatter(LOG_FORMAT))
+    logger = logging.getLogger("mirrorfs")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+class PlainFormatter(logging.Formatter):
+    """Writes of an exception its types and places only: messages may hold names."""
+
+    def formatException(self, ei: object) -> str:
+        """What stands below the line of a record with an exception."""
+        error = ei[1] if isinstance(ei, tuple) else None
+        return describe(error) if isinstance(error, BaseException) else ""
+
+
+def main(argv: list[str]) -> int:
+    """Read the keys, mount, serve, close."""
+    harden_process()
+    os.chdir("/")
+    status = StatusPipe(int(argv[1]))
+    for inherited in argv[1:3]:
+        os.set_inheritable(int(inherited), False)
+    try:
+        unlocked = read_session(0)
+        if unlocked is None:
+            return 0
+        # Descriptor 0 must not become some file of the program.
+        assert os.open(os.devnull, os.O_RDONLY) == 0
+        paths = volume_paths(unlocked.request.name, os.environ)
+        log_to(paths.log)
+        session = Session(unlocked, paths, on_ready=status.ready, on_replay=status.replay)
+        del unlocked
+        trio.run(session.run)
+    except (MirrorfsError, OSError, ExceptionGroup) as error:
+        log.error("stopped:\n%s", describe(error))
+        status.failed(error)
+        return sentence_of(error)[1]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

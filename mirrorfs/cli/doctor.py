@@ -1,0 +1,205 @@
+"""`mirrorfs doctor`: is everything here that MirrorFS needs, and what would make it safer?"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from mirrorfs.cli.config import config_home, state_home
+from mirrorfs.cli.progress import format_bytes
+from mirrorfs.drivers.process import hibernation_possible, unencrypted_swap
+from mirrorfs.errors import ModuleMissing
+from mirrorfs.keys.pkcs11_module import module_paths
+from mirrorfs.keys.pkcs11_uri import Pkcs11Uri
+
+PYTHON_MIN: Final = (3, 11)
+KERNEL_MIN: Final = (5, 10)
+FREE_MIN_BYTES: Final = 2 * 1024**3
+# A clock before this is a machine without a battery; time stamps in leases and heads would be nonsense.
+CLOCK_MIN_S: Final = 1_735_689_600
+
+
+class Verdict(StrEnum):
+    """How one check ended."""
+
+    OK = "ok"
+    NOTE = "note"
+    MISSING = "MISSING"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check; MISSING means that MirrorFS does not work without it."""
+
+    verdict: Verdict
+    text: str
+    advice: str = ""
+    """How to get it, or what to do about it."""
+
+
+def run(environment: Mapping[str, str]) -> int:
+    """Carry out `doctor`; 0 if everything needed is there."""
+    checks: list[Callable[[], Finding]] = [
+        _python,
+        _kernel,
+        _fuse_device,
+        _fusermount,
+        _libfuse,
+        _modules,
+        _swap,
+        _hibernation,
+        lambda: _space(environment),
+        lambda: _places(environment),
+        _clock,
+    ]
+    findings = [check() for check in checks]
+    for finding in findings:
+        print(f"{finding.verdict.value:>8}  {finding.text}")
+        if finding.advice and finding.verdict is not Verdict.OK:
+            print(f"{'':>8}  -> {finding.advice}")
+    missing = any(finding.verdict is Verdict.MISSING for finding in findings)
+    print(
+        "Something that MirrorFS needs is missing." if missing else "Everything that MirrorFS needs is here."
+    )
+    return 1 if missing else 0
+
+
+def _python() -> Finding:
+    text = f"Python {platform.python_version()}"
+    if sys.version_info < PYTHON_MIN:
+        return Finding(Verdict.MISSING, text, "Install Python 3.11 or newer.")
+    return Finding(Verdict.OK, text)
+
+
+def _kernel() -> Finding:
+    release = os.uname().release
+    try:
+        version = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    except ValueError:
+        return Finding(
+            Verdict.NOTE, f"Linux {release}", "Its version cannot be told; 5.10 or newer is needed."
+        )
+    if version < KERNEL_MIN:
+        return Finding(Verdict.MISSING, f"Linux {release}", "Use a kernel of 5.10 or newer.")
+    return Finding(Verdict.OK, f"Linux {release}")
+
+
+def _fuse_device() -> Finding:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return Finding(Verdict.MISSING, "/dev/fuse is not there", "Run 'modprobe fuse' as root.")
+    except OSError:
+        # fusermount3 opens it with its own rights, so that this is fatal only without that.
+        return Finding(
+            Verdict.NOTE, "/dev/fuse cannot be opened directly", "Mounts then need a setuid fusermount3."
+        )
+    return Finding(Verdict.OK, "/dev/fuse can be opened")
+
+
+def _fusermount() -> Finding:
+    path = shutil.which("fusermount3")
+    if path is None:
+        return Finding(
+            Verdict.MISSING,
+            "fusermount3 is not installed",
+            "Install fuse3 (apt install fuse3, dnf install fuse3).",
+        )
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    return Finding(Verdict.OK, version or "fusermount3 is installed")
+
+
+def _libfuse() -> Finding:
+    name = ctypes.util.find_library("fuse3")
+    if name is None:
+        return Finding(
+            Verdict.MISSING, "libfuse 3 is not installed", "Install libfuse3 (apt install libfuse3-dev)."
+        )
+    return Finding(Verdict.OK, f"libfuse 3 is installed ({name})")
+
+
+def _modules() -> Finding:
+    try:
+        paths = module_paths(Pkcs11Uri())
+    except ModuleMissing:
+        return Finding(
+            Verdict.MISSING,
+            "No PKCS#11 module is installed at a usual place",
+            "Install one for your token: opensc-pkcs11 (cards), ykcs11 (YubiKeys); or give --module.",
+        )
+    text = "PKCS#11 modules: " + ", ".join(paths)
+    if all("softhsm" in path for path in paths):
+        return Finding(
+            Verdict.NOTE, text, "SoftHSM is software, made for tests: whoever copies its files has the token."
+        )
+    return Finding(Verdict.OK, text)
+
+
+def _swap() -> Finding:
+    match unencrypted_swap():
+        case False:
+            return Finding(Verdict.OK, "No swap in the clear")
+        case True:
+            return Finding(
+                Verdict.NOTE,
+                "Swap is not encrypted",
+                "What programs read may reach the disk in the clear: encrypt swap, or turn it off.",
+            )
+    return Finding(Verdict.NOTE, "Whether swap is encrypted cannot be told", "See 'swapon --show'.")
+
+
+def _hibernation() -> Finding:
+    match hibernation_possible():
+        case False:
+            return Finding(Verdict.OK, "Hibernation is not possible")
+        case True:
+            return Finding(
+                Verdict.NOTE,
+                "Hibernation is possible",
+                "It writes memory, keys included, to swap: unmount before, or encrypt swap.",
+            )
+    return Finding(Verdict.NOTE, "Whether hibernation is possible cannot be told", "Unmount before it.")
+
+
+def _space(environment: Mapping[str, str]) -> Finding:
+    place = state_home(environment)
+    while not place.exists():
+        place = place.parent
+    free_bytes = shutil.disk_usage(place).free
+    text = f"{format_bytes(free_bytes)} free where the local log lies"
+    if free_bytes < FREE_MIN_BYTES:
+        return Finding(Verdict.NOTE, text, "Free some, or set MIRRORFS_STATE_HOME to a larger disk.")
+    return Finding(Verdict.OK, text)
+
+
+def _places(environment: Mapping[str, str]) -> Finding:
+    for place in (config_home(environment), state_home(environment)):
+        existing: Path = place
+        while not existing.exists():
+            existing = existing.parent
+        if not os.access(existing, os.W_OK | os.X_OK):
+            return Finding(
+                Verdict.MISSING,
+                f"{place} cannot be written to",
+                "Correct its permissions, or choose another.",
+            )
+    return Finding(
+        Verdict.OK, f"Configuration in {config_home(environment)}, state in {state_home(environment)}"
+    )
+
+
+def _clock() -> Finding:
+    text = time.strftime("The clock says %Y-%m-%d %H:%M:%S %Z")
+    if time.time() < CLOCK_MIN_S:
+        return Finding(Verdict.NOTE, text, "That is in the past: set the clock, or let NTP do it.")
+    return Finding(Verdict.OK, text)

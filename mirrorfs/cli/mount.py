@@ -1,0 +1,278 @@
+"""`mirrorfs mount`: check everything, unlock, and serve, in the background or in this process.
+
+In the background: this process takes the lock, starts the daemon (which then waits), asks for the secrets
+and sends the keys. In the foreground: a child asks for them, and this process serves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+import trio
+
+from mirrorfs.cli import volume_lock
+from mirrorfs.cli.config import (
+    TokenConfig,
+    VolumeConfig,
+    VolumePaths,
+    check_private_directory,
+    load_config,
+    make_private_directory,
+    volume_paths,
+)
+from mirrorfs.cli.failures import RemoteError
+from mirrorfs.cli.key_pipe import SessionRequest, UnlockedSession, read_session, write_session
+from mirrorfs.cli.launch import start_daemon, start_unlock_child
+from mirrorfs.cli.progress import LINE_INTERVAL_S
+from mirrorfs.cli.resolve import mounts_of
+from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
+from mirrorfs.cli.systemd import notify
+from mirrorfs.cli.tokens import SecretSources, make_token
+from mirrorfs.cli.unlock import check_pinned, find_header, newest_local_generation, unlock_header
+from mirrorfs.cli.when import parse_when
+from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.drivers.process import harden_process, unencrypted_swap
+from mirrorfs.errors import MirrorfsError, UsageError
+from mirrorfs.format.header import header_key
+from mirrorfs.fuse.mount_table import absolute, check_mountpoint, clean_stale
+
+STOP_WAIT_S: Final = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `mount`."""
+    parser.add_argument("volume", metavar="VOLUME", help="name of the volume")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    parser.add_argument("--foreground", action="store_true", help="serve in this process until unmounted")
+    parser.add_argument("--read-only", action="store_true", help="show the volume without changing it")
+    parser.add_argument(
+        "--at", metavar="WHEN", help="show it as it was then (2026-03-01, '2h ago'), read-only"
+    )
+    parser.add_argument("--allow-other", action="store_true", help="let other users in, as permissions say")
+    parser.add_argument("--token", metavar="URI", help="another token than the configured one")
+    parser.add_argument("--module", metavar="PATH", help="another PKCS#11 module than the configured one")
+    parser.add_argument("--password-file", metavar="FILE", help="read the password from its first line")
+    parser.add_argument("--pin-file", metavar="FILE", help="read the token's PIN from its first line")
+    parser.add_argument(
+        "--take-over", action="store_true", help="take the volume from a machine that is gone for good"
+    )
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of `mount` alone, for the process that unlocks."""
+    parser = argparse.ArgumentParser(prog="mirrorfs mount")
+    add_arguments(parser)
+    parser.add_argument("--debug", action="store_true")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace, environment: Mapping[str, str], argv: Sequence[str]) -> int:
+    """Carry out `mount`.
+
+    Args:
+        argv: the arguments as they were typed, for the process that unlocks.
+    Raises: MirrorfsError.
+    """
+    harden_process()
+    paths = volume_paths(arguments.volume, environment)
+    config = load_config(paths)
+    _check_options(arguments)
+    make_private_directory(paths.state, what="state")
+    check_private_directory(paths.state, what="state")
+    lock_fd = volume_lock.acquire(paths)
+    try:
+        _check_mountpoint(arguments.mountpoint, paths, config)
+        if unencrypted_swap():
+            _say("Note: swap is not encrypted, so that memory may reach the disk in the clear; see doctor.")
+        if arguments.foreground:
+            return _foreground(arguments, paths, environment, argv)
+        return _background(arguments, paths, environment, lock_fd)
+    finally:
+        os.close(lock_fd)
+
+
+def _say(sentence: str) -> None:
+    print(f"mirrorfs: {sentence}", file=sys.stderr)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    if arguments.at is not None:
+        parse_when(arguments.at, now_ns=time.time_ns())
+    if arguments.at is not None or arguments.read_only:
+        raise UsageError(
+            "--read-only and --at are not available yet in this version;"
+            " `mirrorfs restore --at` shows the past in a directory."
+        )
+
+
+def _check_mountpoint(mountpoint: str, paths: VolumePaths, config: VolumeConfig) -> str:
+    """The absolute path of a mountpoint that is fit. Raises: UsageError."""
+    # The lock is ours, so that nobody serves this volume: what is still mounted of it is dead.
+    for mounted in {record.mountpoint for record in mounts_of(paths.name)} | {absolute(mountpoint)}:
+        if clean_stale(mounted):
+            _say("A dead mount of an earlier run was removed.")
+    stores = [place for store in config.stores if (place := directory_of(store.url)) is not None]
+    places = [paths.state, paths.config.parent, *stores]
+    found = check_mountpoint(mountpoint, forbidden=places)
+    for place in places:
+        if Path(found).is_relative_to(os.path.realpath(place)):
+            raise UsageError(
+                "The mountpoint lies in the volume's state, its configuration or one of its stores;"
+                " choose another mountpoint."
+            )
+    return found
+
+
+# --- unlocking -------------------------------------------------------------------------------
+
+
+def unlocked_session(arguments: argparse.Namespace, environment: Mapping[str, str]) -> UnlockedSession:
+    """Check the stores, ask for the secrets, and return all that is needed to serve.
+
+    The stores are asked before the secrets, so that the same requests are made whatever is typed.
+    Raises: MirrorfsError: see the parts.
+    """
+    paths = volume_paths(arguments.volume, environment)
+    config = load_config(paths)
+    looks, data = trio.run(_look, paths, config)
+    for look in looks:
+        if look.unreachable is not None:
+            _say(f"{look.unreachable} What it lacks is sent when it is back.")
+    token_config = config.token
+    if arguments.token is not None or arguments.module is not None:
+        uri = arguments.token if arguments.token is not None else config.token.uri
+        module = arguments.module
+        if module is None and arguments.token is None:
+            module = config.token.module_path
+        token_config = TokenConfig(uri=uri, module_path=module)
+    sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
+    token = make_token(token_config, sources)
+    unlocked = unlock_header(data, name=paths.name, token=token, sources=sources)
+    check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
+    check_instances(looks, keys=unlocked.keys, writer=unlocked.header.public_keys.writer)
+    key = header_key(unlocked.header.generation, data)
+    if not (paths.state / "objects" / key).exists():
+        LocalDisk(paths.state).write_whole(f"objects/{key}", data)
+    request = SessionRequest(
+        name=paths.name,
+        config=config.to_toml(),
+        mountpoint=absolute(arguments.mountpoint),
+        allow_other=arguments.allow_other,
+        read_only=arguments.read_only,
+        take_over=arguments.take_over,
+    )
+    return UnlockedSession(request, unlocked.key_set, data)
+
+
+async def _look(paths: VolumePaths, config: VolumeConfig) -> tuple[list[StoreLook], bytes]:
+    return await look_at_stores(config.stores), await find_header(paths, config)
+
+
+# --- in the background -----------------------------------------------------------------------
+
+
+def _background(
+    arguments: argparse.Namespace, paths: VolumePaths, environment: Mapping[str, str], lock_fd: int
+) -> int:
+    reading, writing = os.pipe()
+    try:
+        descriptor = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "ab") as errors:
+            daemon = start_daemon(environment, status_fd=writing, lock_fd=lock_fd, errors=errors)
+    finally:
+        os.close(writing)
+    assert daemon.stdin is not None
+    with open(reading, "rb") as status:
+        try:
+            session = unlocked_session(arguments, environment)
+            write_session(os.dup(daemon.stdin.fileno()), session)
+            daemon.stdin.close()
+            _await_ready(status, paths)
+        except BaseException:
+            _stop(daemon)
+            raise
+    print(f"Volume {paths.name} is mounted on {session.request.mountpoint}.")
+    # The process goes on without us: nobody is to wait for it.
+    daemon.returncode = 0
+    return 0
+
+
+def _await_ready(status: IO[bytes], paths: VolumePaths) -> None:
+    """Return when the mount answers. Raises: MirrorfsError: it will not, with the daemon's words."""
+    said_s = time.monotonic()
+    for line in status:
+        message = json.loads(line)
+        if message.get("ready"):
+            return
+        if "error" in message:
+            raise RemoteError(str(message["error"]), exit_code=message.get("exit_code"))
+        if time.monotonic() - said_s >= LINE_INTERVAL_S:
+            said_s = time.monotonic()
+            _say(f"Reading the local log: segment {message.get('replay')} ...")
+    raise MirrorfsError(f"The background process ended unexpectedly; its log is {paths.log}.")
+
+
+def _stop(daemon: subprocess.Popen[bytes]) -> None:
+    """End a background process that got no keys, or has no mount yet."""
+    assert daemon.stdin is not None
+    daemon.stdin.close()
+    daemon.terminate()
+    try:
+        daemon.wait(STOP_WAIT_S)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+
+
+# --- in the foreground -----------------------------------------------------------------------
+
+
+def _foreground(
+    arguments: argparse.Namespace, paths: VolumePaths, environment: Mapping[str, str], argv: Sequence[str]
+) -> int:
+    # Imported here: the engine and the kernel's side of it are of no use to the other commands.
+    from mirrorfs.cli.session import Session
+
+    _log_to_terminal(debug=arguments.debug)
+    reading, writing = os.pipe()
+    child = start_unlock_child(environment, argv, keys_fd=writing)
+    os.close(writing)
+    unlocked = read_session(reading)
+    exit_code = child.wait()
+    if unlocked is None or exit_code:
+        # It said why.
+        return exit_code or 1
+    os.chdir("/")
+    place = unlocked.request.mountpoint
+
+    def ready() -> None:
+        _say(f"Volume {paths.name} is mounted on {place}.")
+        notify(f"READY=1\nSTATUS=Mounted on {place}", environment)
+
+    session = Session(
+        unlocked,
+        paths,
+        on_ready=ready,
+        on_stopping=lambda: notify("STOPPING=1\nSTATUS=Unmounting", environment),
+    )
+    del unlocked
+    trio.run(session.run)
+    _say(f"Volume {paths.name} is unmounted.")
+    return 0
+
+
+def _log_to_terminal(*, debug: bool) -> None:
+    logger = logging.getLogger("mirrorfs")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("mirrorfs: %(levelname)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if debug else logging.WARNING)

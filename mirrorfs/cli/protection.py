@@ -1,0 +1,118 @@
+"""From what the engine says to what people ask: is my data safe, and up to when?
+
+Pure: the daemon's answer and a clock reading in, values out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from mirrorfs.engine.mirror_state import StateWord
+
+KERNEL_HOLDS_S: Final = 30.0
+"""How long the kernel may keep written bytes to itself when it was not asked for them."""
+
+_FAULTS: Final = frozenset(
+    {
+        StateWord.UNREACHABLE,
+        StateWord.DENIED,
+        StateWord.FULL,
+        StateWord.CONFLICT,
+        StateWord.WAITING_FOR_LEASE,
+    }
+)
+
+
+class Light(StrEnum):
+    """One word for a mounted volume."""
+
+    PROTECTED = "protected"
+    """Every store holds everything."""
+    CATCHING_UP = "catching-up"
+    """Something is on its way to the stores, and nothing holds it up."""
+    AT_RISK = "at-risk"
+    """Something is not on a store and does not get there, or writing has stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreProtection:
+    """How far one store is."""
+
+    name: str
+    state: str
+    safe_until_ns: int
+    """Everything written before this moment is on the store."""
+    pending_bytes: int
+    pending_count: int
+    rate_bytes_s: int
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """How safe a mounted volume is."""
+
+    light: Light
+    reason: str | None
+    """Why it is at risk, or what stands in the way; one sentence."""
+    as_of_ns: int
+    """What was written after this moment is not judged."""
+    durable_until_ns: int
+    """Everything written before this moment is in the local log."""
+    stores: tuple[StoreProtection, ...]
+
+
+def judge(status: Mapping[str, Any], *, asked_ns: int, written_back: bool) -> Protection:
+    """Judge a status as the daemon sends it.
+
+    Args:
+        status: fields of engine.volume.VolumeStatus.
+        asked_ns: CLOCK_REALTIME before the kernel was asked to write back, or else before the question.
+        written_back: whether the kernel has handed over everything written before asked_ns.
+    """
+    as_of_ns = asked_ns if written_back else asked_ns - int(KERNEL_HOLDS_S * 1e9)
+    in_memory = bool(status["dirty_bytes"] or status["pending_records_bytes"])
+    # What is in memory was written after the last commit.
+    durable_ns = min(as_of_ns, int(status["durable_ns"])) if in_memory else as_of_ns
+    open_ns = int(status["open_since_ns"])
+    not_offered_ns = min(durable_ns, open_ns) if open_ns else durable_ns
+    stores = tuple(_store(store, not_offered_ns) for store in status["stores"])
+    light, reason = _light(status, stores, all_offered=not in_memory and not open_ns)
+    return Protection(light, reason, as_of_ns, durable_ns, stores)
+
+
+def _store(store: Mapping[str, Any], not_offered_ns: int) -> StoreProtection:
+    oldest_ns = store["oldest_pending_ns"]
+    safe_ns = not_offered_ns if oldest_ns is None else min(not_offered_ns, int(oldest_ns))
+    return StoreProtection(
+        name=str(store["store"]),
+        state=str(store["state"]),
+        safe_until_ns=safe_ns,
+        pending_bytes=int(store["pending_bytes"]),
+        pending_count=int(store["pending_count"]),
+        rate_bytes_s=int(store["rate_bytes_s"]),
+        last_error=store["last_error"],
+    )
+
+
+def _light(
+    status: Mapping[str, Any], stores: Sequence[StoreProtection], *, all_offered: bool
+) -> tuple[Light, str | None]:
+    if status["fatal"] is not None:
+        return Light.AT_RISK, f"Writing has stopped: {status['fatal']}"
+    if status["fenced"] is not None:
+        return Light.AT_RISK, str(status["fenced"])
+    if status["stalled"]:
+        return Light.AT_RISK, "The local disk is full: free some space."
+    for store in stores:
+        if store.state == StateWord.CONFLICT:
+            return Light.AT_RISK, store.last_error
+        # With nothing pending, a store that is away lacks only what is not sealed yet.
+        if store.state in _FAULTS and (store.pending_count or not all_offered):
+            return Light.AT_RISK, store.last_error or f"Store {store.name} is {store.state}."
+    if all_offered and not any(store.pending_count for store in stores):
+        return Light.PROTECTED, None
+    return Light.CATCHING_UP, None

@@ -1,0 +1,298 @@
+"""`mirrorfs restore`: from the stores into a directory. No mount, no FUSE, no configuration, no local state."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from mirrorfs.cli.config import TokenConfig
+from mirrorfs.cli.failures import one_line
+from mirrorfs.cli.progress import Progress, ProgressItem, format_bytes
+from mirrorfs.cli.restore_stores import (
+    NamedStore,
+    StoresFound,
+    check_members,
+    find_stores,
+    name_stores,
+    opened,
+)
+from mirrorfs.cli.tokens import SecretSources, make_token
+from mirrorfs.cli.unlock import Unlocked, unlock_header
+from mirrorfs.cli.when import parse_moment
+from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.drivers.os_threads import ThreadOffload
+from mirrorfs.drivers.process import harden_process
+from mirrorfs.drivers.restore_directory import RestoreDirectory, check_destination
+from mirrorfs.engine.restore import NEWEST, Moment, Restore, RestorePlan, RestoreProgress, RestoreReport
+from mirrorfs.errors import DamagedError, LimitError, MirrorfsError, UsageError, WrongToken
+from mirrorfs.format.header import parse_header
+from mirrorfs.format.ids import format_position
+from mirrorfs.format.kdf import format_fingerprint
+
+DEFAULT_TOKEN: Final = "pkcs11:"  # noqa: S105  # any token; no secret
+EXIT_FAILED: Final = 1
+EXIT_DAMAGED: Final = 5
+WARNINGS_SHOWN_MAX: Final = 20
+PATHS_SHOWN_MAX: Final = 50
+_NS_PER_S: Final = 1_000_000_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `restore`."""
+    parser.add_argument("dest", metavar="DEST", help="an empty or a new directory")
+    parser.add_argument(
+        "--store",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="file:///PATH or s3://BUCKET/PREFIX?endpoint=...; one is enough, two help each other",
+    )
+    parser.add_argument("--token", default=DEFAULT_TOKEN, metavar="URI", help="the token, if not the only one")
+    parser.add_argument("--module", metavar="PATH", help="the PKCS#11 module to use for the token")
+    parser.add_argument(
+        "--at", metavar="WHEN", help="as it was at 2026-03-01T14:05, 'yesterday 18:00', 2h, or position 17.203"
+    )
+    parser.add_argument(
+        "--path",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="only what matches, as in 'docs/*.txt' or 'photos'; can be given several times",
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask before restoring")
+    parser.add_argument(
+        "--preserve-special",
+        action="store_true",
+        help="restore device nodes, set-user-ID and set-group-ID bits and capabilities too (root)",
+    )
+    parser.add_argument("--password-file", metavar="FILE", help="read the password from its first line")
+    parser.add_argument("--pin-file", metavar="FILE", help="read the token's PIN from its first line")
+
+
+def run_restore(arguments: argparse.Namespace) -> int:
+    """`run` with the environment of this process."""
+    return run(arguments, os.environ)
+
+
+def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    """Carry out `restore`.
+
+    Returns: 0; 1 when names could not be made; 5 when files lack bytes or newer commits are damaged.
+    Raises: MirrorfsError.
+    """
+    harden_process()
+    started_s = time.monotonic()
+    now_ns = time.time_ns()
+    moment = NEWEST if arguments.at is None else parse_moment(arguments.at, now_ns=now_ns)
+    stores = name_stores(arguments.store, destination=arguments.dest)
+    check_destination(arguments.dest)
+    if not arguments.yes and not sys.stdin.isatty():
+        raise UsageError("There is no terminal to ask on; check the volume's fingerprint and use --yes.")
+    sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
+    found = trio.run(find_stores, stores)
+    for sentence in found.unreachable:
+        _say(f"{sentence} Going on without it.")
+    unlocked = _unlock(found, TokenConfig(arguments.token, arguments.module), sources)
+    for sentence in check_members(found.found, unlocked):
+        _say(sentence)
+    print(f"Volume:      {unlocked.header.volume.hex()}")
+    print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
+    command = _Command(arguments, environment, unlocked, [one.store for one in found.found])
+    return trio.run(command.run, moment, started_s)
+
+
+def _say(sentence: str) -> None:
+    print(f"mirrorfs: {one_line(sentence)}", file=sys.stderr)
+
+
+def _unlock(found: StoresFound, token: TokenConfig, sources: SecretSources) -> Unlocked:
+    """Unlock the newest header that opens: a store can plant one that does not, which stops nobody."""
+    failure: MirrorfsError | None = None
+    for data in found.headers():
+        header = parse_header(data)
+        name = f"{header.volume.hex()[:8]}..."
+        try:
+            return unlock_header(data, name=name, token=make_token(token, sources), sources=sources)
+        except (DamagedError, LimitError, WrongToken) as exc:
+            if failure is not None:
+                _say(f"Header generation {header.generation}: {exc}")
+            failure = failure or exc
+    assert failure is not None
+    raise failure
+
+
+class _Command:
+    """One restore on its way."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        environment: Mapping[str, str],
+        unlocked: Unlocked,
+        stores: list[NamedStore],
+    ) -> None:
+        self._arguments = arguments
+        self._environment = environment
+        self._unlocked = unlocked
+        self._stores = stores
+        self._progress = Progress(sys.stderr)
+
+    async def run(self, moment: Moment, started_s: float) -> int:
+        """Plan, ask, restore, report."""
+        keys = self._unlocked.keys
+        with _work_directory(self._environment) as work, _warnings(self._progress) as warnings:
+            # The key of the temporary index is never stored: what a crash leaves of it nobody can read.
+            files = SqliteIndexFiles(
+                str(work / "index.db"), secrets.token_bytes(32), digest_key=secrets.token_bytes(32)
+            )
+            async with opened(self._stores) as stores:
+                restore = Restore(
+                    stores,
+                    files,
+                    ThreadOffload(),
+                    keys,
+                    self._unlocked.header.public_keys.writer,
+                    on_replayed=self._show_replay,
+                )
+                try:
+                    plan = await restore.plan(moment)
+                    self._progress.end()
+                    _print_plan(plan, moment, has_one_store=len(self._stores) == 1)
+                    if not self._arguments.yes and not _confirmed():
+                        print("Nothing was restored.")
+                        return EXIT_FAILED
+                    report = await self._execute(restore)
+                finally:
+                    restore.close()
+                    files.remove()
+        return _print_report(report, plan, duration_s=time.monotonic() - started_s, warnings=warnings.count)
+
+    async def _execute(self, restore: Restore) -> RestoreReport:
+        tree = RestoreDirectory(self._arguments.dest, preserve_special=self._arguments.preserve_special)
+        try:
+            return await restore.execute(tree, globs=self._arguments.path, on_progress=self._show)
+        finally:
+            self._progress.end()
+
+    def _show_replay(self, sequence: int, time_ns: int) -> None:
+        self._progress.show([ProgressItem("log", 0, 0, note=f"segment {sequence} of {_date(time_ns)}")])
+
+    def _show(self, state: RestoreProgress) -> None:
+        note = f"{state.finished or state.names} of {state.names} names"
+        self._progress.show([ProgressItem("restore", state.done_bytes, state.total_bytes, note=note)])
+
+
+@contextmanager
+def _work_directory(environment: Mapping[str, str]) -> Iterator[Path]:
+    # Not /tmp by default: that is often memory, and the index of a large volume is large.
+    base = environment.get("TMPDIR") or "/var/tmp"  # noqa: S108  # a private directory is made in it
+    if not os.access(base, os.W_OK | os.X_OK):
+        base = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix="mirrorfs-restore-", dir=base) as path:
+        yield Path(path)
+
+
+def _confirmed() -> bool:
+    try:
+        return input("Restore this? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _date(time_ns: int) -> str:
+    moment = datetime.fromtimestamp(time_ns // _NS_PER_S).astimezone()
+    return moment.strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+# --- warnings --------------------------------------------------------------------------------
+
+
+class _WarningLines(logging.Handler):
+    """Prints warnings above the progress bar: the first ones, and counts them all."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
+        if self.count <= WARNINGS_SHOWN_MAX:
+            self._progress.end()
+            _say(record.getMessage())
+        elif self.count == WARNINGS_SHOWN_MAX + 1:
+            self._progress.end()
+            _say("There are more warnings; they are counted only.")
+
+
+@contextmanager
+def _warnings(progress: Progress) -> Iterator[_WarningLines]:
+    logger = logging.getLogger("mirrorfs")
+    handler = _WarningLines(progress)
+    propagates = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield handler
+    finally:
+        logger.propagate = propagates
+        logger.removeHandler(handler)
+
+
+# --- what is said ----------------------------------------------------------------------------
+
+
+def _print_plan(plan: RestorePlan, moment: Moment, *, has_one_store: bool) -> None:
+    what = "Newest state" if moment == NEWEST else "State then  "
+    if plan.journal_sequence:
+        print(f"{what}: position {format_position(plan.position)} of {_date(plan.time_ns)}")
+        print(f"Contents:     {plan.inodes} files and directories, {format_bytes(plan.size_bytes)}")
+    else:
+        print(f"{what}: the volume is empty; nothing was ever written to it")
+    print(f"Stores:       {', '.join(plan.stores)}")
+    for name in plan.silent:
+        _say(f"Store {name} could not be listed; going on without it.")
+    if plan.damage is not None:
+        _say(f"There are newer commits that cannot be restored: {plan.damage}.")
+    if moment == NEWEST and has_one_store:
+        print("A single store cannot prove that this is the newest state: compare the date with what you know.")
+
+
+def _print_report(report: RestoreReport, plan: RestorePlan, *, duration_s: float, warnings: int) -> int:
+    print(
+        f"Restored {report.files} files in {report.directories} directories,"
+        f" {format_bytes(report.written_bytes)}, in {duration_s:.0f} s; {warnings} warnings."
+    )
+    for what, count in sorted(report.left_out.items()):
+        print(f"Not restored: {count} {what}")
+    _print_paths("could not be made", report.refused_count, [f"{path}: {why}" for path, why in report.refused])
+    _print_paths(
+        f"lack bytes of which no store has a good copy ({format_bytes(report.lost_bytes)} in all)",
+        report.incomplete_count,
+        list(report.incomplete),
+    )
+    if report.incomplete_count or plan.damage is not None:
+        return EXIT_DAMAGED
+    return EXIT_FAILED if report.refused_count else 0
+
+
+def _print_paths(what: str, count: int, paths: list[str]) -> None:
+    if not count:
+        return
+    print(f"{count} files {what}:", file=sys.stderr)
+    for path in paths[:PATHS_SHOWN_MAX]:
+        print(f"  {one_line(path)}", file=sys.stderr)
+    if count > PATHS_SHOWN_MAX:
+        print(f"  and {count - PATHS_SHOWN_MAX} more", file=sys.stderr)

@@ -1,0 +1,220 @@
+"""Serving one unlocked volume in this process, from opening the local log to the last upload.
+
+Order at the end: the mount goes first, while it is still served, so that the kernel hands over what it
+holds; then the engine commits, seals and, if somebody waits for it, sends everything to the stores; then
+the clients of the control socket are told; then the process ends, and the keys with it.
+
+Signals (TERM, INT, HUP): the first unmounts, a second one ends the waiting for stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import trio
+
+from mirrorfs.cli.config import VolumePaths
+from mirrorfs.cli.control import ControlServer
+from mirrorfs.cli.failures import single_error
+from mirrorfs.cli.key_pipe import UnlockedSession
+from mirrorfs.cli.resolve import fsname
+from mirrorfs.cli.session_control import SessionControl
+from mirrorfs.cli.stores import ONCE, open_store, system_random
+from mirrorfs.cli.waiting import Patience, watched
+from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.drivers.os_clock import SystemClock
+from mirrorfs.drivers.os_threads import ThreadOffload
+from mirrorfs.engine.lease_taker import VolumeSettings
+from mirrorfs.engine.local import World
+from mirrorfs.engine.retry import RetryingStore
+from mirrorfs.engine.volume import MountedVolume
+from mirrorfs.errors import MirrorfsError
+from mirrorfs.format.header import verify_header
+from mirrorfs.format.kdf import hkdf
+from mirrorfs.fuse.mount import serve
+from mirrorfs.fuse.operations import MirrorOperations
+
+log = logging.getLogger(__name__)
+
+EXIT_WAIT_S: Final = 30.0
+"""How long the stores are waited for when nobody does: after a signal, or an umount(8)."""
+STORE_CLOSE_S: Final = 5.0
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Session:
+    """One volume, mounted by this process."""
+
+    def __init__(
+        self,
+        unlocked: UnlockedSession,
+        paths: VolumePaths,
+        *,
+        on_ready: Callable[[], None],
+        on_replay: Callable[[int], None] = lambda sequence: None,
+        on_stopping: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            on_ready: called once, when the mount answers.
+            on_replay: hears of each segment number while the local log is replayed.
+            on_stopping: called once, when the mount is about to go, or gone.
+        """
+        self._unlocked = unlocked
+        self._request = unlocked.request
+        self._config = unlocked.request.parsed_config()
+        self._paths = paths
+        self._on_ready = on_ready
+        self._on_replay = on_replay
+        self._on_stopping = on_stopping
+        self._control = SessionControl(unlocked.request)
+        self._serving = trio.CancelScope()
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Serve until the volume is unmounted, by whomever.
+
+        Raises: MirrorfsError: it could not be mounted, or not be closed properly.
+        """
+        try:
+            await self._run()
+        except BaseExceptionGroup as group:
+            error = single_error(group)
+            if isinstance(error, MirrorfsError):
+                raise error from group
+            raise
+
+    async def _run(self) -> None:
+        server = ControlServer(self._paths.socket, self._control.handlers())
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, signals)
+                await nursery.start(server.serve)
+                try:
+                    await self._with_stores()
+                except MirrorfsError as error:
+                    self._control.finish(error)
+                    raise
+                finally:
+                    self._control.finish(None)
+                    with trio.CancelScope(shield=True):
+                        await server.drain()
+                nursery.cancel_scope.cancel()
+
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if self._stopping:
+                self._control.hurry()
+            log.info("stopping after signal %d", number)
+            self._stop()
+            self._serving.cancel()
+
+    def _stop(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._on_stopping()
+
+    # --- from the stores down to the mount ---------------------------------------------------
+
+    async def _with_stores(self) -> None:
+        stores = [open_store(store.name, store.url, policy=ONCE) for store in self._config.stores]
+        try:
+            async with trio.open_nursery() as nursery:
+                # Once mounted, `_serving` ends before anything of the engine does.
+                with self._serving:
+                    volume, files = await self._open(stores, nursery)
+                if self._serving.cancelled_caught:
+                    raise MirrorfsError("The volume was not mounted, for a signal came first.")
+                await self._serve(volume, files)
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.move_on_after(STORE_CLOSE_S, shield=True):
+                for store in stores:
+                    await store.aclose()
+
+    async def _open(
+        self, stores: list[RetryingStore], nursery: trio.Nursery
+    ) -> tuple[MountedVolume, SqliteIndexFiles]:
+        unlocked = self._unlocked
+        header, keys = verify_header(unlocked.header, unlocked.key_set)
+        files = SqliteIndexFiles(
+            str(self._paths.state / "index.db"),
+            keys.index_key,
+            digest_key=hkdf(keys.root, salt=keys.volume, info=b"mirrorfs v1 closed index"),
+        )
+        world = World(
+            disk=LocalDisk(self._paths.state),
+            clock=SystemClock(),
+            entropy=secrets.token_bytes,
+            offload=ThreadOffload(),
+        )
+        settings = VolumeSettings(
+            instances={store.name: store.instance.hex() for store in self._config.stores},
+            header_hash=hashlib.sha256(unlocked.header).digest(),
+            host=socket.gethostname()[:255],
+            owner=(os.getuid(), os.getgid()),
+            mirror_delay_s=self._config.mirror_delay_s,
+            take_over=self._request.take_over,
+        )
+        volume = await MountedVolume.open(
+            nursery=nursery,
+            world=world,
+            files=files,
+            key_set=unlocked.key_set,
+            keys=keys,
+            header=header,
+            stores=stores,
+            settings=settings,
+            random=system_random(),
+            on_progress=lambda sequence, _: self._on_replay(sequence),
+        )
+        return volume, files
+
+    async def _serve(self, volume: MountedVolume, files: SqliteIndexFiles) -> None:
+        request = self._request
+        self._serving = trio.CancelScope()
+        if self._stopping:
+            self._serving.cancel()
+        self._control.opened(volume)
+        try:
+            with self._serving:
+                await serve(
+                    MirrorOperations(volume.filesystem),
+                    request.mountpoint,
+                    allow_other=request.allow_other,
+                    read_only=request.read_only,
+                    fsname=fsname(request.name),
+                    on_ready=self._on_ready,
+                )
+        finally:
+            self._control.unmounted()
+            self._stop()
+            with trio.CancelScope(shield=True):
+                await self._close(volume, files)
+
+    async def _close(self, volume: MountedVolume, files: SqliteIndexFiles) -> None:
+        """Close the engine, waiting for the stores as long as somebody wants it."""
+        wait, patience = self._control.closing_plan()
+        if patience is None:
+            patience = Patience(stall_s=EXIT_WAIT_S, limit_s=EXIT_WAIT_S)
+        left_behind = await watched(
+            lambda progress: volume.close(wait_for_stores=wait, progress=progress),
+            patience=patience,
+            publish=self._control.publish,
+            is_hurried=lambda: self._control.is_hurried,
+        )
+        if volume.filesystem.fatal is None:
+            # Blocks for the time of reading the index once; nobody is served any more.
+            await trio.to_thread.run_sync(files.seal)
+        if left_behind is not None:
+            log.info("closed while %s", left_behind)
+            self._control.left_behind(left_behind)

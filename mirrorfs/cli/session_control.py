@@ -1,0 +1,196 @@
+"""What the control socket can ask of a session: status, flush, umount."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Final
+
+import trio
+
+from mirrorfs.cli.control import Connection, Handler
+from mirrorfs.cli.control_protocol import STALL_S, Message
+from mirrorfs.cli.key_pipe import SessionRequest
+from mirrorfs.cli.waiting import Patience, watched
+from mirrorfs.engine.volume import MountedVolume, VolumeStatus
+from mirrorfs.errors import MirrorfsError, StoreUnavailable, UsageError
+
+STALL_MAX_S: Final = 7 * 24 * 3600.0
+
+
+class SessionControl:
+    """The control socket's view of a session, and what its clients want of the session's end."""
+
+    def __init__(self, request: SessionRequest) -> None:
+        self._request = request
+        self._volume: MountedVolume | None = None
+        self._unmounted = trio.Event()
+        self._finished = trio.Event()
+        self._error: MirrorfsError | None = None
+        self._left_behind: str | None = None
+        self._plan: tuple[bool, Patience] | None = None
+        self._watchers: list[Callable[[VolumeStatus], None]] = []
+        self.is_hurried = False
+        """Whether the waiting for stores at the end is to be cut short."""
+
+    # --- what the session tells ----------------------------------------------------------------
+
+    def opened(self, volume: MountedVolume) -> None:
+        """The engine runs; the mount is about to appear."""
+        self._volume = volume
+
+    def unmounted(self) -> None:
+        """The mount is gone; closing begins."""
+        self._unmounted.set()
+
+    def publish(self, status: VolumeStatus) -> None:
+        """Progress of the closing."""
+        for watcher in self._watchers:
+            watcher(status)
+
+    def left_behind(self, what: str) -> None:
+        """Closed while a store lacked something."""
+        self._left_behind = what
+
+    def finish(self, error: MirrorfsError | None) -> None:
+        """Everything is closed, or failed; the first word counts."""
+        if not self._finished.is_set():
+            self._error = error
+            self._volume = None
+            self._unmounted.set()
+            self._finished.set()
+
+    def closing_plan(self) -> tuple[bool, Patience | None]:
+        """(whether to wait for the stores, for how long); no patience: nobody asked."""
+        return (True, None) if self._plan is None else self._plan
+
+    def hurry(self) -> None:
+        """Wait for no store any more."""
+        self.is_hurried = True
+
+    # --- what clients ask ----------------------------------------------------------------------
+
+    def handlers(self) -> dict[str, Handler]:
+        """By command."""
+        return {"status": self._status, "flush": self._flush, "umount": self._umount}
+
+    async def _status(self, connection: Connection) -> Message:
+        volume = self._running()
+        await trio.lowlevel.checkpoint()
+        return {
+            "name": self._request.name,
+            "mountpoint": self._request.mountpoint,
+            "read_only": self._request.read_only,
+            "pid": os.getpid(),
+            "status": asdict(volume.status()),
+        }
+
+    async def _flush(self, connection: Connection) -> Message:
+        volume = self._running()
+        patience = Patience(stall_s=_stall_s(connection.request))
+        left_behind: str | None = None
+        was_unmounted = False
+
+        async with trio.open_nursery() as nursery:
+            publish = _publisher(connection, nursery)
+
+            async def stop_when_unmounted() -> None:
+                nonlocal was_unmounted
+                await self._unmounted.wait()
+                was_unmounted = True
+                nursery.cancel_scope.cancel()
+
+            async def stop_when_closed() -> None:
+                await connection.wait_closed()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(stop_when_unmounted)
+            nursery.start_soon(stop_when_closed)
+            left_behind = await watched(volume.flush, patience=patience, publish=publish)
+            nursery.cancel_scope.cancel()
+        if was_unmounted:
+            raise MirrorfsError(
+                "The volume was unmounted meanwhile; what is left is sent with the next mount."
+            )
+        if left_behind is not None:
+            raise StoreUnavailable(
+                f"Not everything is on every store: {left_behind}; it is sent as soon as the store takes it."
+            )
+        return {}
+
+    async def _umount(self, connection: Connection) -> Message:
+        """The client unmounts, after "prepared"; this end waits for that and for the closing."""
+        self._running()
+        if self._plan is not None:
+            raise UsageError("The volume is being unmounted already; see `mirrorfs status`.")
+        wait = connection.request.get("wait", True) is True
+        self._plan = (wait, Patience(stall_s=_stall_s(connection.request)))
+        await connection.send({"type": "prepared", "mountpoint": self._request.mountpoint})
+        async with trio.open_nursery() as nursery:
+            publish = _publisher(connection, nursery)
+            self._watchers.append(publish)
+            try:
+                nursery.start_soon(self._withdraw, connection)
+                await self._finished.wait()
+            finally:
+                self._watchers.remove(publish)
+            nursery.cancel_scope.cancel()
+        if self._error is not None:
+            raise self._error
+        if self._left_behind is not None and wait:
+            raise StoreUnavailable(
+                f"The volume is unmounted, but {self._left_behind}; it is sent with the next mount."
+            )
+        return {}
+
+    async def _withdraw(self, connection: Connection) -> None:
+        """The client hung up: before the mount is gone its wish is void, after it nobody waits."""
+        await connection.wait_closed()
+        if self._unmounted.is_set():
+            self.hurry()
+        else:
+            self._plan = None
+        raise trio.BrokenResourceError
+
+    def _running(self) -> MountedVolume:
+        if self._volume is None or self._unmounted.is_set():
+            phase = "unmounted" if self._unmounted.is_set() else "mounted"
+            raise MirrorfsError(f"The volume is just being {phase}; ask again in a moment.")
+        return self._volume
+
+
+def _stall_s(request: Message) -> float:
+    value = request.get("stall_s", STALL_S)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= STALL_MAX_S:
+        raise UsageError("The time to wait for a store is a number of seconds, at most a week.")
+    return float(value)
+
+
+def _publisher(connection: Connection, nursery: trio.Nursery) -> Callable[[VolumeStatus], None]:
+    """A callback that sends states to a client; the newest waits while one is being sent."""
+    sender, receiver = trio.open_memory_channel[VolumeStatus](1)
+
+    async def send() -> None:
+        async for status in receiver:
+            stores = [
+                {
+                    "name": store.store,
+                    "pending_bytes": store.pending_bytes,
+                    "pending_count": store.pending_count,
+                    "state": store.state.value,
+                    "last_error": store.last_error,
+                }
+                for store in status.stores
+            ]
+            await connection.send({"type": "progress", "stores": stores})
+
+    def publish(status: VolumeStatus) -> None:
+        try:
+            sender.send_nowait(status)
+        except (trio.WouldBlock, trio.BrokenResourceError):
+            # A client that reads slowly misses a state, never the end.
+            return
+
+    nursery.start_soon(send)
+    return publish

@@ -1,0 +1,196 @@
+"""`mirrorfs status`: what is mounted where, and how much of it is safe. JSON: docs/status-json.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from mirrorfs.cli import volume_lock
+from mirrorfs.cli.config import VolumePaths, configured_volumes, load_config, volume_paths
+from mirrorfs.cli.control_protocol import ControlClient, NotMounted
+from mirrorfs.cli.failures import one_line
+from mirrorfs.cli.progress import format_bytes
+from mirrorfs.cli.protection import Light, Protection, StoreProtection, judge
+from mirrorfs.cli.resolve import mounts_of, resolve
+from mirrorfs.cli.waiting_client import STATUS_SYNC_DEADLINE_S, write_back
+from mirrorfs.errors import MirrorfsError, UsageError
+
+SCHEMA: Final = 1
+
+_WORDS: Final = {
+    Light.PROTECTED: "protected",
+    Light.CATCHING_UP: "catching up",
+    Light.AT_RISK: "AT RISK",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `status`."""
+    parser.add_argument(
+        "target", metavar="VOLUME|MOUNTPOINT", nargs="?", help="without it, all volumes are listed"
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable, as docs/status-json.md says")
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeReport:
+    """All that is known of one volume."""
+
+    name: str
+    mountpoint: str | None
+    answer: Mapping[str, Any] | None
+    """What the daemon said; None when the volume is not mounted."""
+    protection: Protection | None
+    note: str | None
+    """Why nothing more can be said; one sentence."""
+
+
+def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    """Carry out `status`. Raises: MirrorfsError."""
+    if arguments.target is not None:
+        volumes = [resolve(arguments.target, environment)]
+        if not volumes[0].config.exists():
+            raise UsageError(
+                f"Volume {volumes[0].name} is not configured here; ask as the user who mounted it."
+            )
+    else:
+        volumes = [volume_paths(name, environment) for name in configured_volumes(environment)]
+    reports = [_report(paths) for paths in volumes]
+    if arguments.json:
+        print(json.dumps({"schema": SCHEMA, "volumes": [as_json(report) for report in reports]}, indent=2))
+        return 0
+    if not reports:
+        print("No volume is configured; `mirrorfs init` makes one.")
+    for report in reports:
+        print("\n".join(as_text(report)))
+    return 0
+
+
+def _report(paths: VolumePaths) -> VolumeReport:
+    try:
+        load_config(paths)
+        answer = _ask(paths)
+    except NotMounted:
+        note = None
+        if mounts_of(paths.name):
+            note = f"Its mount is dead; `mirrorfs umount {paths.name}` removes it."
+        elif volume_lock.is_held(paths):
+            note = "It is just being mounted or unmounted."
+        return VolumeReport(paths.name, None, None, None, note)
+    except MirrorfsError as error:
+        return VolumeReport(paths.name, None, None, None, one_line(str(error)))
+    mountpoint = str(answer["mountpoint"])
+    asked_ns = time.time_ns()
+    written_back = write_back(mountpoint, deadline_s=STATUS_SYNC_DEADLINE_S)
+    try:
+        answer = _ask(paths)
+    except MirrorfsError as error:
+        return VolumeReport(paths.name, mountpoint, None, None, one_line(str(error)))
+    protection = judge(answer["status"], asked_ns=asked_ns, written_back=written_back)
+    return VolumeReport(paths.name, mountpoint, answer, protection, None)
+
+
+def _ask(paths: VolumePaths) -> Mapping[str, Any]:
+    with ControlClient(paths.socket, volume=paths.name) as client:
+        client.send("status")
+        return next(iter(client.answers()))
+
+
+# --- JSON ------------------------------------------------------------------------------------
+
+
+def timestamp(time_ns: int) -> str:
+    """UTC with milliseconds, as in ISO 8601."""
+    moment = datetime.fromtimestamp(time_ns // 1_000_000 / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def as_json(report: VolumeReport) -> dict[str, Any]:
+    """One element of "volumes" in docs/status-json.md."""
+    result: dict[str, Any] = {
+        "name": report.name,
+        "mounted": report.answer is not None,
+        "mountpoint": report.mountpoint,
+        "read_only": None,
+        "pid": None,
+        "light": None,
+        "reason": report.note,
+        "as_of": None,
+        "local": None,
+        "stores": [],
+    }
+    if report.answer is None or report.protection is None:
+        return result
+    status, protection = report.answer["status"], report.protection
+    return result | {
+        "read_only": report.answer["read_only"],
+        "pid": report.answer["pid"],
+        "light": protection.light.value,
+        "reason": protection.reason,
+        "as_of": timestamp(protection.as_of_ns),
+        "local": {
+            "safe_until": timestamp(protection.durable_until_ns),
+            "dirty_bytes": status["dirty_bytes"],
+            "free_bytes": status["free_bytes"],
+            "allocated_bytes": status["allocated_bytes"],
+            "files": status["files"],
+            "full": status["stalled"],
+        },
+        "stores": [
+            {
+                "name": store.name,
+                "state": store.state.replace(" ", "-"),
+                "safe_until": timestamp(store.safe_until_ns),
+                "pending_bytes": store.pending_bytes,
+                "pending_count": store.pending_count,
+                "rate_bytes_s": store.rate_bytes_s,
+                "last_error": store.last_error,
+            }
+            for store in protection.stores
+        ],
+    }
+
+
+# --- text ------------------------------------------------------------------------------------
+
+
+def local_time(time_ns: int, *, now_ns: int) -> str:
+    """Local time; with the date where it is not today's."""
+    moment, now = (datetime.fromtimestamp(value / 1e9).astimezone() for value in (time_ns, now_ns))
+    return moment.strftime("%H:%M:%S" if moment.date() == now.date() else "%Y-%m-%d %H:%M:%S")
+
+
+def as_text(report: VolumeReport) -> list[str]:
+    """The lines for people."""
+    if report.answer is None or report.protection is None:
+        note = "" if report.note is None else f" {report.note}"
+        where = "is not mounted." if report.mountpoint is None else f"is mounted on {report.mountpoint}."
+        return [f"{report.name}: {where}{note}"]
+    protection = report.protection
+    read_only = ", read-only" if report.answer["read_only"] else ""
+    lines = [f"{report.name}: {_WORDS[protection.light]}, mounted on {report.mountpoint}{read_only}"]
+    if protection.reason is not None:
+        lines.append(f"  {protection.reason}")
+    lines += ["  " + _store_line(store, now_ns=protection.as_of_ns) for store in protection.stores]
+    status = report.answer["status"]
+    lines.append(
+        f"  {status['files']} files and directories, {format_bytes(status['allocated_bytes'])};"
+        f" {format_bytes(status['free_bytes'])} free on the local disk"
+    )
+    return lines
+
+
+def _store_line(store: StoreProtection, *, now_ns: int) -> str:
+    safe = f"{store.name}: everything before {local_time(store.safe_until_ns, now_ns=now_ns)} is safe there"
+    if store.pending_count:
+        safe += f"; {format_bytes(store.pending_bytes)} to go"
+        if store.rate_bytes_s:
+            safe += f" at {format_bytes(store.rate_bytes_s)}/s"
+    if store.last_error is not None:
+        safe += f"; {store.state}: {store.last_error}"
+    return safe

@@ -1,0 +1,182 @@
+"""The stores of a volume: making them from the configuration, and checking that they are the right ones.
+
+A store is recognised by its `instance` document, written once at init. One that lacks it, or shows
+another, is a replaced or foreign place: nothing is sent there and nothing is read from it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import trio
+
+from mirrorfs.cli.config import StoreConfig
+from mirrorfs.drivers.store_directory import DirectoryStore
+from mirrorfs.drivers.store_s3 import S3Store
+from mirrorfs.drivers.store_url import parse_store_url
+from mirrorfs.engine.retry import RetryingStore, RetryPolicy
+from mirrorfs.errors import (
+    DamagedError,
+    LimitError,
+    ObjectNotFound,
+    StoreError,
+    StoreMismatch,
+    StoreTooNew,
+    StoreUnavailable,
+    UnknownOutcome,
+)
+from mirrorfs.format.control import INSTANCE_KEY, open_instance
+from mirrorfs.format.document import BODY_SIZE_MAX, DOCUMENT_SIZE_MAX
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.limits import FORMAT_VERSION
+from mirrorfs.ports import ObjectKey
+
+LOOK_DEADLINE_S: Final = 15.0
+"""How long a command waits for a store that does not answer before it goes on without it."""
+ONCE: Final = RetryPolicy(attempts_max=1)
+"""For the engine, which repeats by itself, and for looks at which somebody waits."""
+
+_DOCUMENT_NAME: Final = b"MFSDOC"
+_DOCUMENT_PREFIX: Final = struct.Struct("<6scxB3sI")
+
+
+def system_random() -> Callable[[], float]:
+    """Uniform numbers in [0, 1) from the system's generator, for back-off."""
+    return secrets.SystemRandom().random
+
+
+def open_store(name: str, url: str, *, policy: RetryPolicy | None = None) -> RetryingStore:
+    """The store of a URL, with deadlines and, unless `policy` says otherwise, retries; touches nothing.
+
+    Raises: UsageError: the URL is malformed.
+    """
+    return RetryingStore(parse_store_url(name, url), random=system_random(), policy=policy)
+
+
+def bare_store(name: str, url: str) -> DirectoryStore | S3Store:
+    """The store of a URL itself, for `init`. Raises: UsageError."""
+    return parse_store_url(name, url)
+
+
+def directory_of(url: str) -> Path | None:
+    """The directory of a file:// URL that `parse_store_url` accepts; None for other stores."""
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+# --- identity --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLook:
+    """What one look at a store gave: the bytes of its instance document, or why there is no answer."""
+
+    store: StoreConfig
+    instance: bytes | None
+    unreachable: str | None
+    """One sentence; None when the store answered."""
+
+
+async def look_at_stores(stores: Sequence[StoreConfig]) -> list[StoreLook]:
+    """Fetch the instance document of every store, all at once.
+
+    A store that cannot be reached is said to be so; it is not an error here.
+    Raises: StoreMismatch: a store is reachable and has no such document. StoreTooNew. StoreDenied.
+    """
+    looks: dict[str, StoreLook] = {}
+    errors: dict[str, StoreError] = {}
+
+    async def look(config: StoreConfig) -> None:
+        store = open_store(config.name, config.url, policy=ONCE)
+        try:
+            with trio.move_on_after(LOOK_DEADLINE_S) as scope:
+                looks[config.name] = await _look(store, config)
+            if scope.cancelled_caught:
+                looks[config.name] = StoreLook(
+                    config, None, f"Store {config.name} does not answer: check the network or its disk."
+                )
+        except StoreError as exc:
+            errors[config.name] = exc
+        finally:
+            with trio.move_on_after(1.0, shield=True):
+                await store.aclose()
+
+    async with trio.open_nursery() as nursery:
+        for config in stores:
+            nursery.start_soon(look, config)
+    for config in stores:
+        if config.name in errors:
+            raise errors[config.name]
+    return [looks[config.name] for config in stores]
+
+
+async def _look(store: RetryingStore, config: StoreConfig) -> StoreLook:
+    try:
+        data = await store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
+    except ObjectNotFound as exc:
+        raise StoreMismatch(
+            f"Store {config.name} holds no MirrorFS volume: it is empty or another place than before;"
+            " check its URL and that its disk is mounted."
+        ) from exc
+    except LimitError as exc:
+        raise _foreign(config.name) from exc
+    except (StoreUnavailable, UnknownOutcome) as exc:
+        return StoreLook(config, None, str(exc))
+    check_version(data, store=config.name)
+    return StoreLook(config, data, None)
+
+
+def check_version(document: bytes, *, store: str) -> None:
+    """Refuse a store that a newer program wrote, before its documents are taken for damaged ones.
+
+    Nothing here is authenticated: a lie makes this store unusable, which it can be anyway.
+    Raises: StoreTooNew.
+    """
+    if len(document) < _DOCUMENT_PREFIX.size or not document.startswith(_DOCUMENT_NAME):
+        return
+    _, envelope, _, _, body_size_bytes = _DOCUMENT_PREFIX.unpack_from(document)
+    newer = envelope.isdigit() and envelope > b"1"
+    if not newer and body_size_bytes <= BODY_SIZE_MAX:
+        start = _DOCUMENT_PREFIX.size
+        try:
+            body = json.loads(document[start : start + body_size_bytes])
+        except (ValueError, RecursionError):
+            return
+        version = body.get("format") if isinstance(body, dict) else None
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+    if newer:
+        raise StoreTooNew(f"Store {store} was written by a newer MirrorFS; use that version.")
+
+
+def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: bytes) -> None:
+    """Check that every store that answered is the one that the configuration means.
+
+    Args:
+        writer: the volume's public key for documents that a writer signs.
+    Raises: StoreMismatch: of another volume, altered, or another instance.
+    """
+    for look in looks:
+        if look.instance is None:
+            continue
+        name = look.store.name
+        try:
+            found = open_instance(look.instance, keys=keys, public_key=writer)
+        except (DamagedError, LimitError) as exc:
+            raise _foreign(name) from exc
+        if found.instance != look.store.instance or found.store != name:
+            raise StoreMismatch(
+                f"Store {name} is another store of this volume than the configuration says: check its URL."
+            )
+
+
+def _foreign(name: str) -> StoreMismatch:
+    return StoreMismatch(
+        f"Store {name} does not belong to this volume: check its URL; nothing was written to it."
+    )

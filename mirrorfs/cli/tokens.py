@@ -1,0 +1,72 @@
+"""From a token URI to the token, and what can be said about it before a PIN is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from mirrorfs.cli.config import TokenConfig
+from mirrorfs.errors import TokenMissing, UnlockError, UsageError
+from mirrorfs.keys.pkcs11_module import module_paths, opened_module, present_tokens
+from mirrorfs.keys.pkcs11_token import Pkcs11Token
+from mirrorfs.keys.pkcs11_uri import Pkcs11Uri, parse_pkcs11_uri
+from mirrorfs.keys.prompts import read_pin
+from mirrorfs.keys.token import Token
+
+_SOFTWARE = "softhsm"
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSources:
+    """Where the secrets come from: files that were named, or else the terminal."""
+
+    password_file: str | None
+    pin_file: str | None
+    environment: Mapping[str, str]
+
+
+def token_uri(config: TokenConfig) -> Pkcs11Uri:
+    """The parsed URI, with the module that was named beside it.
+
+    Raises: UsageError: malformed, or of a kind that this version does not know.
+    """
+    if config.uri.lower().startswith(("fido2:", "tpm2:")):
+        raise UsageError("fido2: and tpm2: tokens are not available yet in this version; use pkcs11:.")
+    uri = parse_pkcs11_uri(config.uri, local=True)
+    if config.module_path is None:
+        return uri
+    if not config.module_path.startswith("/"):
+        raise UsageError("The PKCS#11 module must be given by its absolute path.")
+    return replace(uri, module_path=config.module_path, module_name=None)
+
+
+def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = False) -> Token:
+    """The token that a URI names; `create` as for Pkcs11Token. Raises: UsageError."""
+    uri = token_uri(config)
+    pin_file = sources.pin_file if sources.pin_file is not None else uri.pin_source
+
+    def ask_pin(label: str, *, final_try: bool) -> str:
+        return read_pin(label, path=pin_file, environment=sources.environment, final_try=final_try)
+
+    return Pkcs11Token(uri, ask_pin=ask_pin, create=create)
+
+
+def check_present(config: TokenConfig) -> bool:
+    """Look for a token that the URI matches, without a PIN.
+
+    Returns: whether the first one is a software token, which anyone can copy.
+    Raises: TokenMissing: there is none. ModuleMissing, TokenFailed: no module can be asked.
+    """
+    uri = token_uri(config)
+    failure: UnlockError | None = None
+    for path in module_paths(uri):
+        try:
+            with opened_module(path) as module:
+                tokens = present_tokens(module, uri)
+                if tokens:
+                    return _SOFTWARE in tokens[0].manufacturer_id.lower() or _SOFTWARE in path.lower()
+        except UnlockError as exc:
+            failure = failure if failure is not None else exc
+    if failure is not None and not isinstance(failure, TokenMissing):
+        raise failure
+    raise TokenMissing(f"No token matches {uri.describe()}; insert it and try again.")

@@ -1,0 +1,192 @@
+"""Unlocking a volume: its header, a token, a PIN and a password give the keys; used by mount and restore.
+
+The PIN is asked for by the token's name once the token is found, the password after the token proved to
+be the right one: so neither is typed in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths
+from mirrorfs.cli.stores import LOOK_DEADLINE_S, ONCE, check_version, open_store
+from mirrorfs.cli.tokens import SecretSources
+from mirrorfs.errors import (
+    ChainError,
+    DamagedError,
+    LimitError,
+    StoreError,
+    StoreUnavailable,
+    WrongVolume,
+)
+from mirrorfs.format.document import DOCUMENT_SIZE_MAX
+from mirrorfs.format.header import VolumeHeader, parse_header, parse_header_key, verify_header
+from mirrorfs.format.kdf import VolumeKeys, format_fingerprint
+from mirrorfs.format.slot import KeySet, Slot
+from mirrorfs.keys.prompts import read_password
+from mirrorfs.keys.slots import open_slot
+from mirrorfs.keys.token import Token
+from mirrorfs.ports import ObjectKey, Store
+
+HEADERS_MAX = 64
+"""Headers of one store that are looked at; a volume makes one at init and one per change of its slots."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Unlocked:
+    """An opened volume. Its repr shows no secret."""
+
+    data: bytes
+    """The bytes of the header."""
+    header: VolumeHeader
+    key_set: KeySet
+    keys: VolumeKeys
+
+
+def unlock_header(data: bytes, *, name: str, token: Token, sources: SecretSources) -> Unlocked:
+    """Open a header with a token and a password, and authenticate it. Blocks.
+
+    The caller compares fingerprint and generation with what it has pinned (`check_pinned`), or shows them.
+    Args:
+        name: of the volume, for the prompt.
+    Raises: UnlockError and its kinds. UsageError: no source for a secret. DamagedError, LimitError: the
+        header is not what was written.
+    """
+    header = parse_header(data)
+    slot = _chosen_slot(header, token)
+    secret = token.secret_for(slot.token, volume=header.volume)
+    password = read_password(name, path=sources.password_file, environment=sources.environment)
+    key_set = open_slot(
+        slot,
+        volume=header.volume,
+        key_generation=header.key_generation,
+        password=password,
+        token_secret=secret,
+    )
+    verified, keys = verify_header(data, key_set)
+    return Unlocked(data=data, header=verified, key_set=key_set, keys=keys)
+
+
+def _chosen_slot(header: VolumeHeader, token: Token) -> Slot:
+    fields = token.choose([slot.token for slot in header.slots])
+    return next(slot for slot in header.slots if slot.token == fields)
+
+
+def check_pinned(unlocked: Unlocked, config: VolumeConfig, *, generation_min: int) -> None:
+    """Refuse a header that opens but is not the one of this volume.
+
+    Args:
+        generation_min: the newest generation seen here; an older one is a roll-back.
+    Raises: WrongVolume. ChainError.
+    """
+    if unlocked.header.volume != config.volume or unlocked.keys.fingerprint != config.fingerprint:
+        found = format_fingerprint(unlocked.keys.fingerprint)
+        raise WrongVolume(
+            f"The header opens a volume with fingerprint {found}, not the one pinned here; nothing was used"
+            " of it: check the stores."
+        )
+    if unlocked.header.generation < generation_min:
+        raise ChainError(
+            "The volume's header is older than the one seen here before; restore the state directory's copy."
+        )
+
+
+# --- finding the header ----------------------------------------------------------------------
+
+
+def local_header(paths: VolumePaths) -> bytes | None:
+    """The newest header in the local state; None when there is none that is whole."""
+    try:
+        names = [path.name for path in paths.headers.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    for _, key in _newest_first([f"header/{name}" for name in names]):
+        try:
+            with open(paths.state / "objects" / key, "rb") as file:
+                data = file.read(DOCUMENT_SIZE_MAX + 1)
+            parse_header(data, key=key)
+        except (DamagedError, LimitError, OSError):
+            # A torn or rotten copy is passed over: the stores have the same bytes.
+            continue
+        return data
+    return None
+
+
+def newest_local_generation(paths: VolumePaths) -> int:
+    """The highest generation that a local header's name states; 0 when there is none."""
+    try:
+        names = [path.name for path in paths.headers.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    found = _newest_first([f"header/{name}" for name in names])
+    return found[0][0] if found else 0
+
+
+def _newest_first(keys: Sequence[str]) -> list[tuple[int, str]]:
+    found = []
+    for key in keys:
+        try:
+            found.append((parse_header_key(key)[0], key))
+        except DamagedError:
+            continue
+    return sorted(found, reverse=True)
+
+
+async def store_headers(store: Store) -> list[bytes]:
+    """Whole headers that a store holds, newest generation first; nothing in them is authenticated.
+
+    Raises: StoreError: the store does not answer. StoreTooNew.
+    """
+    page = await store.list("header/")
+    headers = []
+    for _, key in _newest_first([info.key for info in page])[:HEADERS_MAX]:
+        try:
+            data = await store.get(ObjectKey(key), size_max=DOCUMENT_SIZE_MAX)
+            check_version(data, store=store.name)
+            parse_header(data, key=key)
+        except (DamagedError, LimitError):
+            continue
+        headers.append(data)
+    return headers
+
+
+async def find_header(paths: VolumePaths, config: VolumeConfig) -> bytes:
+    """The newest header of a volume: the local one, or else what the stores hold.
+
+    Raises: StoreUnavailable: it is not here, and no store that answers has it.
+    """
+    local = local_header(paths)
+    if local is not None:
+        return local
+    candidates: list[bytes] = []
+
+    async def fetch(store_config: StoreConfig) -> None:
+        store = open_store(store_config.name, store_config.url, policy=ONCE)
+        try:
+            with trio.move_on_after(LOOK_DEADLINE_S):
+                candidates.extend(await store_headers(store))
+        except StoreError:
+            # One store that answers is enough; that none does is said below.
+            pass
+        finally:
+            with trio.move_on_after(1.0, shield=True):
+                await store.aclose()
+
+    async with trio.open_nursery() as nursery:
+        for store_config in config.stores:
+            nursery.start_soon(fetch, store_config)
+    fitting = [
+        (header.generation, data)
+        for data in candidates
+        for header in [parse_header(data)]
+        if header.volume == config.volume and header.fingerprint == config.fingerprint
+    ]
+    if not fitting:
+        raise StoreUnavailable(
+            f"The header of volume {paths.name} is neither in the local state nor on a store that answers;"
+            " make a store reachable and try again."
+        )
+    return max(fitting)[1]

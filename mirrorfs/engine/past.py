@@ -1,0 +1,128 @@
+"""A read-only view of a volume: as of now, or of any moment that its log still reaches.
+
+It has an index of its own, filled by replay and thrown away; it takes no lease, and writes nothing to
+the local state or to a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.filesystem import FileSystem
+from mirrorfs.engine.local import World
+from mirrorfs.engine.reader import Reader
+from mirrorfs.engine.replay import Replayer
+from mirrorfs.engine.restore_plan import Moment
+from mirrorfs.engine.sources import Segments
+from mirrorfs.engine.space import SpaceGuard
+from mirrorfs.engine.state import VolumeState
+from mirrorfs.errors import DamagedError, UsageError
+from mirrorfs.format.ids import Stream
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.limits import ROOT_INODE
+from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.signing import load_public_key
+from mirrorfs.ports import Index, IndexFiles, Store
+
+
+class ReadOnlyVolume:
+    """One read-only session, from `open` to `close`."""
+
+    def __init__(
+        self, index: Index, reader: Reader, filesystem: FileSystem, *, position: int, time_ns: int
+    ) -> None:
+        """Use `open`."""
+        self._index = index
+        self._reader = reader
+        self.filesystem = filesystem
+        self.position = position
+        self.time_ns = time_ns
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        nursery: trio.Nursery,
+        world: World,
+        files: IndexFiles,
+        keys: VolumeKeys,
+        writer_key: bytes,
+        stores: Sequence[Store],
+        moment: Moment,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> ReadOnlyVolume:
+        """Replay the log up to a moment.
+
+        Args:
+            files: of an index of its own, empty.
+            writer_key: Ed25519 public key of the writer, 32 bytes.
+        Raises: UsageError: the volume had no commit yet then. DamagedError: the log breaks off before.
+        """
+        index = files.open()
+        try:
+            return await cls._fill(index, nursery, world, keys, writer_key, stores, moment, on_progress)
+        except BaseException:
+            index.close()
+            raise
+
+    @classmethod
+    async def _fill(
+        cls,
+        index: Index,
+        nursery: trio.Nursery,
+        world: World,
+        keys: VolumeKeys,
+        writer_key: bytes,
+        stores: Sequence[Store],
+        moment: Moment,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> ReadOnlyVolume:
+        writer = load_public_key(writer_key)
+        checkpoints = Segments(Stream.CHECKPOINT, disk=world.disk, offload=world.offload, stores=stores)
+        await checkpoints.look()
+        reader = CheckpointReader(checkpoints, keys, writer)
+        found = await reader.newest(lambda root: moment.has(position=root.position, time_ns=root.time_ns))
+        start = 0
+        if found is not None:
+            await reader.load(found[0], index)
+            start = found[0].position >> 20
+        main = Segments(Stream.MAIN, disk=world.disk, offload=world.offload, stores=stores)
+        await main.look(from_sequence=start)
+        end = await Replayer(
+            index,
+            main,
+            keys,
+            writer,
+            stop_after=lambda position, journal: not moment.has(position=position, time_ns=journal.time_ns),
+            on_progress=on_progress,
+        ).run(keep_tail=True)
+        if end.damage is not None:
+            raise DamagedError(f"The log cannot be followed up to that moment: {end.damage}.")
+        if index.get_inode(ROOT_INODE) is None:
+            raise UsageError("The volume had no commit yet at that moment; choose a later one.")
+        sequence = end.position >> 20
+        if index.get_segment(sequence) is None:
+            # Replay stopped inside it. Frames verify only in the right segment, whatever is named here.
+            for segment in (await main.candidates(sequence))[:1]:
+                index.put_segment(SegmentRow(sequence, segment.epoch, segment.writer, 0, 0, bytes(32), 0, 0))
+        state = VolumeState(index, world.clock, read_only=True)
+        files_reader = Reader(
+            state,
+            world.disk,
+            world.offload,
+            keys,
+            writer,
+            log=lambda: None,
+            stores=stores,
+            nursery=nursery,
+        )
+        filesystem = FileSystem(state, SpaceGuard(world.disk, world.clock), files_reader, None)
+        return cls(index, files_reader, filesystem, position=end.position, time_ns=end.time_ns)
+
+    def close(self) -> None:
+        """Close the index; the caller removes its files."""
+        self._reader.close()
+        self._index.close()

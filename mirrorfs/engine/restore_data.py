@@ -1,0 +1,300 @@
+"""Filling restored files: every segment that is needed is read once, each frame goes to where it belongs.
+
+A frame that is bad in one store is read from the others; one that is good in none leaves its part of the
+file empty (zeros) and the file on the list of incomplete ones. A few segments are read at a time, from
+whichever stores are least busy, so that two stores give the bandwidth of both.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import trio
+
+from mirrorfs.engine.restore_extents import ExtentMap, Piece, Place, passes, unpacked
+from mirrorfs.engine.restore_tree import RestoreTree
+from mirrorfs.engine.sources import Segments
+from mirrorfs.errors import (
+    DamagedError,
+    FormatError,
+    LimitError,
+    MirrorfsError,
+    ObjectNotFound,
+    StoreError,
+    StoreTooNew,
+)
+from mirrorfs.format.frame import FrameCipher, Kind, unpack
+from mirrorfs.format.ids import SegmentId, Stream, frame_id, segment_object_key, split_frame_id
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.segment import decode_header
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import Index, ObjectKey, Offload, Store
+
+logger = logging.getLogger(__name__)
+
+SEGMENTS_AT_A_TIME = 4
+"""Segments being read or written out: at most 16 MiB each."""
+SINGLE_FRAMES_MAX = 16
+"""Up to so many frames are read one by one from a second store, more of them in one request."""
+FAILURES_MAX = 3
+"""After so many failures in a row a store is asked only for what no other has."""
+
+
+class WantedFrame(NamedTuple):
+    """A frame to read, and what it is for."""
+
+    frame: int
+    ordinal: int
+    offset: int
+    size: int
+    pieces: Sequence[Piece]
+
+
+@dataclass(frozen=True, slots=True)
+class DataResult:
+    """What came of the contents."""
+
+    written_bytes: int
+    lost_bytes: int
+    """Bytes of files for which there was no good copy."""
+    incomplete: tuple[int, ...]
+    """Inodes of the files that lack them, sorted."""
+
+
+@dataclass(slots=True)
+class _Source:
+    """A store, and how it is doing."""
+
+    store: Store
+    busy: int = 0
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One segment on its way: what is still missing, and the cipher once a good header was seen."""
+
+    segment: SegmentId
+    key: str
+    missing: list[WantedFrame]
+    cipher: FrameCipher | None = None
+    bad_header: bool = False
+    written_bytes: int = 0
+    faults: list[tuple[int, str]] = field(default_factory=list)
+    """(offset, what is wrong with it) in the copy read last."""
+
+
+class DataRestorer:
+    """Writes the contents of files from the stores."""
+
+    def __init__(
+        self,
+        index: Index,
+        segments: Mapping[int, Segments],
+        stores: Sequence[Store],
+        offload: Offload,
+        keys: VolumeKeys,
+        writer: WriterPublicKey,
+        tree: RestoreTree,
+        *,
+        open_segment: SegmentId | None,
+    ) -> None:
+        """
+        Args:
+            segments: by stream, listed; the main stream's objects are named by the index instead.
+            open_segment: the segment of the main stream that the index has no row for.
+        """
+        self._index = index
+        self._segments = segments
+        self._sources = [_Source(store) for store in stores]
+        self._offload = offload
+        self._keys = keys
+        self._writer = writer
+        self._tree = tree
+        self._open_segment = open_segment
+        self._written = self._lost = 0
+        self._incomplete: set[int] = set()
+        self._error: MirrorfsError | None = None
+
+    async def run(self, inodes: array[int], *, on_bytes: Callable[[int, int], None]) -> DataResult:
+        """Fill the files among some inodes (sorted). `on_bytes(done, total)` hears of each segment.
+
+        Raises: DiskError, DiskFull.
+        """
+        snapshot = self._index.snapshot()
+        try:
+            extents = await self._offload.run(lambda: ExtentMap(snapshot, inodes))
+            counts = await self._offload.run(extents.count)
+            on_bytes(0, counts.size_bytes)
+            for places in passes(counts.records):
+                records = await self._collect(extents, places)
+                await self._pass(places, records, lambda done: on_bytes(done, counts.size_bytes))
+        finally:
+            snapshot.close()
+        return DataResult(self._written, self._lost, tuple(sorted(self._incomplete)))
+
+    async def _collect(self, extents: ExtentMap, places: Sequence[Place]) -> dict[Place, bytearray]:
+        return await self._offload.run(lambda: extents.collect(places))
+
+    async def _pass(
+        self, places: Sequence[Place], records: dict[Place, bytearray], on_bytes: Callable[[int], None]
+    ) -> None:
+        todo = iter(places)
+
+        async def work() -> None:
+            for place in todo:
+                try:
+                    await self._restore(place, records.pop(place))
+                except MirrorfsError as exc:
+                    # One error is what the caller gets, not a group of them.
+                    self._error = exc
+                    nursery.cancel_scope.cancel()
+                    return
+                on_bytes(self._written + self._lost)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(SEGMENTS_AT_A_TIME):
+                nursery.start_soon(work)
+        if self._error is not None:
+            raise self._error
+
+    # --- one segment ---------------------------------------------------------------------------
+
+    async def _restore(self, place: Place, records: bytearray) -> None:
+        missing = list(self._wanted(records))
+        for segment in await self._candidates(place):
+            if not missing:
+                break
+            key = segment_object_key(Stream(place[0]), segment)
+            reading = _Reading(segment, key, missing)
+            await self._read(reading)
+            self._written += reading.written_bytes
+            missing = reading.missing
+        for wanted in missing:
+            logger.error("No good copy of segment %d, offset %d.", place[1], wanted.offset)
+            self._give_up(wanted.pieces)
+
+    def _wanted(self, records: bytearray) -> Iterator[WantedFrame]:
+        for frame, pieces in unpacked(records):
+            moved = self._index.get_relocation(frame)
+            if moved is not None:
+                yield WantedFrame(frame, moved.ordinal, moved.offset, moved.size, pieces)
+                continue
+            row = self._index.get_frame(frame)
+            if row is None:
+                logger.error("A file refers to frame %d, which is in no segment.", frame)
+                self._give_up(pieces)
+                continue
+            yield WantedFrame(frame, split_frame_id(frame)[1], row.offset, row.size, pieces)
+
+    def _give_up(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            self._lost += piece.length
+            self._incomplete.add(piece.inode)
+
+    async def _candidates(self, place: Place) -> list[SegmentId]:
+        stream, sequence = place
+        if stream != Stream.MAIN:
+            # Which one is right shows by its frames: they carry their birth names, authenticated.
+            return await self._segments[stream].candidates(sequence) if stream in self._segments else []
+        row = self._index.get_segment(sequence)
+        if row is not None:
+            return [SegmentId(sequence, row.epoch, row.writer)]
+        if self._open_segment is not None and self._open_segment.sequence == sequence:
+            return [self._open_segment]
+        return []
+
+    async def _read(self, reading: _Reading) -> None:
+        """Read the missing frames of a segment from one store after the other."""
+        first = True
+        order = sorted(self._sources, key=lambda one: (one.failures >= FAILURES_MAX, one.busy))
+        for turn, source in enumerate(order + order):
+            if not reading.missing:
+                return
+            if turn >= len(order) and (reading.cipher is None or not reading.bad_header):
+                # A second turn helps only where another store's header opens frames that were passed over.
+                return
+            source.busy += 1
+            try:
+                if first or len(reading.missing) > SINGLE_FRAMES_MAX or reading.cipher is None:
+                    await self._read_whole(source, reading)
+                else:
+                    await self._read_singly(source, reading)
+                source.failures = 0
+                first = False
+            except ObjectNotFound:
+                logger.info("Store %s does not hold object %s.", source.store.name, reading.key)
+            except (StoreError, LimitError) as exc:
+                source.failures += 1
+                logger.warning("Store %s, object %s: %s", source.store.name, reading.key, exc)
+            finally:
+                source.busy -= 1
+
+    async def _read_whole(self, source: _Source, reading: _Reading) -> None:
+        # From the header to the last frame that is needed; what lies behind it is left.
+        end = max(wanted.offset + wanted.size for wanted in reading.missing)
+        data = await source.store.get_range(ObjectKey(reading.key), offset=0, size_bytes=end)
+        await self._offload.run(lambda: self._write_out(reading, data, base=0, frames=reading.missing))
+        self._report(source, reading)
+
+    async def _read_singly(self, source: _Source, reading: _Reading) -> None:
+        for wanted in list(reading.missing):
+            data = await source.store.get_range(
+                ObjectKey(reading.key), offset=wanted.offset, size_bytes=wanted.size
+            )
+            await self._write_one(reading, data, wanted)
+            self._report(source, reading)
+
+    async def _write_one(self, reading: _Reading, data: bytes, wanted: WantedFrame) -> None:
+        work = self._write_out
+        await self._offload.run(lambda: work(reading, data, base=wanted.offset, frames=[wanted]))
+
+    def _report(self, source: _Source, reading: _Reading) -> None:
+        for offset, fault in reading.faults:
+            name, key = source.store.name, reading.key
+            logger.warning("Store %s, object %s, offset %d: %s", name, key, offset, fault)
+        reading.faults.clear()
+
+    # --- in a worker thread --------------------------------------------------------------------
+
+    def _write_out(self, reading: _Reading, data: bytes, *, base: int, frames: Sequence[WantedFrame]) -> None:
+        """Authenticate frames and write what they hold; those that are good are missing no longer."""
+        if base == 0:
+            try:
+                header, cipher = decode_header(data, self._keys, self._writer)
+                if segment_object_key(header.stream, header.segment) != reading.key:
+                    raise FormatError("the object holds another segment.")
+                reading.cipher = cipher
+            except (DamagedError, StoreTooNew) as exc:
+                reading.faults.append((0, str(exc)))
+                reading.bad_header = True
+        if reading.cipher is None:
+            return
+        view = memoryview(data)
+        done = set()
+        for wanted in frames:
+            try:
+                plain = _open(reading.cipher, view[max(wanted.offset - base, 0) :], wanted)
+            except DamagedError as exc:
+                reading.faults.append((wanted.offset, str(exc)))
+                continue
+            for inode, offset, length, frame_offset in wanted.pieces:
+                self._tree.write(inode, plain[frame_offset : frame_offset + length], offset=offset)
+                reading.written_bytes += length
+            done.add(wanted.frame)
+        reading.missing = [wanted for wanted in reading.missing if wanted.frame not in done]
+
+
+def _open(cipher: FrameCipher, data: memoryview, wanted: WantedFrame) -> memoryview:
+    """The plaintext of the frame that is wanted and no other. Raises DamagedError."""
+    header, body = cipher.open_body(data, offset=wanted.offset, ordinal=wanted.ordinal)
+    if body.kind is not Kind.DATA or frame_id(header.birth_sequence, header.birth_ordinal) != wanted.frame:
+        raise FormatError("another frame lies there.")
+    plain = memoryview(unpack(body))
+    if any(piece.frame_offset + piece.length > len(plain) for piece in wanted.pieces):
+        raise FormatError("the frame is shorter than what refers to it.")
+    return plain

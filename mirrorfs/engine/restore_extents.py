@@ -1,0 +1,118 @@
+"""From "which frame holds this part of a file" to "which parts of files does this frame hold".
+
+A restore reads each segment once, so it needs the extents ordered by where their frames lie. They are
+kept packed, 32 bytes each, and collected in passes of at most RECORDS_MAX, so that memory does not grow
+with the volume: a further pass over the extents costs far less than the segments it is for.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
+
+from mirrorfs.core.extents import unpack_extents
+from mirrorfs.format.ids import Stream, split_frame_id
+from mirrorfs.format.limits import CHUNK_SIZE
+from mirrorfs.format.rows import RelocationRow
+from mirrorfs.ports import IndexSnapshot
+
+RECORDS_MAX = 2_000_000
+"""64 MiB. One segment may exceed it: its extents are always taken together."""
+
+_RECORD = struct.Struct("<QQQII")
+
+Place = tuple[int, int]
+"""(stream, sequence) of the segment in which a frame lies now."""
+
+
+class Piece(NamedTuple):
+    """A part of a file that a frame holds."""
+
+    inode: int
+    offset: int
+    """In the file."""
+    length: int
+    frame_offset: int
+    """In the frame's plaintext."""
+
+
+class ExtentCounts(NamedTuple):
+    """How many extents lie in each segment, and how many bytes all of them map."""
+
+    records: Mapping[Place, int]
+    size_bytes: int
+
+
+class ExtentMap:
+    """The extents of some inodes by segment. Blocking; used from one thread at a time."""
+
+    def __init__(self, snapshot: IndexSnapshot, inodes: array[int]) -> None:
+        """`inodes` are those whose contents are wanted, sorted."""
+        self._snapshot = snapshot
+        self._inodes = inodes
+        # The whole map is held: it has rows only for frames that were moved.
+        self._moved: dict[int, Place] = {}
+        for fields in snapshot.rows("relocations", first=()):
+            row = RelocationRow._make(fields)
+            self._moved[row.frame] = (row.stream, row.sequence)
+
+    def count(self) -> ExtentCounts:
+        """One pass over all extents."""
+        records: dict[Place, int] = {}
+        size_bytes = 0
+        for place, _, piece in self._extents():
+            records[place] = records.get(place, 0) + 1
+            size_bytes += piece.length
+        return ExtentCounts(records, size_bytes)
+
+    def collect(self, places: Sequence[Place]) -> dict[Place, bytearray]:
+        """One pass that keeps the extents of some segments, packed; `unpacked` reads them."""
+        found = {place: bytearray() for place in places}
+        for place, frame, piece in self._extents():
+            records = found.get(place)
+            if records is not None:
+                records += _RECORD.pack(frame, *piece)
+        return found
+
+    def _extents(self) -> Iterator[tuple[Place, int, Piece]]:
+        inodes, moved = self._inodes, self._moved
+        if not inodes:
+            return
+        last, wanted = -1, False
+        for inode, chunk, packed in self._snapshot.rows("extents", first=(inodes[0], 0)):
+            assert isinstance(inode, int) and isinstance(chunk, int) and isinstance(packed, bytes)
+            if inode != last:
+                at = bisect_left(inodes, inode)
+                if at == len(inodes):
+                    return
+                last, wanted = inode, inodes[at] == inode
+            if wanted:
+                base = chunk * CHUNK_SIZE
+                for start, length, frame, frame_offset in unpack_extents(packed):
+                    place = moved.get(frame) or (Stream.MAIN, split_frame_id(frame)[0])
+                    yield place, frame, Piece(inode, base + start, length, frame_offset)
+
+
+def passes(counts: Mapping[Place, int], *, records_max: int = RECORDS_MAX) -> list[list[Place]]:
+    """Segments in order, in groups whose extents fit together."""
+    groups: list[list[Place]] = []
+    room = 0
+    for place in sorted(counts):
+        if not groups or counts[place] > room:
+            groups.append([])
+            room = records_max
+        groups[-1].append(place)
+        room -= counts[place]
+    return groups
+
+
+def unpacked(records: bytes | bytearray) -> Iterator[tuple[int, list[Piece]]]:
+    """(frame, its pieces) in order of frames."""
+    rows = sorted(_RECORD.iter_unpack(records))
+    for frame, group in groupby(rows, key=itemgetter(0)):
+        yield frame, [Piece(*row[1:]) for row in group]

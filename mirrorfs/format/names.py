@@ -1,0 +1,17 @@
+"""What a name in a directory may be (docs/FORMAT.md, "Records"): checked wherever one is parsed.
+
+Restore makes files under these names, so a name that could leave its directory never gets that far.
+"""
+
+from __future__ import annotations
+
+from mirrorfs.errors import FormatError
+from mirrorfs.format.limits import NAME_MAX
+
+_NOT_NAMES = (b"", b".", b"..")
+
+
+def check_name(name: bytes) -> None:
+    """Raises FormatError: not 1..255 bytes without '/' and NUL, or '.' or '..'."""
+    if len(name) > NAME_MAX or name in _NOT_NAMES or b"/" in name or b"\0" in name:
+        raise FormatError("a name in the log is none that a directory can hold.")

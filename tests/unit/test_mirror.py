@@ -1,0 +1,506 @@
+"""engine/mirror.py against a simulated store on a virtual clock: nothing here waits for real time.
+
+Each test takes `autojump_clock` itself: as a fixture's fixture it would not become the run's clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from mirrorfs.engine.mirror import (
+    CONFIRM_BATCH,
+    CONFIRM_DELAY_S,
+    HEADS_PER_LOOK,
+    PARK_S,
+    UPLOADS_PARALLEL,
+    Mirror,
+)
+from mirrorfs.engine.mirror_state import StateWord
+from mirrorfs.engine.upload_queue import Item, UploadQueue
+from mirrorfs.errors import DiskError, InUseError, LimitError, ObjectExists, StoreDenied
+from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
+from mirrorfs.ports import ObjectInfo, ObjectKey, Sealed
+from tests.support.store_simulated import Faults, SimulatedStore
+from tests.support.trio_clock import TrioClock
+
+WRITER = b"writerAB"
+OUTAGE_WARNING = "is falling behind"
+
+
+def segment(sequence: int) -> str:
+    return segment_object_key(Stream.MAIN, SegmentId(sequence, 1, WRITER))
+
+
+def checkpoint(sequence: int) -> str:
+    return segment_object_key(Stream.CHECKPOINT, SegmentId(sequence, 1, WRITER))
+
+
+def head(counter: int) -> str:
+    return f"heads/{counter:016x}-00000001-{WRITER.hex()}"
+
+
+def header(generation: int) -> str:
+    return f"header/{generation:08x}-{'ab' * 16}"
+
+
+class WatchedStore(SimulatedStore):
+    """Notes the order of PUTs, how many were under way at once, and which objects were looked at."""
+
+    def __init__(self, name: str = "a", *, seed: int = 1, faults: Faults | None = None) -> None:
+        super().__init__(name, seed=seed, faults=faults or Faults(latency_min_s=0.5, latency_max_s=0.5))
+        self.started: list[str] = []
+        self.head_count = 0
+        self.list_count = 0
+        self.most_at_once = 0
+        self._at_once = 0
+
+    async def put(self, key: ObjectKey, data: Sealed) -> None:
+        self.started.append(key)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            await super().put(key, data)
+        finally:
+            self._at_once -= 1
+
+    async def head(self, key: ObjectKey) -> ObjectInfo:
+        self.head_count += 1
+        return await super().head(key)
+
+    async def list(self, prefix: str, *, start_after: str = "") -> Sequence[ObjectInfo]:
+        self.list_count += 1
+        return await super().list(prefix, start_after=start_after)
+
+
+class Rig:
+    """One mirror with its local objects and its persisted knowledge."""
+
+    def __init__(self, store: SimulatedStore, held: list[str] | None = None) -> None:
+        self.store = store
+        self.objects: dict[str, bytes] = {}
+        self.held: list[str] = [] if held is None else held
+        self.lease: Callable[[], None] = lambda: None
+        self.mirror = self.restart()
+
+    def restart(self) -> Mirror:
+        """A new process: what it knows is what was persisted."""
+        self.mirror = Mirror(
+            self.store,
+            instance="00" * 16,
+            read_object=self._read,
+            lease_fresh=self._fresh,
+            load_held=lambda: list(self.held),
+            save_held=self.held.append,
+            clock=TrioClock(),
+            random=random.Random(7).random,
+        )
+        return self.mirror
+
+    def offer(self, key: str, *, written_ns: int = 0, after: int | None = None) -> None:
+        data = self.objects.setdefault(key, key.encode() * 3)
+        self.mirror.offer(key, len(data), written_ns=written_ns, after_sequence=after)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Mirror]:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.mirror.run)
+            yield self.mirror
+            nursery.cancel_scope.cancel()
+
+    async def _read(self, key: str) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if key not in self.objects:
+            raise DiskError(f"The local object {key} cannot be read.")
+        return self.objects[key]
+
+    async def _fresh(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.lease()
+
+
+@pytest.fixture
+def store() -> WatchedStore:
+    return WatchedStore()
+
+
+@pytest.fixture
+def rig(store: WatchedStore) -> Rig:
+    return Rig(store)
+
+
+async def test_oldest_first_and_bounded(autojump_clock: MockClock, rig: Rig, store: WatchedStore) -> None:
+    for sequence in random.Random(3).sample(range(40), 40):
+        rig.offer(segment(sequence))
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+    started = [int(key[9:25], 16) for key in store.started]
+    assert sorted(started) == list(range(40))
+    # Taken in order; those in flight together may overtake one another while they are read.
+    assert all(abs(sequence - index) < UPLOADS_PARALLEL for index, sequence in enumerate(started))
+    assert store.most_at_once == UPLOADS_PARALLEL
+    assert store.objects == rig.objects
+    assert sorted(rig.held) == sorted(rig.objects)
+
+
+async def test_priority(autojump_clock: MockClock, rig: Rig, store: WatchedStore) -> None:
+    rig.offer(head(1), after=8)
+    rig.offer(checkpoint(1), after=8)
+    for sequence in range(3, 9):
+        rig.offer(segment(sequence))
+    rig.offer(header(1))
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+    assert store.started[0] == header(1)
+    assert set(store.started[1:7]) == set(map(segment, range(3, 9)))
+    assert store.started[7:] == [checkpoint(1), head(1)]
+
+
+async def test_nothing_goes_before_the_header_is_seen_there(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    rig.offer(segment(1))
+    rig.offer(header(2))
+    async with rig.running() as mirror:
+        with trio.fail_after(CONFIRM_DELAY_S):
+            while segment(1) not in store.started:
+                assert not rig.held or rig.held == [header(2)]
+                await trio.sleep(0.01)
+        assert rig.held == [header(2)]
+        await mirror.wait_held()
+
+
+def test_what_waits_for_what() -> None:
+    queue = UploadQueue()
+    for key, after in [(segment(7), None), (segment(9), None), (checkpoint(1), 8), (head(1), 8)]:
+        queue.offer(Item(key, 1, 0, after))
+    seven, nine = queue.pop(), queue.pop()
+    assert seven is not None and seven.key == segment(7)
+    assert nine is not None and nine.key == segment(9)
+    assert queue.pop() is None, "the checkpoint names segment 7, which is in flight"
+    queue.park(seven)
+    assert queue.pop() is None, "nor may it go while segment 7 waits for the local disk"
+    queue.unpark()
+    assert queue.pop() is seven
+    queue.settle_put(seven)
+    after_seven = queue.pop()
+    assert after_seven is not None and after_seven.key == checkpoint(1), "segment 9 holds nothing up"
+    assert queue.pop() is None, "a head waits for every checkpoint"
+    queue.settle_conflict(after_seven)
+    last = queue.pop()
+    assert last is not None and last.key == head(1), "a conflict holds nothing up"
+    assert len(queue) == 5 - 1 and queue.size_bytes == 4
+    with pytest.raises(LimitError):
+        queue.offer(Item("lease", 1, 0, None))
+
+
+async def test_held_only_after_a_later_look(autojump_clock: MockClock, rig: Rig, store: WatchedStore) -> None:
+    rig.offer(segment(1))
+    async with rig.running() as mirror:
+        await trio.sleep(CONFIRM_DELAY_S / 2)
+        assert segment(1) in store.objects
+        assert rig.held == [] and not mirror.is_held(segment(1))
+        assert mirror.snapshot().state is StateWord.CATCHING_UP
+        await trio.sleep(CONFIRM_DELAY_S * 2)
+        assert rig.held == [segment(1)] and mirror.is_held(segment(1))
+        assert mirror.snapshot().state is StateWord.UP_TO_DATE
+
+
+async def test_confirming_is_cheap(autojump_clock: MockClock, rig: Rig, store: WatchedStore) -> None:
+    count = 3 * CONFIRM_BATCH
+    for sequence in range(count):
+        rig.offer(segment(sequence))
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+    assert len(rig.held) == count
+    # PUTs of a second here; a listing every CONFIRM_DELAY_S covers all of them.
+    assert store.list_count <= count / UPLOADS_PARALLEL / CONFIRM_DELAY_S + 2
+    assert store.head_count <= HEADS_PER_LOOK
+
+
+@pytest.mark.expects_warnings("lost .* after taking it")
+async def test_object_lost_after_the_put_is_sent_again(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    for sequence in range(6):
+        rig.offer(segment(sequence))
+    async with rig.running() as mirror:
+        await trio.sleep(CONFIRM_DELAY_S * 0.9)
+        assert store.objects == rig.objects and rig.held == []
+        store.lose(segment(3))
+        await mirror.wait_held()
+    assert store.objects == rig.objects
+    assert store.started.count(segment(3)) == 2
+    assert len(store.started) == 7
+
+
+async def test_restart_resumes(autojump_clock: MockClock, rig: Rig, store: WatchedStore) -> None:
+    for sequence in range(90):
+        rig.offer(segment(sequence))
+    async with rig.running():
+        await trio.sleep(CONFIRM_DELAY_S * 1.5)
+    assert 0 < len(rig.held) < 90
+    before = set(rig.held)
+    store.started.clear()
+    rig.restart()
+    for sequence in range(90):
+        rig.offer(segment(sequence))
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+    assert not before & set(store.started), "what is known to be held is not sent again"
+    assert sorted(rig.held) == sorted(rig.objects) and store.objects == rig.objects
+
+
+@pytest.mark.expects_warnings(OUTAGE_WARNING)
+async def test_outage_then_catch_up(autojump_clock: MockClock, rig: Rig, store: WatchedStore) -> None:
+    store.outage = True
+    for sequence in range(30):
+        rig.offer(segment(sequence), written_ns=1000 + sequence)
+    async with rig.running() as mirror:
+        await trio.sleep(3600)
+        state = mirror.snapshot()
+        assert state.state is StateWord.UNREACHABLE
+        assert state.last_error == "Store a cannot be reached."
+        assert state.failing_since_ns is not None
+        assert 3590e9 < TrioClock().now_ns() - state.failing_since_ns <= 3600e9
+        assert (state.pending_count, state.held_count) == (30, 0)
+        assert state.pending_bytes == sum(map(len, rig.objects.values()))
+        assert (state.oldest_pending_ns, state.safe_before_ns) == (1000, 1000)
+        # A try every half minute in the mean; many would be a flood, few would be giving up.
+        assert 60 < len(store.started) < 240
+        store.outage = False
+        with trio.fail_after(120):
+            await mirror.wait_held()
+        state = mirror.snapshot()
+        assert (state.state, state.pending_count, state.pending_bytes) == (StateWord.UP_TO_DATE, 0, 0)
+        assert (state.oldest_pending_ns, state.safe_before_ns) == (None, 1029)
+        assert (state.last_error, state.failing_since_ns) == (None, None)
+        assert state.rate_bytes_s > 0
+    assert store.objects == rig.objects
+
+
+@pytest.mark.expects_warnings(OUTAGE_WARNING)
+async def test_after_a_fault_one_trial_at_a_time(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    for sequence in range(9):
+        rig.offer(segment(sequence))
+    store.outage = True
+    async with rig.running():
+        await trio.sleep(60)
+        store.most_at_once = 0
+        await trio.sleep(600)
+        assert store.most_at_once == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [("denied", StateWord.DENIED), ("full", StateWord.FULL), ("outage", StateWord.UNREACHABLE)],
+)
+@pytest.mark.expects_warnings(OUTAGE_WARNING)
+async def test_words_for_faults(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore, fault: str, word: StateWord
+) -> None:
+    setattr(store, fault, True)
+    rig.offer(segment(1))
+    async with rig.running() as mirror:
+        await trio.sleep(600)
+        assert mirror.snapshot().state is word
+        setattr(store, fault, False)
+        await mirror.wait_held()
+        assert mirror.snapshot().state is StateWord.UP_TO_DATE
+
+
+async def test_lost_acknowledgement(autojump_clock: MockClock, rig: Rig, store: WatchedStore) -> None:
+    store.faults = Faults(lost_acknowledgement=1.0)
+    rig.offer(segment(1))
+    async with rig.running() as mirror:
+        with trio.move_on_after(0.1):
+            await mirror.wait_held()
+        assert segment(1) in store.objects and rig.held == []
+        store.faults = Faults()
+        await mirror.wait_held()
+    assert rig.held == [segment(1)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.expects_warnings(OUTAGE_WARNING)
+async def test_any_faults_end_in_a_full_store(autojump_clock: MockClock, seed: int) -> None:
+    faults = Faults(
+        unavailable=0.2, lost_request=0.1, lost_acknowledgement=0.2, latency_min_s=0.0, latency_max_s=3.0
+    )
+    rig = Rig(WatchedStore(seed=seed, faults=faults))
+    draw = random.Random(seed)
+    async with rig.running():
+        for sequence in range(60):
+            rig.offer(segment(sequence))
+            await trio.sleep(draw.uniform(0, 4))
+        rig.offer(checkpoint(1), after=59)
+        rig.offer(head(1), after=59)
+        for _ in range(3):
+            await trio.sleep(draw.uniform(0, 20))
+            assert rig.store.objects.items() <= rig.objects.items()
+            assert set(rig.held) <= rig.store.objects.keys()
+        await rig.mirror.wait_held()
+    assert rig.store.objects == rig.objects
+    assert sorted(rig.held) == sorted(rig.objects), "each is recorded once"
+
+
+@pytest.mark.expects_warnings("holds other bytes under")
+async def test_conflict_stops_one_object_only(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    store.objects[segment(2)] = b"not ours"
+    for sequence in range(5):
+        rig.offer(segment(sequence), written_ns=sequence)
+    rig.offer(head(1), written_ns=9, after=4)
+    async with rig.running() as mirror:
+        with pytest.raises(ObjectExists):
+            await mirror.wait_held()
+        await mirror.wait_held([segment(4), head(1)])
+        state = mirror.snapshot()
+        assert (state.state, state.pending_count, state.safe_before_ns) == (StateWord.CONFLICT, 1, 2)
+        assert state.last_error is not None and segment(2) in state.last_error
+        await trio.sleep(600)
+    assert store.started.count(segment(2)) == 1
+    assert store.objects[segment(2)] == b"not ours"
+    assert segment(2) not in rig.held and len(rig.held) == 5
+
+
+@pytest.mark.expects_warnings("holds other bytes under")
+async def test_object_cut_short_in_the_store(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    rig.offer(segment(1))
+    async with rig.running() as mirror:
+        await trio.sleep(CONFIRM_DELAY_S / 2)
+        store.truncate(segment(1), size_bytes=10)
+        with pytest.raises(ObjectExists):
+            await mirror.wait_held()
+    assert rig.held == []
+
+
+@pytest.mark.expects_warnings("cannot be sent")
+async def test_unreadable_local_object_holds_up_no_other(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    for sequence in range(5):
+        rig.offer(segment(sequence))
+    rig.offer(checkpoint(1), after=4)
+    missing = rig.objects.pop(segment(0))
+    async with rig.running() as mirror:
+        await trio.sleep(PARK_S * 3.5)
+        assert rig.held == [segment(sequence) for sequence in range(1, 5)]
+        assert sorted(store.started) == rig.held, "the checkpoint waits for the segment, which was never sent"
+        state = mirror.snapshot()
+        assert (state.state, state.pending_count) == (StateWord.CATCHING_UP, 2)
+        assert state.last_error == f"The local object {segment(0)} cannot be read."
+        rig.objects[segment(0)] = missing + b"x"
+        await trio.sleep(PARK_S * 2)
+        assert segment(0) not in store.objects, "bytes that are not those offered stay here"
+        rig.objects[segment(0)] = missing
+        await mirror.wait_held()
+        assert mirror.snapshot().last_error is None
+    assert store.objects == rig.objects
+
+
+@pytest.mark.expects_warnings(OUTAGE_WARNING)
+async def test_nothing_is_sent_without_a_lease(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    def fenced() -> None:
+        raise InUseError("Store a was taken over.")
+
+    rig.lease = fenced
+    rig.offer(segment(1))
+    async with rig.running() as mirror:
+        await trio.sleep(3600)
+        assert store.started == []
+        state = mirror.snapshot()
+        assert (state.state, state.last_error) == (StateWord.WAITING_FOR_LEASE, "Store a was taken over.")
+        rig.lease = lambda: None
+        await mirror.wait_held()
+        assert mirror.snapshot().state is StateWord.UP_TO_DATE
+
+
+async def test_store_fault_while_renewing_is_the_stores(autojump_clock: MockClock, rig: Rig) -> None:
+    def denied() -> None:
+        raise StoreDenied("Store a refuses these credentials.")
+
+    rig.lease = denied
+    rig.offer(segment(1))
+    async with rig.running() as mirror:
+        await trio.sleep(0.1)
+        assert mirror.snapshot().state is StateWord.DENIED
+
+
+async def test_wait_held_covers_what_was_offered_before(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+        for sequence in range(10):
+            rig.offer(segment(sequence))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mirror.wait_held)
+            await trio.sleep(0.1)
+            for sequence in range(10, 500):
+                rig.offer(segment(sequence))
+        assert {segment(sequence) for sequence in range(10)} <= set(rig.held)
+        assert mirror.snapshot().pending_count > 0
+        await mirror.wait_held([segment(12), segment(3), "segments/unknown"])
+        assert segment(12) in rig.held
+
+
+async def test_reconcile_learns_what_is_there(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    for sequence in range(1500):
+        rig.offer(segment(sequence))
+    rig.offer(head(1))
+    store.objects.update(rig.objects)
+    store.truncate(segment(700), size_bytes=5)
+    store.lose(segment(900))
+    store.objects[checkpoint(1)] = b"four"
+    store.objects[checkpoint(2)] = b"cut"
+    await rig.mirror.reconcile(known={checkpoint(1): 4, checkpoint(2): 400})
+    assert set(rig.held) == {*rig.objects, checkpoint(1)} - {segment(700), segment(900)}
+    state = rig.mirror.snapshot()
+    assert (state.held_count, state.pending_count) == (1500, 2)
+    requests = store.request_count
+    await rig.mirror.reconcile()
+    assert store.request_count == requests, "known already"
+
+
+async def test_cancelled_upload_stays_outstanding(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    for sequence in range(6):
+        rig.offer(segment(sequence))
+    for _ in range(3):
+        async with rig.running():
+            await trio.sleep(0.7)
+        assert rig.mirror.snapshot().pending_count == 6
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+    assert store.objects == rig.objects
+
+
+def test_a_long_queue_is_no_burden() -> None:
+    queue = UploadQueue()
+    count = 100_000
+    for sequence in range(count):
+        queue.offer(Item(segment(sequence), 16, count - sequence, None))
+    assert (len(queue), queue.size_bytes, queue.oldest_ns()) == (count, 16 * count, 1)
+    for sequence in range(count):
+        item = queue.pop()
+        assert item is not None and item.key == segment(sequence)
+        queue.settle_put(item)
+        queue.settle_held(item.key)
+    assert (len(queue), queue.size_bytes, queue.oldest_ns()) == (0, 0, None)
+    assert queue.is_idle()

@@ -1,0 +1,137 @@
+"""URLs of stores: what they make, and that what they refuse is not repeated in the message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirrorfs.drivers.s3_client import S3Target, make_client
+from mirrorfs.drivers.store_directory import DirectoryStore
+from mirrorfs.drivers.store_s3 import S3Store
+from mirrorfs.drivers.store_url import URL_LENGTH_MAX, parse_store_url
+from mirrorfs.errors import StoreUnavailable, UsageError
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("file:///mnt/disk", "/mnt/disk"),
+        ("file:///mnt/disk/", "/mnt/disk"),
+        ("file:///mnt/my%20disk/%C3%A4%3F", "/mnt/my disk/ä?"),
+    ],
+)
+async def test_directory(url: str, path: str, tmp_path: Path) -> None:
+    store = parse_store_url("disk", url)
+    assert isinstance(store, DirectoryStore)
+    assert store.name == "disk"
+    assert store._root == Path(path)
+
+
+async def test_directory_store_works(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable):
+        await parse_store_url("disk", f"file://{tmp_path}/missing").probe()
+    assert (await parse_store_url("disk", f"file://{tmp_path}").probe()).conditional_put
+
+
+@pytest.mark.parametrize(
+    ("url", "bucket", "base", "target"),
+    [
+        ("s3://bucket", "bucket", "", S3Target()),
+        ("s3://bucket/", "bucket", "", S3Target()),
+        ("s3://My.Bucket/a/b-c_d.e/", "My.Bucket", "a/b-c_d.e/", S3Target()),
+        ("s3://bucket/p?region=eu-west-1", "bucket", "p/", S3Target(region="eu-west-1")),
+        (
+            "s3://bucket/p?endpoint=https://s3.example.org:9000&profile=backup",
+            "bucket",
+            "p/",
+            S3Target(endpoint="https://s3.example.org:9000", profile="backup"),
+        ),
+        ("s3://bucket?endpoint=http://127.0.0.1:1/", "bucket", "", S3Target(endpoint="http://127.0.0.1:1/")),
+        ("s3://bucket?endpoint=http://[::1]:80", "bucket", "", S3Target(endpoint="http://[::1]:80")),
+        ("s3://bucket?endpoint=http%3A%2F%2Flocalhost", "bucket", "", S3Target(endpoint="http://localhost")),
+        (
+            "s3://bucket?endpoint=http://nas.lan&allow_http=1",
+            "bucket",
+            "",
+            S3Target(endpoint="http://nas.lan", allow_http=True),
+        ),
+    ],
+)
+async def test_s3(url: str, bucket: str, base: str, target: S3Target) -> None:
+    store = parse_store_url("cloud", url)
+    assert isinstance(store, S3Store)
+    assert (store.name, store._bucket, store._base, store._target) == ("cloud", bucket, base, target)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "must begin with"),
+        ("/mnt/disk", "must begin with"),
+        ("ftp://host/path", "must begin with"),
+        ("sftp://host/path", "must begin with"),
+        ("file:relative", "absolute"),
+        ("file://relative/path", "absolute"),
+        ("file://localhost/path", "absolute"),
+        ("file://", "absolute"),
+        ("file:///", "whole system"),
+        ("file:///mnt/../etc", "'..'"),
+        ("file:///mnt/%2E%2E/etc", "'..'"),
+        ("file:///mnt?mode=1", "no options"),
+        ("file:///mnt#part", "%23"),
+        ("file:///mnt/\n", "unprintable"),
+        ("file:///" + "a" * URL_LENGTH_MAX, "too long"),
+        ("s3://", "bucket"),
+        ("s3:///prefix", "bucket"),
+        ("s3://b", "bucket"),
+        ("s3://buc ket/prefix", "bucket"),
+        ("s3://bucket:80/prefix", "bucket"),
+        ("s3://AKIAKEY:SECRET@bucket/prefix", "credentials"),
+        ("s3://bucket/a/../b", "prefix"),
+        ("s3://bucket/a//b", "prefix"),
+        ("s3://bucket/a%2fb", "prefix"),
+        ("s3://bucket?secret_key=SECRET", "unknown"),
+        ("s3://bucket?SECRET", "malformed"),
+        ("s3://bucket?region=", "no value"),
+        ("s3://bucket?region=a&region=b", "twice"),
+        ("s3://bucket?allow_http=yes", "value 1"),
+        ("s3://bucket?endpoint=ftp://host", "https://HOST"),
+        ("s3://bucket?endpoint=host:9000", "https://HOST"),
+        ("s3://bucket?endpoint=http://", "https://HOST"),
+        ("s3://bucket?endpoint=https://user:SECRET@host", "credentials"),
+        ("s3://bucket?endpoint=https://host/path", "end after"),
+        ("s3://bucket?endpoint=https://host:port", "not a URL"),
+        ("s3://bucket?endpoint=http://[::1", "not a URL"),
+        ("s3://bucket?endpoint=http://example.org", "allow_http=1"),
+        ("s3://bucket?endpoint=http://192.168.1.2:9000", "allow_http=1"),
+        ("s3://bucket?endpoint=http://localhost.example.org", "allow_http=1"),
+        ("s3://bucket?endpoint=http://127.0.0.1.example.org", "allow_http=1"),
+    ],
+)
+async def test_refused(url: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_store_url("cloud", url)
+    assert message in str(caught.value)
+    assert "cloud" in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+
+
+@given(st.one_of(st.text(), st.text().map("s3://bucket?{}".format), st.text().map("file:///{}".format)))
+def test_any_text_is_a_store_or_a_usage_error(url: str) -> None:
+    try:
+        store = parse_store_url("a", url)
+    except UsageError:
+        return
+    assert store.name == "a"
+
+
+def test_environment_does_not_redirect_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://192.0.2.1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    client = make_client(S3Target(region="eu-west-1"), connections_max=1)
+    assert client.meta.endpoint_url == "https://s3.eu-west-1.amazonaws.com"
+    client.close()
