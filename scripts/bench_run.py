@@ -123,7 +123,7 @@ def securefs(work: Path) -> Iterator[Path]:
     cipher, path = work / "cipher", work / "mnt"
     cipher.mkdir()
     path.mkdir()
-    run("securefs", "create", "--pass", PASSWORD, "-r", "10000", str(cipher))
+    run("securefs", "create", "--pass", PASSWORD, str(cipher))
     run("securefs", "mount", "--pass", PASSWORD, "-b", "--log", str(work / "log"), str(cipher), str(path))
     try:
         wait_mounted(path)

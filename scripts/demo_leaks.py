@@ -9,6 +9,7 @@ stretches of a file, others by plain search.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
 import stat
@@ -20,7 +21,7 @@ RUN_BYTES = 32
 NAME_MIN_BYTES = 6
 DISTINCT_MIN = 12
 """Different byte values in a run that is looked for: zeros and padding are everywhere."""
-RUNS_SMALL_MAX = 48
+RUNS_SMALL_MAX = 24
 RUNS_LARGE_MAX = 200
 LARGE_BYTES = 256 * 1024
 
@@ -113,11 +114,10 @@ class Search:
         """Search contents and paths of all regular files below a directory."""
         left_out = set(leave_out)
         for path in sorted(root.rglob("*")):
-            inside = str(path.relative_to(root))
-            for find in self._needles._search_names(inside.encode(), f"{label}: the path {inside}"):
-                self.result.finds.append(find)
+            inside = path.relative_to(root)
+            self.result.finds += self._needles.search(os.fsencode(inside), where=f"{label}, path {inside}")
             if path not in left_out and stat.S_ISREG(path.lstat().st_mode):
-                self.file(path, label=f"{label}: {inside}")
+                self.file(path, label=f"{label}, {inside}")
 
     def file(self, path: Path, *, label: str) -> None:
         """Search one file."""

@@ -1,4 +1,4 @@
-"""The tree that the demo saves: what the PC of a doctor's practice holds, and every kind of name and attribute.
+"""The tree that the demo saves: what a doctor's PC holds, and every kind of name and attribute.
 
 All persons are invented. What is random comes from a fixed seed, so that every run saves the same.
 """
@@ -21,7 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 REPOSITORY = Path(__file__).resolve().parents[1]
 KIB = 1024
 MIB = 1024 * KIB
-COPY_BYTES = 4 * MIB
+IMAGE_FOLDER = "Röntgenbilder"
 
 _PERSONS = (
     "Abelmann^Rosalind", "Brückner^Théodore", "Castellanos^Inés", "Dahlgaard^Søren", "Eberhardt^Wilhelmina",
@@ -70,13 +70,18 @@ class Saver:
 
     def save_sources(self) -> int:
         """Copy the standard library's and this repository's source files; returns how many."""
+        # The smallest first: a limit would leave nothing of it.
         places = (
-            (Path(sysconfig.get_path("stdlib")), "library", {"site-packages", "dist-packages", "__pycache__"}),
-            (REPOSITORY, "mirrorfs", {".git", ".venv", "__pycache__", ".hypothesis", "build", "dist"}),
+            (REPOSITORY, "mirrorfs", {"__pycache__", "build", "dist"}),
+            (
+                Path(sysconfig.get_path("stdlib")),
+                "library",
+                {"__pycache__", "site-packages", "dist-packages"},
+            ),
+            (Path(sysconfig.get_path("purelib")), "packages", {"__pycache__"}),
         )
         count = 0
-        # The repository first: it is the smaller one, and a limit would leave nothing of it.
-        for place, name, skipped in reversed(places):
+        for place, name, skipped in places:
             for directory, folders, files in os.walk(place):
                 folders[:] = sorted(one for one in folders if one not in skipped and not one.startswith("."))
                 target = self.root / "sources" / name / Path(directory).relative_to(place)
@@ -93,7 +98,7 @@ class Saver:
 
     def save_images(self) -> int:
         """Write DICOM images, every fourth a small one; returns how many."""
-        folder = self.root / "Röntgenbilder"
+        folder = self.root / IMAGE_FOLDER
         folder.mkdir()
         shades = bytes(value // 6 for value in range(256))
         for number in range(self._sizes.images):
@@ -138,7 +143,7 @@ class Saver:
         finally:
             database.close()
         if answer != "ok":
-            raise AssertionError(f"SQLite says of the database on the mount: {answer}")
+            raise sqlite3.IntegrityError(f"SQLite says of the database on the mount: {answer}")
         self._note(path, path.read_bytes())
         return self._sizes.transactions
 
@@ -161,7 +166,9 @@ class Saver:
         """Make one of everything: links, pipes, attributes, modes, owners, names, holes, times."""
         folder = self.root / "all kinds"
         folder.mkdir()
-        text = b"".join(b"line %d of a report that nobody else should read\n" % number for number in range(400))
+        text = b"".join(
+            b"line %d of a report that nobody else should read\n" % number for number in range(400)
+        )
         self.write(folder / "original.txt", text)
         os.link(folder / "original.txt", folder / "hard link.txt")
         (folder / "deeper" / "and deeper").mkdir(parents=True)
@@ -180,8 +187,8 @@ class Saver:
     def _save_names(self, folder: Path) -> None:
         folder.mkdir()
         names = (
-            "Ärztlicher Befund – Müller.txt", "診断書 第一号.txt", "заключение врача.txt", "💊 Rezepte.txt",
-            "  leading and trailing blanks  ", "new\nline.txt", "-rf", "quote's \"all\" `kinds`.txt", "x" * 255,
+            "Ärztlicher Befund Müller.txt", "診断書 第一号.txt", "заключение врача.txt", "💊 Rezepte.txt",
+            "  blanks at both ends  ", "new\nline.txt", "-rf", "quote's \"all\" `kinds`.txt", "x" * 255,
             os.fsdecode(b"latin-1 \xe4\xf6\xfc not UTF-8.txt"),
         )  # fmt: skip
         for number, name in enumerate(names):

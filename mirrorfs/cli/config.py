@@ -54,20 +54,32 @@ class VolumePaths:
     name: str
     config: Path
     state: Path
+    view: str = ""
+    """Identifies a read-only mount, of which there may be several beside a writable one; empty for that."""
+
+    @property
+    def run(self) -> Path:
+        """What belongs to one mount: the state directory itself, or that of a read-only view."""
+        return self.views / self.view if self.view else self.state
+
+    @property
+    def views(self) -> Path:
+        """Directories of read-only views, to be thrown away with them."""
+        return self.state / "views"
 
     @property
     def lock(self) -> Path:
-        """Locked (flock) as long as the volume is mounted."""
-        return self.state / "lock"
+        """Locked (flock) as long as the mount exists."""
+        return self.run / "lock"
 
     @property
     def socket(self) -> Path:
-        return self.state / "control.sock"
+        return self.run / "control.sock"
 
     @property
     def log(self) -> Path:
         """What the daemon has to say; no names of files, no secrets."""
-        return self.state / "mirrorfs.log"
+        return self.run / "mirrorfs.log"
 
     @property
     def headers(self) -> Path:

@@ -12,6 +12,7 @@ import logging
 import logging.handlers
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ import trio
 from mirrorfs.cli.config import volume_paths
 from mirrorfs.cli.failures import describe, sentence_of
 from mirrorfs.cli.key_pipe import read_session
-from mirrorfs.cli.session import Session
+from mirrorfs.cli.view_session import session_kind
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.errors import MirrorfsError
 
@@ -100,9 +101,10 @@ def main(argv: list[str]) -> int:
             return 0
         # Descriptor 0 must not become some file of the program.
         assert os.open(os.devnull, os.O_RDONLY) == 0
-        paths = volume_paths(unlocked.request.name, os.environ)
+        request = unlocked.request
+        paths = replace(volume_paths(request.name, os.environ), view=request.view)
         log_to(paths.log)
-        session = Session(unlocked, paths, on_ready=status.ready, on_replay=status.replay)
+        session = session_kind(request.view)(unlocked, paths, on_ready=status.ready, on_replay=status.replay)
         del unlocked
         trio.run(session.run)
     except (MirrorfsError, OSError, ExceptionGroup) as error:

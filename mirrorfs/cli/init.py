@@ -240,8 +240,8 @@ def _print_outcome(name: str, new: NewVolume, *, label: str, is_software: bool) 
     print()
     print("Note down volume and fingerprint: a restore shows them for comparison.")
     print(
-        "Only this token together with the password opens the volume. If the token is lost, all is lost:"
-        " keep a second token with the same key, or a back-up of it, in another place."
+        "Only this token together with the password opens the volume: if the token is lost, all is lost."
+        " This version enrols one key, so keep a second token with the same key in another place."
     )
     if is_software:
         print(

@@ -33,8 +33,12 @@ class SessionRequest:
     allow_other: bool = False
     read_only: bool = False
     take_over: bool = False
+    view: str = ""
+    """Identifies a read-only view; empty for the writable mount."""
     at_ns: int | None = None
-    """A moment to show instead of the newest state; only with read_only."""
+    """A moment to show instead of the newest state; only for a view."""
+    at_position: int | None = None
+    """A position to show instead; only for a view."""
 
     def parsed_config(self) -> VolumeConfig:
         """Raises: ConfigError."""

@@ -57,17 +57,18 @@ def start_daemon(
 
 
 def start_unlock_child(
-    environment: Mapping[str, str], arguments: Sequence[str], *, keys_fd: int
+    environment: Mapping[str, str], arguments: Sequence[str], *, view: str, keys_fd: int
 ) -> subprocess.Popen[bytes]:
     """Start the process that asks for the secrets on this terminal and writes the keys to a pipe.
 
     Args:
         arguments: those of `mount`; none is a secret.
+        view: identifies a read-only mount, or is empty.
         keys_fd: end of a pipe to write to.
     """
     os.set_inheritable(keys_fd, True)
     return subprocess.Popen(
-        command("mirrorfs.cli.unlock_child", str(keys_fd), *arguments),
+        command("mirrorfs.cli.unlock_child", str(keys_fd), view, *arguments),
         env=child_environment(environment),
         # A password file may be a descriptor that the shell opened (/dev/fd/N).
         close_fds=False,

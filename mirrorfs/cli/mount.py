@@ -24,7 +24,6 @@ from mirrorfs.cli.config import (
     TokenConfig,
     VolumeConfig,
     VolumePaths,
-    check_private_directory,
     load_config,
     make_private_directory,
     volume_paths,
@@ -38,14 +37,18 @@ from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_a
 from mirrorfs.cli.systemd import notify
 from mirrorfs.cli.tokens import SecretSources, make_token
 from mirrorfs.cli.unlock import check_pinned, find_header, newest_local_generation, unlock_header
-from mirrorfs.cli.when import parse_when
+from mirrorfs.cli.views import new_view, remove_dead_views
+from mirrorfs.cli.when import parse_moment
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.process import harden_process, unencrypted_swap
+from mirrorfs.engine.restore_plan import Moment
 from mirrorfs.errors import MirrorfsError, UsageError
 from mirrorfs.format.header import header_key
 from mirrorfs.fuse.mount_table import absolute, check_mountpoint, clean_stale
 
 STOP_WAIT_S: Final = 30.0
+CLOSING_WAIT_S: Final = 40.0
+"""How long a mount waits for the process of an earlier one; longer than that waits for stores by itself."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +90,11 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str], argv: Seq
     config = load_config(paths)
     _check_options(arguments)
     make_private_directory(paths.state, what="state")
-    check_private_directory(paths.state, what="state")
+    if arguments.read_only or arguments.at is not None:
+        paths = new_view(paths)
+    elif not mounts_of(paths.name):
+        # Of a mount that is gone the process may still be closing: that is soon over.
+        volume_lock.wait_released(paths, timeout_s=CLOSING_WAIT_S)
     lock_fd = volume_lock.acquire(paths)
     try:
         _check_mountpoint(arguments.mountpoint, paths, config)
@@ -98,6 +105,8 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str], argv: Seq
         return _background(arguments, paths, environment, lock_fd)
     finally:
         os.close(lock_fd)
+        if paths.view:
+            remove_dead_views(paths)
 
 
 def _say(sentence: str) -> None:
@@ -105,19 +114,20 @@ def _say(sentence: str) -> None:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    if arguments.at is not None:
-        parse_when(arguments.at, now_ns=time.time_ns())
-    if arguments.at is not None or arguments.read_only:
-        raise UsageError(
-            "--read-only and --at are not available yet in this version;"
-            " `mirrorfs restore --at` shows the past in a directory."
-        )
+    _moment(arguments)
+    if arguments.take_over and (arguments.read_only or arguments.at is not None):
+        raise UsageError("A read-only mount takes nothing over; leave out --take-over.")
+
+
+def _moment(arguments: argparse.Namespace) -> Moment:
+    return Moment() if arguments.at is None else parse_moment(arguments.at, now_ns=time.time_ns())
 
 
 def _check_mountpoint(mountpoint: str, paths: VolumePaths, config: VolumeConfig) -> str:
     """The absolute path of a mountpoint that is fit. Raises: UsageError."""
-    # The lock is ours, so that nobody serves this volume: what is still mounted of it is dead.
-    for mounted in {record.mountpoint for record in mounts_of(paths.name)} | {absolute(mountpoint)}:
+    # The lock is ours, so that nobody serves this mount: what is still mounted of it is dead.
+    dead = {record.mountpoint for record in mounts_of(paths.name, paths.view)}
+    for mounted in dead | {absolute(mountpoint)}:
         if clean_stale(mounted):
             _say("A dead mount of an earlier run was removed.")
     stores = [place for store in config.stores if (place := directory_of(store.url)) is not None]
@@ -135,10 +145,14 @@ def _check_mountpoint(mountpoint: str, paths: VolumePaths, config: VolumeConfig)
 # --- unlocking -------------------------------------------------------------------------------
 
 
-def unlocked_session(arguments: argparse.Namespace, environment: Mapping[str, str]) -> UnlockedSession:
+def unlocked_session(
+    arguments: argparse.Namespace, environment: Mapping[str, str], *, view: str
+) -> UnlockedSession:
     """Check the stores, ask for the secrets, and return all that is needed to serve.
 
     The stores are asked before the secrets, so that the same requests are made whatever is typed.
+    Args:
+        view: identifies a read-only mount; empty for the writable one.
     Raises: MirrorfsError: see the parts.
     """
     paths = volume_paths(arguments.volume, environment)
@@ -162,13 +176,17 @@ def unlocked_session(arguments: argparse.Namespace, environment: Mapping[str, st
     key = header_key(unlocked.header.generation, data)
     if not (paths.state / "objects" / key).exists():
         LocalDisk(paths.state).write_whole(f"objects/{key}", data)
+    moment = _moment(arguments)
     request = SessionRequest(
         name=paths.name,
         config=config.to_toml(),
         mountpoint=absolute(arguments.mountpoint),
         allow_other=arguments.allow_other,
-        read_only=arguments.read_only,
+        read_only=bool(view),
         take_over=arguments.take_over,
+        view=view,
+        at_ns=moment.time_ns,
+        at_position=moment.position,
     )
     return UnlockedSession(request, unlocked.key_set, data)
 
@@ -193,7 +211,7 @@ def _background(
     assert daemon.stdin is not None
     with open(reading, "rb") as status:
         try:
-            session = unlocked_session(arguments, environment)
+            session = unlocked_session(arguments, environment, view=paths.view)
             write_session(os.dup(daemon.stdin.fileno()), session)
             daemon.stdin.close()
             _await_ready(status, paths)
@@ -240,11 +258,11 @@ def _foreground(
     arguments: argparse.Namespace, paths: VolumePaths, environment: Mapping[str, str], argv: Sequence[str]
 ) -> int:
     # Imported here: the engine and the kernel's side of it are of no use to the other commands.
-    from mirrorfs.cli.session import Session
+    from mirrorfs.cli.view_session import session_kind
 
     _log_to_terminal(debug=arguments.debug)
     reading, writing = os.pipe()
-    child = start_unlock_child(environment, argv, keys_fd=writing)
+    child = start_unlock_child(environment, argv, view=paths.view, keys_fd=writing)
     os.close(writing)
     unlocked = read_session(reading)
     exit_code = child.wait()
@@ -258,7 +276,7 @@ def _foreground(
         _say(f"Volume {paths.name} is mounted on {place}.")
         notify(f"READY=1\nSTATUS=Mounted on {place}", environment)
 
-    session = Session(
+    session = session_kind(paths.view)(
         unlocked,
         paths,
         on_ready=ready,

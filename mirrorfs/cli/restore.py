@@ -1,4 +1,4 @@
-"""`mirrorfs restore`: from the stores into a directory. No mount, no FUSE, no configuration, no local state."""
+"""`mirrorfs restore`: from the stores into a directory, without mount, FUSE, configuration or local state."""
 
 from __future__ import annotations
 
@@ -59,10 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="file:///PATH or s3://BUCKET/PREFIX?endpoint=...; one is enough, two help each other",
     )
-    parser.add_argument("--token", default=DEFAULT_TOKEN, metavar="URI", help="the token, if not the only one")
+    parser.add_argument("--token", default=DEFAULT_TOKEN, metavar="URI", help="the token; default: any")
     parser.add_argument("--module", metavar="PATH", help="the PKCS#11 module to use for the token")
     parser.add_argument(
-        "--at", metavar="WHEN", help="as it was at 2026-03-01T14:05, 'yesterday 18:00', 2h, or position 17.203"
+        "--at",
+        metavar="WHEN",
+        help="as it was at 2026-03-01T14:05, 'yesterday 18:00', 2h, or position 17.203",
     )
     parser.add_argument(
         "--path",
@@ -177,7 +179,9 @@ class _Command:
                 finally:
                     restore.close()
                     files.remove()
-        return _print_report(report, plan, duration_s=time.monotonic() - started_s, warnings=warnings.count)
+        duration_s = time.monotonic() - started_s
+        globs = bool(self._arguments.path)
+        return _print_report(report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count)
 
     async def _execute(self, restore: Restore) -> RestoreReport:
         tree = RestoreDirectory(self._arguments.dest, preserve_special=self._arguments.preserve_special)
@@ -267,17 +271,20 @@ def _print_plan(plan: RestorePlan, moment: Moment, *, has_one_store: bool) -> No
     if plan.damage is not None:
         _say(f"There are newer commits that cannot be restored: {plan.damage}.")
     if moment == NEWEST and has_one_store:
-        print("A single store cannot prove that this is the newest state: compare the date with what you know.")
+        print("A single store cannot prove that nothing newer exists: compare the date with what you know.")
 
 
-def _print_report(report: RestoreReport, plan: RestorePlan, *, duration_s: float, warnings: int) -> int:
+def _print_report(
+    report: RestoreReport, plan: RestorePlan, *, globs: bool, duration_s: float, warnings: int
+) -> int:
     print(
         f"Restored {report.files} files in {report.directories} directories,"
         f" {format_bytes(report.written_bytes)}, in {duration_s:.0f} s; {warnings} warnings."
     )
     for what, count in sorted(report.left_out.items()):
         print(f"Not restored: {count} {what}")
-    _print_paths("could not be made", report.refused_count, [f"{path}: {why}" for path, why in report.refused])
+    refused = [f"{path}: {why}" for path, why in report.refused]
+    _print_paths("could not be made", report.refused_count, refused)
     _print_paths(
         f"lack bytes of which no store has a good copy ({format_bytes(report.lost_bytes)} in all)",
         report.incomplete_count,
@@ -285,6 +292,9 @@ def _print_report(report: RestoreReport, plan: RestorePlan, *, duration_s: float
     )
     if report.incomplete_count or plan.damage is not None:
         return EXIT_DAMAGED
+    if globs and not report.made_names:
+        _say("Nothing in the volume matches --path; patterns are for whole paths below the root.")
+        return EXIT_FAILED
     return EXIT_FAILED if report.refused_count else 0
 
 

@@ -123,7 +123,9 @@ async def find_stores(stores: Sequence[NamedStore]) -> StoresFound:
             with trio.move_on_after(LOOK_DEADLINE_S) as scope:
                 looks[at] = await _look(stores[at], store)
             if scope.cancelled_caught:
-                looks[at] = StoreUnavailable(f"Store {store.name} does not answer: check the network or its disk.")
+                looks[at] = StoreUnavailable(
+                    f"Store {store.name} does not answer: check the network or its disk."
+                )
         except StoreError as exc:
             looks[at] = exc
 
@@ -192,7 +194,9 @@ def check_members(found: Sequence[StoreFound], unlocked: Unlocked) -> list[str]:
         except (DamagedError, LimitError) as exc:
             if not any(_opens(data, unlocked) for data in one.headers):
                 raise StoreMismatch(f"Store {name} does not belong to this volume: check its URL.") from exc
-            notes.append(f"Store {name} cannot prove which store it is ({exc}) Its contents are checked one by one.")
+            notes.append(
+                f"Store {name} cannot prove which store it is; what it holds is checked piece by piece."
+            )
     return notes
 
 

@@ -15,7 +15,8 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -32,6 +33,7 @@ from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.os_threads import ThreadOffload
+from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
 from mirrorfs.engine.retry import RetryingStore
@@ -49,6 +51,14 @@ EXIT_WAIT_S: Final = 30.0
 STORE_CLOSE_S: Final = 5.0
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A volume whose engine runs, ready to be served."""
+
+    filesystem: FileSystem
+    close: Callable[[], Awaitable[None]]
 
 
 class Session:
@@ -76,9 +86,12 @@ class Session:
         self._on_ready = on_ready
         self._on_replay = on_replay
         self._on_stopping = on_stopping
-        self._control = SessionControl(unlocked.request)
+        self._control = self._make_control()
         self._serving = trio.CancelScope()
         self._stopping = False
+
+    def _make_control(self) -> SessionControl:
+        return SessionControl(self._request)
 
     async def run(self) -> None:
         """Serve until the volume is unmounted, by whomever.
@@ -130,32 +143,25 @@ class Session:
         try:
             async with trio.open_nursery() as nursery:
                 # Once mounted, `_serving` ends before anything of the engine does.
+                opened: Opened | None = None
                 with self._serving:
-                    volume, files = await self._open(stores, nursery)
-                if self._serving.cancelled_caught:
+                    opened = await self._open(stores, nursery)
+                if opened is None:
                     raise MirrorfsError("The volume was not mounted, for a signal came first.")
-                await self._serve(volume, files)
+                await self._serve(opened)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.move_on_after(STORE_CLOSE_S, shield=True):
                 for store in stores:
                     await store.aclose()
 
-    async def _open(
-        self, stores: list[RetryingStore], nursery: trio.Nursery
-    ) -> tuple[MountedVolume, SqliteIndexFiles]:
+    async def _open(self, stores: list[RetryingStore], nursery: trio.Nursery) -> Opened:
         unlocked = self._unlocked
         header, keys = verify_header(unlocked.header, unlocked.key_set)
         files = SqliteIndexFiles(
             str(self._paths.state / "index.db"),
             keys.index_key,
             digest_key=hkdf(keys.root, salt=keys.volume, info=b"mirrorfs v1 closed index"),
-        )
-        world = World(
-            disk=LocalDisk(self._paths.state),
-            clock=SystemClock(),
-            entropy=secrets.token_bytes,
-            offload=ThreadOffload(),
         )
         settings = VolumeSettings(
             instances={store.name: store.instance.hex() for store in self._config.stores},
@@ -167,7 +173,7 @@ class Session:
         )
         volume = await MountedVolume.open(
             nursery=nursery,
-            world=world,
+            world=self._world(),
             files=files,
             key_set=unlocked.key_set,
             keys=keys,
@@ -177,29 +183,37 @@ class Session:
             random=system_random(),
             on_progress=lambda sequence, _: self._on_replay(sequence),
         )
-        return volume, files
+        self._control.opened(volume)
+        return Opened(volume.filesystem, lambda: self._close(volume, files))
 
-    async def _serve(self, volume: MountedVolume, files: SqliteIndexFiles) -> None:
+    def _world(self) -> World:
+        return World(
+            disk=LocalDisk(self._paths.state),
+            clock=SystemClock(),
+            entropy=secrets.token_bytes,
+            offload=ThreadOffload(),
+        )
+
+    async def _serve(self, opened: Opened) -> None:
         request = self._request
         self._serving = trio.CancelScope()
         if self._stopping:
             self._serving.cancel()
-        self._control.opened(volume)
         try:
             with self._serving:
                 await serve(
-                    MirrorOperations(volume.filesystem),
+                    MirrorOperations(opened.filesystem),
                     request.mountpoint,
                     allow_other=request.allow_other,
                     read_only=request.read_only,
-                    fsname=fsname(request.name),
+                    fsname=fsname(request.name, request.view),
                     on_ready=self._on_ready,
                 )
         finally:
             self._control.unmounted()
             self._stop()
             with trio.CancelScope(shield=True):
-                await self._close(volume, files)
+                await opened.close()
 
     async def _close(self, volume: MountedVolume, files: SqliteIndexFiles) -> None:
         """Close the engine, waiting for the stores as long as somebody wants it."""

@@ -20,11 +20,12 @@ STALL_MAX_S: Final = 7 * 24 * 3600.0
 
 
 class SessionControl:
-    """The control socket's view of a session, and what its clients want of the session's end."""
+    """The control socket's side of a session, and what its clients want of the session's end."""
 
     def __init__(self, request: SessionRequest) -> None:
         self._request = request
         self._volume: MountedVolume | None = None
+        self._is_open = False
         self._unmounted = trio.Event()
         self._finished = trio.Event()
         self._error: MirrorfsError | None = None
@@ -39,6 +40,7 @@ class SessionControl:
     def opened(self, volume: MountedVolume) -> None:
         """The engine runs; the mount is about to appear."""
         self._volume = volume
+        self._is_open = True
 
     def unmounted(self) -> None:
         """The mount is gone; closing begins."""
@@ -57,7 +59,6 @@ class SessionControl:
         """Everything is closed, or failed; the first word counts."""
         if not self._finished.is_set():
             self._error = error
-            self._volume = None
             self._unmounted.set()
             self._finished.set()
 
@@ -121,7 +122,7 @@ class SessionControl:
 
     async def _umount(self, connection: Connection) -> Message:
         """The client unmounts, after "prepared"; this end waits for that and for the closing."""
-        self._running()
+        self._check_open()
         if self._plan is not None:
             raise UsageError("The volume is being unmounted already; see `mirrorfs status`.")
         wait = connection.request.get("wait", True) is True
@@ -153,10 +154,14 @@ class SessionControl:
             self._plan = None
         raise trio.BrokenResourceError
 
-    def _running(self) -> MountedVolume:
-        if self._volume is None or self._unmounted.is_set():
+    def _check_open(self) -> None:
+        if not self._is_open or self._unmounted.is_set():
             phase = "unmounted" if self._unmounted.is_set() else "mounted"
             raise MirrorfsError(f"The volume is just being {phase}; ask again in a moment.")
+
+    def _running(self) -> MountedVolume:
+        self._check_open()
+        assert self._volume is not None
         return self._volume
 
 

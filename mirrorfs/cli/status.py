@@ -48,6 +48,8 @@ class VolumeReport:
     protection: Protection | None
     note: str | None
     """Why nothing more can be said; one sentence."""
+    view_time_ns: int | None = None
+    """Of a read-only view: the time of the last change that it shows."""
 
 
 def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -77,7 +79,7 @@ def _report(paths: VolumePaths) -> VolumeReport:
         answer = _ask(paths)
     except NotMounted:
         note = None
-        if mounts_of(paths.name):
+        if mounts_of(paths.name, paths.view):
             note = f"Its mount is dead; `mirrorfs umount {paths.name}` removes it."
         elif volume_lock.is_held(paths):
             note = "It is just being mounted or unmounted."
@@ -85,6 +87,8 @@ def _report(paths: VolumePaths) -> VolumeReport:
     except MirrorfsError as error:
         return VolumeReport(paths.name, None, None, None, one_line(str(error)))
     mountpoint = str(answer["mountpoint"])
+    if "view_time_ns" in answer:
+        return VolumeReport(paths.name, mountpoint, answer, None, None, int(answer["view_time_ns"]))
     asked_ns = time.time_ns()
     written_back = write_back(mountpoint, deadline_s=STATUS_SYNC_DEADLINE_S)
     try:
@@ -124,6 +128,9 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "local": None,
         "stores": [],
     }
+    if report.view_time_ns is not None and report.answer is not None:
+        as_of = timestamp(report.view_time_ns)
+        return result | {"read_only": True, "pid": report.answer["pid"], "as_of": as_of}
     if report.answer is None or report.protection is None:
         return result
     status, protection = report.answer["status"], report.protection
@@ -167,13 +174,15 @@ def local_time(time_ns: int, *, now_ns: int) -> str:
 
 def as_text(report: VolumeReport) -> list[str]:
     """The lines for people."""
+    if report.view_time_ns is not None:
+        moment = local_time(report.view_time_ns, now_ns=time.time_ns())
+        return [f"{report.name}: a read-only view as of {moment}, mounted on {report.mountpoint}"]
     if report.answer is None or report.protection is None:
         note = "" if report.note is None else f" {report.note}"
         where = "is not mounted." if report.mountpoint is None else f"is mounted on {report.mountpoint}."
         return [f"{report.name}: {where}{note}"]
     protection = report.protection
-    read_only = ", read-only" if report.answer["read_only"] else ""
-    lines = [f"{report.name}: {_WORDS[protection.light]}, mounted on {report.mountpoint}{read_only}"]
+    lines = [f"{report.name}: {_WORDS[protection.light]}, mounted on {report.mountpoint}"]
     if protection.reason is not None:
         lines.append(f"  {protection.reason}")
     lines += ["  " + _store_line(store, now_ns=protection.as_of_ns) for store in protection.stores]

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from typing import Final
 
+from mirrorfs.cli import volume_lock
 from mirrorfs.cli.config import VolumePaths
 from mirrorfs.cli.control_protocol import ControlClient, NotMounted
 from mirrorfs.cli.flush import add_stall_argument
 from mirrorfs.cli.resolve import mounts_of, resolve
+from mirrorfs.cli.views import remove_dead_views
 from mirrorfs.cli.waiting_client import Waiting, must_write_back
 from mirrorfs.errors import InUseError
 from mirrorfs.fuse.mount_table import clean_stale, find_mount, unmount
+
+EXIT_WAIT_S: Final = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +53,13 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
                     f"Volume {paths.name} is in use; close the programs that use {mountpoint} and try again."
                 ) from exc
         waiting.follow(client)
-    print(
-        f"Volume {paths.name} is unmounted{'' if arguments.no_wait else ', and every store holds all of it'}."
-    )
+    # Whoever mounts it right after must not meet the last breath of the process that served it.
+    volume_lock.wait_released(paths, timeout_s=EXIT_WAIT_S)
+    remove_dead_views(paths)
+    waited = not arguments.no_wait and not paths.view
+    print(f"Volume {paths.name} is unmounted{', and every store holds all of it' if waited else ''}.")
     return 0
 
 
 def _clean_dead(paths: VolumePaths) -> bool:
-    return any([clean_stale(record.mountpoint) for record in mounts_of(paths.name)])
+    return any([clean_stale(record.mountpoint) for record in mounts_of(paths.name, paths.view)])

@@ -1,6 +1,6 @@
 """The short-lived process that asks for the secrets of a foreground mount.
 
-`python -m mirrorfs.cli.unlock_child KEYS_FD ARGUMENTS OF MOUNT...`: the password, the PIN and what is
+`python -m mirrorfs.cli.unlock_child KEYS_FD VIEW ARGUMENTS OF MOUNT...`: the password, the PIN and what is
 computed from them end with this process; the keys go through KEYS_FD to the one that serves.
 """
 
@@ -21,9 +21,9 @@ def main(argv: list[str]) -> int:
     harden_process()
     keys_fd = int(argv[1])
     os.set_inheritable(keys_fd, False)
-    arguments = parse_arguments(argv[2:])
+    view, arguments = argv[2], parse_arguments(argv[3:])
     try:
-        write_session(keys_fd, unlocked_session(arguments, os.environ))
+        write_session(keys_fd, unlocked_session(arguments, os.environ, view=view))
     except (MirrorfsError, KeyboardInterrupt, ExceptionGroup) as error:
         return report(error, debug=arguments.debug)
     return 0

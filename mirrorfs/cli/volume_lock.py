@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
+from typing import Final
 
 from mirrorfs.cli.config import VolumePaths
 from mirrorfs.errors import ConfigError, InUseError
+
+POLL_S: Final = 0.02
 
 
 def acquire(paths: VolumePaths) -> int:
@@ -31,6 +35,16 @@ def acquire(paths: VolumePaths) -> int:
             f" see `mirrorfs status {paths.name}`."
         ) from exc
     return fd
+
+
+def wait_released(paths: VolumePaths, *, timeout_s: float) -> bool:
+    """Wait until no process has the volume; whether that came true in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while is_held(paths):
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 def is_held(paths: VolumePaths) -> bool:

@@ -217,13 +217,28 @@ class Committer:
             await log.ensure_room(bodies)
         # From here to commit() nothing awaits: the journal holds exactly what the index holds.
         position = log.append_journal(journals, bodies)
-        index = state.index
+        try:
+            self._commit_index(position, time_ns=journals[-1][0].time_ns)
+        except DiskError as exc:
+            # The log has these records, the index may not: only a new mount brings them together again.
+            raise DamagedError(f"The local index could not be written ({exc}); unmount and mount again.") from exc
+        await log.sync()
+        self.durable_position = position
+        self.durable_ns = journals[-1][0].time_ns
+        self.commits += 1
+        if not self._restart_wal and state.index.wal_bytes() > BACKFILL_AT:
+            await self._backfill()
+        self._on_commit(position, sum(len(payload) for _, payload in journals))
+
+    def _commit_index(self, position: int, *, time_ns: int) -> None:
+        """The index's half of a commit, in the same step as the journal's. Raises DiskError."""
+        state, log, index = self._state, self._log, self._state.index
         state.applier.settle_deaths(position)
         state.applier.save_counters()
         index.put_meta("position", position)
         index.put_meta("journal_sequence", log.journal_sequence)
         index.put_meta("journal_hash", log.journal_hash)
-        index.put_meta("time_ns", journals[-1][0].time_ns)
+        index.put_meta("time_ns", time_ns)
         index.commit()
         state.pending.clear()
         state.pending_bytes = 0
@@ -231,13 +246,6 @@ class Committer:
             # Still the same step: every commit is durable and no operation has come since.
             index.finish_backfill()
             self._restart_wal = False
-        await log.sync()
-        self.durable_position = position
-        self.durable_ns = journals[-1][0].time_ns
-        self.commits += 1
-        if not self._restart_wal and index.wal_bytes() > BACKFILL_AT:
-            await self._backfill()
-        self._on_commit(position, sum(len(payload) for _, payload in journals))
 
     async def _backfill(self) -> None:
         """Every commit is durable now, and none runs before this returns (one task).

@@ -133,4 +133,9 @@ class LocalVolume:
         self.reader.close()
         if self.state.pending:
             self.index.rollback()
+        elif self.state.fatal is None:
+            # All commits are durable: leave one file that needs no write-ahead log.
+            self.index.commit()
+            self.index.backfill()
+            self.index.finish_backfill()
         self.index.close()

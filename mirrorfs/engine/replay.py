@@ -215,7 +215,7 @@ class Replayer:
     def _apply_segment(self, loaded: _Loaded, end: int) -> str | None:
         """Apply the commits of a segment up to `end`. Returns why the journal breaks off, if it does."""
         sequence = loaded.segment.sequence
-        rest = list(loaded.scan.rest)
+        rest = list(loaded.scan.trailing)
         for at, found in enumerate(loaded.scan.journals):
             if found.end > end:
                 rest = [frame for later in loaded.scan.journals[at:] for frame in later.frames]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mirrorfs.engine.restore_data import DataRestorer, DataResult
 from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
-from mirrorfs.engine.restore_tree import RestoreTree, TreeFinisher, TreeMaker
+from mirrorfs.engine.restore_tree import MadeTree, RestoreTree, TreeFinisher, TreeMaker
 from mirrorfs.engine.sources import Segments
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.kdf import VolumeKeys
@@ -48,6 +48,8 @@ class RestoreReport:
     files: int
     """Regular files, hard links counted once."""
     directories: int
+    made_names: int
+    """Names made below the root, hard links and all kinds of files included."""
     written_bytes: int
     lost_bytes: int
     incomplete_count: int
@@ -140,7 +142,7 @@ class Restore:
         finisher = TreeFinisher(index, tree, self._offload)
         await finisher.run(made, on_done=lambda count: show(finished=count))
         await self._offload.sync(tree.sync)
-        return self._report(tree, data, files=made.regular_count, directories=len(made.directories))
+        return self._report(tree, data, made)
 
     async def _relocated(self, index: Index) -> Segments:
         """The listing of compacted segments; asked for only when there are any."""
@@ -155,10 +157,11 @@ class Restore:
             await segments.look()
         return segments
 
-    def _report(self, tree: RestoreTree, data: DataResult, *, files: int, directories: int) -> RestoreReport:
+    def _report(self, tree: RestoreTree, data: DataResult, made: MadeTree) -> RestoreReport:
         return RestoreReport(
-            files=files,
-            directories=directories,
+            files=made.regular_count,
+            directories=len(made.directories),
+            made_names=made.names,
             written_bytes=data.written_bytes,
             lost_bytes=data.lost_bytes,
             incomplete_count=len(data.incomplete),

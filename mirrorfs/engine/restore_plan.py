@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.checkpoints import CheckpointReader
 from mirrorfs.engine.heads import newest_head
-from mirrorfs.engine.replay import ReplayEnd
-from mirrorfs.engine.salvage import SalvagingReplayer
+from mirrorfs.engine.replay import ReplayEnd, Replayer
+from mirrorfs.engine.salvage import CombiningSource
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, StoreError, StoreUnavailable, UsageError
 from mirrorfs.format.checkpoint import Root
@@ -200,8 +200,13 @@ class Planner:
             return self._stopped
 
         self._stopped = False
-        replayer = SalvagingReplayer(
-            index, self.main, self._keys, self._writer, stop_after=stop_after, on_progress=self._on_progress
+        replayer = Replayer(
+            index,
+            CombiningSource(self.main, self._keys, self._writer),
+            self._keys,
+            self._writer,
+            stop_after=stop_after,
+            on_progress=self._on_progress,
         )
         return await replayer.run(keep_tail=False)
 

@@ -15,7 +15,8 @@ Faults while running:
   from then on. A failed write leaves any leading part of its bytes. After a failed sync, as on Linux, the
   pages count as clean: some reached the disk, the others never will, and no later sync reports it; they
   may still be read, or be gone from the cache as well (drawn per failure).
-- `capacity_bytes`: beyond it writes raise DiskFull, having written what fitted.
+- `capacity_bytes`: beyond it writes raise DiskFull, having written what fitted. (`size_bytes` is what the
+  disk claims to have; a lower capacity is another program that fills it.)
 A cut or kill may strike at any numbered step (`arm`): before or after any write, sync, creation, removal,
 and, since the index calls `step` as well, around its commits. It raises `Crash`, as does every later use.
 Not modelled: bit rot of durable bytes (the stores' business), and steps that overlap in time.
@@ -24,7 +25,8 @@ Not modelled: bit rot of durable bytes (the stores' business), and steps that ov
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mirrorfs.errors import DiskError, DiskFull
@@ -180,8 +182,8 @@ class SimulatedDisk:
 
     def __init__(self, rng: random.Random) -> None:
         self.random = rng
+        self.size_bytes = TOTAL_BYTES
         self.capacity_bytes = TOTAL_BYTES
-        self.reserved_free_bytes = TOTAL_BYTES // 2
         self.fail_write = Countdown()
         self.fail_sync = Countdown()
         self.fail_create = Countdown()
@@ -199,6 +201,20 @@ class SimulatedDisk:
         """Crash at the n-th step from now (None: never). `on_crash` is called once, at that instant."""
         self._crash.left = steps
         self._on_crash = on_crash
+
+    @property
+    def armed(self) -> bool:
+        """Whether a crash is due."""
+        return self._crash.left is not None
+
+    @contextmanager
+    def disarmed(self) -> Iterator[None]:
+        """No crash within the block: for checks, which are no part of the run."""
+        left, self._crash.left = self._crash.left, None
+        try:
+            yield
+        finally:
+            self._crash.left = left
 
     def step(self) -> None:
         """One point at which the machine may stop. Raises Crash."""
@@ -284,10 +300,10 @@ class SimulatedDisk:
 
     def free_bytes(self) -> int:
         self.check_alive()
-        return min(self.capacity_bytes - self.used_bytes(), self.reserved_free_bytes)
+        return max(self.capacity_bytes - self.used_bytes(), 0)
 
     def total_bytes(self) -> int:
-        return self.reserved_free_bytes * 2
+        return self.size_bytes
 
     # --- pieces ------------------------------------------------------------------------------
 

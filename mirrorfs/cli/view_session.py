@@ -1,0 +1,92 @@
+"""Serving a read-only view of a volume: its newest state, or that of a moment in the past.
+
+A view has an index of its own, under a key that only this process knows; its directory goes with it. It
+takes no lease and changes nothing, so that it may stand beside a writable mount.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Final
+
+import trio
+
+from mirrorfs.cli.control import Connection
+from mirrorfs.cli.control_protocol import Message
+from mirrorfs.cli.session import Opened, Session
+from mirrorfs.cli.session_control import SessionControl
+from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.engine.past import ReadOnlyVolume
+from mirrorfs.engine.restore_plan import Moment
+from mirrorfs.engine.retry import RetryingStore
+from mirrorfs.errors import UsageError
+from mirrorfs.format.header import verify_header
+
+KEY_SIZE_BYTES: Final = 32
+
+
+class ViewControl(SessionControl):
+    """The control socket's side of a view."""
+
+    time_ns = 0
+    """Time of the last change that the view shows."""
+
+    def view_opened(self, *, time_ns: int) -> None:
+        """The view is ready to be mounted."""
+        self.time_ns = time_ns
+        self._is_open = True
+
+    async def _status(self, connection: Connection) -> Message:
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+        return {
+            "name": self._request.name,
+            "mountpoint": self._request.mountpoint,
+            "read_only": True,
+            "pid": os.getpid(),
+            "view_time_ns": self.time_ns,
+        }
+
+    async def _flush(self, connection: Connection) -> Message:
+        await trio.lowlevel.checkpoint()
+        raise UsageError("This mount is a read-only view: there is nothing to flush.")
+
+
+class ViewSession(Session):
+    """One read-only view, mounted by this process."""
+
+    def _make_control(self) -> ViewControl:
+        self._view_control = ViewControl(self._request)
+        return self._view_control
+
+    async def _open(self, stores: list[RetryingStore], nursery: trio.Nursery) -> Opened:
+        unlocked = self._unlocked
+        header, keys = verify_header(unlocked.header, unlocked.key_set)
+        files = SqliteIndexFiles(
+            str(self._paths.run / "index.db"),
+            secrets.token_bytes(KEY_SIZE_BYTES),
+            digest_key=secrets.token_bytes(KEY_SIZE_BYTES),
+        )
+        volume = await ReadOnlyVolume.open(
+            nursery=nursery,
+            world=self._world(),
+            files=files,
+            keys=keys,
+            writer_key=header.public_keys.writer,
+            stores=stores,
+            moment=Moment(time_ns=self._request.at_ns, position=self._request.at_position),
+            on_progress=lambda sequence, _: self._on_replay(sequence),
+        )
+        self._view_control.view_opened(time_ns=volume.time_ns)
+
+        async def close() -> None:
+            volume.close()
+            await trio.to_thread.run_sync(files.remove)
+
+        return Opened(volume.filesystem, close)
+
+
+def session_kind(view: str) -> type[Session]:
+    """The kind of session that serves a mount."""
+    return ViewSession if view else Session

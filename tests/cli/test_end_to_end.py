@@ -1,0 +1,443 @@
+"""The command line as people and scripts use it: real processes, a real mount, SoftHSM, two directories."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mirrorfs.fuse.mount_table import find_mount
+from tests.support.mounted import (
+    DEADLINE_S,
+    PASSWORD,
+    MountedVolume,
+    Outcome,
+    mounted_volume,
+    shared_token,
+    volume_on_disk,
+    wait_ended,
+)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[MountedVolume]:
+    with mounted_volume(tmp_path) as volume:
+        yield volume
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[MountedVolume]:
+    """Made, not mounted."""
+    with volume_on_disk(tmp_path / "volume") as volume:
+        yield volume
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[MountedVolume]:
+    """Nothing made yet."""
+    with volume_on_disk(tmp_path / "volume", init=False) as volume:
+        yield volume
+
+
+def assert_refused(outcome: Outcome, exit_code: int, *words: str) -> None:
+    """One sentence on standard error, with these words, and the exit code."""
+    assert outcome.exit_code == exit_code, outcome
+    assert outcome.err.startswith("mirrorfs: ") and outcome.err.count("\n") == 1, outcome
+    for word in words:
+        assert word in outcome.err, outcome
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and ".tmp" not in path.parts
+    }
+
+
+# --- init ------------------------------------------------------------------------------------
+
+
+def test_init_makes_a_volume_and_says_what_to_keep(bare: MountedVolume) -> None:
+    outcome = bare.init()
+    assert "fingerprint:" in outcome.out and "software token" in outcome.out
+    config = bare.config_home / "test.toml"
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert stat.S_IMODE(bare.state.stat().st_mode) == 0o700
+    for store in bare.stores.values():
+        assert sorted(name.split("/")[0] for name in contents(store)) == ["header", "instance"]
+    assert PASSWORD not in config.read_text()
+
+
+def test_init_never_overwrites(made: MountedVolume) -> None:
+    before = {name: contents(path) for name, path in made.stores.items()}
+    assert_refused(made.init(check=False), 2, "configured already")
+    stores = [f"--store={name}=file://{path}" for name, path in made.stores.items()]
+    other = made.run("init", "other", *stores, f"--token={shared_token().uri}", check=False)
+    assert_refused(other, 4, "Store a", "holds a MirrorFS volume already")
+    assert {name: contents(path) for name, path in made.stores.items()} == before
+    assert not (made.config_home / "other.toml").exists()
+
+
+def test_init_wants_empty_directories_that_exist(bare: MountedVolume) -> None:
+    (bare.stores["b"] / "holiday.jpg").write_bytes(b"x")
+    assert_refused(bare.init(check=False), 4, "store b", "not empty")
+    shutil.rmtree(bare.stores["b"])
+    assert_refused(bare.init(check=False), 4, "store b", "--create-store")
+    assert not bare.state.exists()
+    bare.init("--create-store")
+    assert (bare.stores["b"] / "instance").exists()
+
+
+def test_failed_init_leaves_stores_that_can_be_used(bare: MountedVolume) -> None:
+    # A file in place of the directory for headers: the second store fails in the middle of the writing.
+    (bare.stores["b"] / "header").write_bytes(b"")
+    outcome = bare.init(check=False)
+    assert outcome.exit_code == 4
+    assert contents(bare.stores["a"]) == {}
+    assert not bare.state.exists() and not (bare.config_home / "test.toml").exists()
+    (bare.stores["b"] / "header").unlink()
+    bare.init()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--store=a=file:///tmp/x"], "two stores"),
+        (["--store=a=file:///tmp/x", "--store=a=file:///tmp/y"], "same name"),
+        (["--store=a=file:///tmp/x", "--store=b=file:///tmp/x/y"], "one inside the other"),
+        (["--store=a=file:///tmp/x", "--store=b=ftp://y"], "store b"),
+        (["--store=file:///tmp/x", "--store=b=file:///tmp/y"], "NAME=URL"),
+    ],
+)
+def test_init_refuses_unfit_stores(bare: MountedVolume, arguments: list[str], words: str) -> None:
+    outcome = bare.run("init", "v", *arguments, f"--token={shared_token().uri}", check=False)
+    assert_refused(outcome, 2, words)
+
+
+def test_init_refuses_a_weak_password(bare: MountedVolume) -> None:
+    bare.password_file.write_text("1234567890\n")
+    assert_refused(bare.init(check=False), 2, "easy to guess")
+    assert contents(bare.stores["a"]) == {} and not bare.state.exists()
+
+
+# --- unlocking -------------------------------------------------------------------------------
+
+
+def test_wrong_password(made: MountedVolume) -> None:
+    made.password_file.write_text("not the password\n")
+    assert_refused(made.mount(check=False), 3, "volume password")
+    assert not made.is_mounted()
+
+
+def test_wrong_pin(made: MountedVolume) -> None:
+    made.pin_file.write_text("000000\n")
+    assert_refused(made.mount(check=False), 3, "refused the PIN")
+
+
+def test_missing_token(made: MountedVolume) -> None:
+    token = shared_token().token
+    outcome = made.mount(f"--token={token.uri().replace(token.label, 'nowhere', 1)}", check=False)
+    assert_refused(outcome, 3, "No token matches")
+
+
+def test_wrong_token(made: MountedVolume) -> None:
+    assert_refused(made.mount(f"--token={shared_token().other.uri()}", check=False), 3, "'other'")
+
+
+def test_missing_module(made: MountedVolume) -> None:
+    assert_refused(made.mount("--module=/nowhere/module.so", check=False), 3, "/nowhere/module.so")
+
+
+def test_no_secret_and_no_terminal(made: MountedVolume) -> None:
+    outcome = made.run(
+        "mount", made.name, str(made.mountpoint), check=False, MIRRORFS_PASSWORD_FILE="", MIRRORFS_PIN_FILE=""
+    )
+    assert_refused(outcome, 2, "--pin-file")
+
+
+def test_another_fingerprint_is_another_volume(made: MountedVolume) -> None:
+    made.set_config("fingerprint", '"' + "00" * 16 + '"')
+    assert_refused(made.mount(check=False), 3, "fingerprint")
+
+
+def test_header_comes_from_a_store_when_the_state_is_lost(made: MountedVolume) -> None:
+    shutil.rmtree(made.state)
+    made.mount()
+    assert len(list((made.state / "objects" / "header").iterdir())) == 1
+
+
+# --- mounting --------------------------------------------------------------------------------
+
+
+def test_write_flush_umount_mount_read(mounted: MountedVolume) -> None:
+    (mounted.mountpoint / "directory").mkdir()
+    data = os.urandom(300_000)
+    (mounted.mountpoint / "directory" / "file").write_bytes(data)
+    mounted.run("flush", str(mounted.mountpoint))
+    status = mounted.status()
+    assert status["light"] == "protected"
+    assert [store["pending_count"] for store in status["stores"]] == [0, 0]
+    outcome = mounted.umount()
+    assert "every store holds all of it" in outcome.out
+    assert not mounted.is_mounted()
+    mounted.mount()
+    assert (mounted.mountpoint / "directory" / "file").read_bytes() == data
+    mounted.run("umount", str(mounted.mountpoint), "--no-wait")
+    assert not mounted.is_mounted()
+    segments = [set(contents(path)) - {"lease"} for path in mounted.stores.values()]
+    assert segments[0] == segments[1]
+
+
+def test_nothing_local_or_remote_is_readable(mounted: MountedVolume) -> None:
+    secret = b"the patient has recovered from everything"
+    (mounted.mountpoint / "name-that-tells-a-lot").write_bytes(secret * 100)
+    mounted.run("flush", mounted.name)
+    mounted.umount()
+    for place in (mounted.state, mounted.config_home, *mounted.stores.values()):
+        for path in place.rglob("*"):
+            if path.is_file():
+                data = path.read_bytes()
+                for clear in (secret, b"name-that-tells", PASSWORD.encode()):
+                    assert clear not in data, path
+                    assert clear.decode() not in str(path)
+
+
+def test_mounted_twice_is_in_use(mounted: MountedVolume) -> None:
+    other = mounted.directory / "other"
+    other.mkdir()
+    outcome = mounted.run("mount", mounted.name, str(other), check=False)
+    assert_refused(outcome, 6, "mounted already")
+
+
+def test_unfit_mountpoints(made: MountedVolume) -> None:
+    (made.mountpoint / "something").write_text("x")
+    assert_refused(made.mount(check=False), 2, "not empty")
+    for place in (made.directory, made.stores["a"], made.state):
+        outcome = made.run("mount", made.name, str(place), check=False)
+        assert_refused(outcome, 2, "mountpoint")
+    inside = made.stores["a"] / "inside"
+    inside.mkdir()
+    assert_refused(made.run("mount", made.name, str(inside), check=False), 2, "one of its stores")
+    assert_refused(made.run("mount", made.name, "/nowhere/at/all", check=False), 2, "does not exist")
+
+
+def test_unknown_volume(made: MountedVolume) -> None:
+    assert_refused(made.run("mount", "nobody", str(made.mountpoint), check=False), 2, "nobody")
+    assert_refused(made.run("flush", "nobody", check=False), 2, "configured")
+    assert_refused(made.run("flush", made.name, check=False), 1, "not mounted")
+    assert_refused(made.run("umount", made.name, check=False), 1, "not mounted")
+
+
+def test_configuration_that_others_can_write(made: MountedVolume) -> None:
+    (made.config_home / "test.toml").chmod(0o666)
+    assert_refused(made.mount(check=False), 2, "written by others")
+
+
+def test_killed_daemon_loses_nothing_synced(mounted: MountedVolume) -> None:
+    with open(mounted.mountpoint / "file", "wb") as file:
+        file.write(b"synced")
+        file.flush()
+        os.fsync(file.fileno())
+    mounted.kill()
+    assert mounted.is_mounted()
+    assert mounted.status()["mounted"] is False
+    outcome = mounted.mount()
+    assert "dead mount" in outcome.err
+    assert (mounted.mountpoint / "file").read_bytes() == b"synced"
+
+
+def test_umount_removes_a_dead_mount(mounted: MountedVolume) -> None:
+    mounted.kill()
+    assert "dead mount" in mounted.umount().out
+    assert not mounted.is_mounted()
+
+
+def test_umount_of_a_mount_in_use(mounted: MountedVolume) -> None:
+    with open(mounted.mountpoint / "file", "wb") as file:
+        assert_refused(mounted.umount(check=False), 6, "in use")
+        file.write(b"still here")
+    assert mounted.is_mounted()
+    assert (mounted.mountpoint / "file").read_bytes() == b"still here"
+    mounted.umount()
+
+
+@pytest.mark.parametrize("how", ["signal", "fusermount"])
+def test_other_ways_to_unmount_close_cleanly(mounted: MountedVolume, how: str) -> None:
+    (mounted.mountpoint / "file").write_bytes(b"written, not synced")
+    pid = mounted.pid()
+    if how == "signal":
+        os.kill(pid, signal.SIGTERM)
+    else:
+        subprocess.run(["fusermount3", "-u", str(mounted.mountpoint)], check=True)
+    wait_ended(pid)
+    assert not mounted.is_mounted()
+    assert (mounted.state / "index.db.clean").exists()
+    names = [name for name in contents(mounted.stores["a"]) if name.startswith("segments/")]
+    assert names
+    mounted.mount()
+    assert (mounted.mountpoint / "file").read_bytes() == b"written, not synced"
+
+
+def test_control_socket_is_private(mounted: MountedVolume) -> None:
+    found = (mounted.state / "control.sock").stat()
+    assert stat.S_ISSOCK(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o600
+    assert stat.S_IMODE(mounted.state.stat().st_mode) == 0o700
+
+
+def test_keys_and_secrets_are_in_no_argv_or_environment(mounted: MountedVolume) -> None:
+    process = Path(f"/proc/{mounted.pid()}")
+    seen = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+    assert PASSWORD.encode() not in seen
+    root = process / "cwd"
+    assert os.readlink(root) == "/"
+    assert os.readlink(process / "fd" / "0") == "/dev/null"
+
+
+def test_long_state_path(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["a-rather-long-directory-name"] * 5)
+    with mounted_volume(deep) as volume:
+        assert len(str(volume.state / "control.sock")) > 107
+        assert volume.status()["mounted"] is True
+        volume.umount()
+
+
+# --- stores ----------------------------------------------------------------------------------
+
+
+def test_empty_store_is_refused(made: MountedVolume) -> None:
+    shutil.rmtree(made.stores["b"])
+    made.stores["b"].mkdir()
+    assert_refused(made.mount(check=False), 4, "Store b", "check its URL")
+    assert list(made.stores["b"].iterdir()) == []
+
+
+def test_foreign_store_is_refused(made: MountedVolume, tmp_path: Path) -> None:
+    with volume_on_disk(tmp_path / "foreign") as foreign:
+        shutil.rmtree(made.stores["b"])
+        shutil.copytree(foreign.stores["b"], made.stores["b"])
+        before = contents(made.stores["b"])
+        assert_refused(made.mount(check=False), 4, "Store b", "does not belong to this volume")
+        assert contents(made.stores["b"]) == before
+
+
+def test_exchanged_stores_are_refused(made: MountedVolume) -> None:
+    kept = made.directory / "kept"
+    made.stores["a"].rename(kept)
+    made.stores["b"].rename(made.stores["a"])
+    kept.rename(made.stores["b"])
+    assert_refused(made.mount(check=False), 4, "another store of this volume")
+
+
+def test_store_of_a_newer_program(made: MountedVolume) -> None:
+    instance = made.stores["a"] / "instance"
+    instance.chmod(0o600)
+    instance.write_bytes(instance.read_bytes().replace(b'"format":1', b'"format":2'))
+    assert_refused(made.mount(check=False), 2, "Store a", "newer")
+
+
+def test_store_that_is_away_is_a_warning_and_catches_up(made: MountedVolume) -> None:
+    away = made.directory / "away"
+    made.stores["b"].rename(away)
+    outcome = made.mount()
+    assert "Store b" in outcome.err
+    (made.mountpoint / "file").write_bytes(b"x" * 1000)
+    assert_refused_last(made.run("flush", made.name, "--stall=0.5", check=False), 4, "store b")
+    assert made.status()["light"] == "at-risk"
+    assert_refused_last(made.umount("--stall=0.5", check=False), 4, "next mount")
+    away.rename(made.stores["b"])
+    made.mount()
+    made.run("flush", made.name)
+    made.umount()
+    segments = [{name for name in contents(path) if "/" in name} for path in made.stores.values()]
+    assert segments[0] == segments[1]
+
+
+def assert_refused_last(outcome: Outcome, exit_code: int, *words: str) -> None:
+    """As assert_refused, with lines of progress before the sentence."""
+    last = outcome.err.splitlines()[-1] + "\n"
+    assert_refused(Outcome(outcome.exit_code, outcome.out, last), exit_code, *words)
+
+
+# --- status ----------------------------------------------------------------------------------
+
+
+def test_status_for_people_and_programs(mounted: MountedVolume) -> None:
+    (mounted.mountpoint / "file").write_bytes(b"x")
+    text = mounted.run("status").out
+    assert text.startswith(f"test: catching up, mounted on {mounted.mountpoint}\n")
+    assert "a: everything before " in text and " is safe there" in text
+    answer = json.loads(mounted.run("status", str(mounted.mountpoint), "--json").out)
+    assert answer["schema"] == 1
+    (volume,) = answer["volumes"]
+    assert volume["mountpoint"] == str(mounted.mountpoint)
+    assert [store["name"] for store in volume["stores"]] == ["a", "b"]
+    mounted.umount()
+    assert mounted.run("status").out == "test: is not mounted.\n"
+    assert mounted.status()["mounted"] is False
+
+
+# --- views of the past -----------------------------------------------------------------------
+
+
+def test_read_only_view_beside_the_writable_mount(mounted: MountedVolume) -> None:
+    (mounted.mountpoint / "file").write_bytes(b"old")
+    mounted.run("flush", mounted.name)
+    time.sleep(1.1)
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    time.sleep(1.1)
+    (mounted.mountpoint / "file").write_bytes(b"newer")
+    mounted.run("flush", mounted.name)
+    place = mounted.directory / "view"
+    place.mkdir()
+    for options, expected in ((["--at", moment], b"old"), (["--read-only"], b"newer")):
+        mounted.run("mount", mounted.name, str(place), *options)
+        assert (place / "file").read_bytes() == expected
+        with pytest.raises(OSError, match="Read-only"):
+            (place / "other").write_bytes(b"x")
+        assert "read-only view" in mounted.run("status", str(place)).out
+        assert_refused(mounted.run("flush", str(place), check=False), 2, "read-only view")
+        mounted.run("umount", str(place))
+        assert find_mount(place) is None
+        assert list((mounted.state / "views").iterdir()) == []
+    assert (mounted.mountpoint / "file").read_bytes() == b"newer"
+
+
+# --- in the foreground -----------------------------------------------------------------------
+
+
+def test_foreground_tells_systemd_and_stops_on_sigterm(made: MountedVolume) -> None:
+    address = made.directory / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(DEADLINE_S)
+        process = subprocess.Popen(
+            made.command("mount", made.name, str(made.mountpoint), "--foreground"),
+            env={**made.environment, "NOTIFY_SOCKET": str(address)},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert manager.recv(4096).startswith(b"READY=1\n")
+        (made.mountpoint / "file").write_bytes(b"x")
+        process.send_signal(signal.SIGTERM)
+        assert manager.recv(4096).startswith(b"STOPPING=1\n")
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, errors
+    assert not made.is_mounted()
+    made.mount()
+    assert (made.mountpoint / "file").read_bytes() == b"x"
+
+
+def test_foreground_with_a_wrong_password(made: MountedVolume) -> None:
+    made.password_file.write_text("not the password\n")
+    assert_refused(made.mount("--foreground", check=False), 3, "volume password")
