@@ -187,6 +187,7 @@ def main() -> int:
         sizes = replace(sizes, sources=arguments.files)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
+    demo_place.leave_the_group_of_root()
     root = Path(tempfile.mkdtemp(prefix="mirrorfs-demo-"))
     outcome: str | None = None
     reason = "interrupted"
@@ -205,7 +206,7 @@ def main() -> int:
     finally:
         if arguments.keep:
             print(f"Everything is kept in {root}", flush=True)
-        elif os.path.ismount(root / "mountpoint"):
+        elif demo_place.is_mounted(root / "mountpoint"):
             print(f"The volume is still mounted; {root} is kept", flush=True)
         else:
             demo_place.remove_tree(root)

@@ -138,8 +138,10 @@ class ControlServer:
             fields = await handler(connection)
         except (MirrorfsError, ExceptionGroup) as error:
             leaf = single_error(error)
+            if isinstance(leaf, trio.BrokenResourceError):
+                return
             if not isinstance(leaf, MirrorfsError):
-                raise leaf from error
+                raise
             sentence, exit_code = sentence_of(leaf)
             await connection.send({"type": "error", "message": sentence, "exit_code": exit_code})
         else:

@@ -14,12 +14,13 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 import trio
 
 from mirrorfs.cli.config import volume_paths
-from mirrorfs.cli.failures import describe, sentence_of
+from mirrorfs.cli.failures import describe, sentence_of, single_error
 from mirrorfs.cli.key_pipe import read_session
 from mirrorfs.cli.view_session import session_kind
 from mirrorfs.drivers.process import harden_process
@@ -38,6 +39,7 @@ class StatusPipe:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._shown = -1
+        self.log_path = "its log in the state directory"
 
     def replay(self, sequence: int) -> None:
         """Tell that a segment of the local log was replayed."""
@@ -53,6 +55,9 @@ class StatusPipe:
     def failed(self, error: BaseException) -> None:
         """Tell why there is no mount; nothing follows."""
         sentence, exit_code = sentence_of(error)
+        if not isinstance(single_error(error), MirrorfsError):
+            kind = type(single_error(error)).__name__
+            sentence = f"The background process failed in an unforeseen way ({kind}); see {self.log_path}."
         self._send({"error": sentence, "exit_code": exit_code})
         self._close()
 
@@ -95,6 +100,13 @@ def main(argv: list[str]) -> int:
     status = StatusPipe(int(argv[1]))
     for inherited in argv[1:3]:
         os.set_inheritable(int(inherited), False)
+
+    def unforeseen(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+        # Instead of a traceback with the text of foreign exceptions, which may hold names of files.
+        log.critical("stopped:\n%s", describe(error))
+        status.failed(error)
+
+    sys.excepthook = unforeseen
     try:
         unlocked = read_session(0)
         if unlocked is None:
@@ -104,6 +116,7 @@ def main(argv: list[str]) -> int:
         request = unlocked.request
         paths = replace(volume_paths(request.name, os.environ), view=request.view)
         log_to(paths.log)
+        status.log_path = str(paths.log)
         session = session_kind(request.view)(unlocked, paths, on_ready=status.ready, on_replay=status.replay)
         del unlocked
         trio.run(session.run)

@@ -59,9 +59,13 @@ def describe(error: BaseException) -> str:
     Messages of foreign exceptions, source lines and local variables are left out: they may hold secrets
     or names of files.
     """
+    return "\n".join(_described(error, set()))
+
+
+def _described(error: BaseException, seen: set[int]) -> list[str]:
+    """`seen` holds the ids of what was described: causes and groups may go round."""
     lines: list[str] = []
     current: BaseException | None = error
-    seen: set[int] = set()
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         text = f": {one_line(str(current))}" if isinstance(current, MirrorfsError) else ""
@@ -71,9 +75,9 @@ def describe(error: BaseException) -> str:
             lines.append(f"  {frame.filename}:{frame.lineno} in {frame.name}")
         if isinstance(current, BaseExceptionGroup):
             for inner in current.exceptions:
-                lines += ["  " + line for line in describe(inner).splitlines()]
+                lines += ["  " + line for line in _described(inner, seen)]
         current = current.__cause__ if current.__cause__ is not None else current.__context__
-    return "\n".join(lines)
+    return lines
 
 
 def report(error: BaseException, *, debug: bool, stream: TextIO | None = None) -> int:

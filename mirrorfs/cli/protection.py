@@ -48,6 +48,8 @@ class StoreProtection:
     pending_bytes: int
     pending_count: int
     rate_bytes_s: int
+    failing_since_ns: int | None
+    """Since when something holds uploads back; None when nothing does."""
     last_error: str | None
 
 
@@ -94,6 +96,7 @@ def _store(store: Mapping[str, Any], not_offered_ns: int) -> StoreProtection:
         pending_bytes=int(store["pending_bytes"]),
         pending_count=int(store["pending_count"]),
         rate_bytes_s=int(store["rate_bytes_s"]),
+        failing_since_ns=store["failing_since_ns"],
         last_error=store["last_error"],
     )
 

@@ -284,9 +284,9 @@ def _print_report(
     for what, count in sorted(report.left_out.items()):
         print(f"Not restored: {count} {what}")
     refused = [f"{path}: {why}" for path, why in report.refused]
-    _print_paths("could not be made", report.refused_count, refused)
+    _print_paths("not made", report.refused_count, refused)
     _print_paths(
-        f"lack bytes of which no store has a good copy ({format_bytes(report.lost_bytes)} in all)",
+        f"incomplete, for no store has a good copy of {format_bytes(report.lost_bytes)} of them",
         report.incomplete_count,
         list(report.incomplete),
     )
@@ -301,7 +301,7 @@ def _print_report(
 def _print_paths(what: str, count: int, paths: list[str]) -> None:
     if not count:
         return
-    print(f"{count} files {what}:", file=sys.stderr)
+    print(f"{count} {'file' if count == 1 else 'files'} {what}:", file=sys.stderr)
     for path in paths[:PATHS_SHOWN_MAX]:
         print(f"  {one_line(path)}", file=sys.stderr)
     if count > PATHS_SHOWN_MAX:

@@ -9,7 +9,6 @@ Signals (TERM, INT, HUP): the first unmounts, a second one ends the waiting for 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import secrets
@@ -59,6 +58,8 @@ class Opened:
 
     filesystem: FileSystem
     close: Callable[[], Awaitable[None]]
+    on_unexpected: Callable[[Exception], None] | None = None
+    """Hears of exceptions in requests that nobody foresaw; it must not raise."""
 
 
 class Session:
@@ -98,13 +99,16 @@ class Session:
 
         Raises: MirrorfsError: it could not be mounted, or not be closed properly.
         """
+        error: BaseException
         try:
             await self._run()
+            return
         except BaseExceptionGroup as group:
             error = single_error(group)
-            if isinstance(error, MirrorfsError):
-                raise error from group
-            raise
+            if not isinstance(error, MirrorfsError):
+                raise
+        # Outside the handler: the group must not become the context of what it holds.
+        raise error
 
     async def _run(self) -> None:
         server = ControlServer(self._paths.socket, self._control.handlers())
@@ -114,11 +118,14 @@ class Session:
                 await nursery.start(server.serve)
                 try:
                     await self._with_stores()
-                except MirrorfsError as error:
-                    self._control.finish(error)
+                except BaseException as error:
+                    leaf = single_error(error)
+                    unforeseen = MirrorfsError(f"The volume was not closed properly; see {self._paths.log}.")
+                    self._control.finish(leaf if isinstance(leaf, MirrorfsError) else unforeseen)
                     raise
-                finally:
+                else:
                     self._control.finish(None)
+                finally:
                     with trio.CancelScope(shield=True):
                         await server.drain()
                 nursery.cancel_scope.cancel()
@@ -165,7 +172,7 @@ class Session:
         )
         settings = VolumeSettings(
             instances={store.name: store.instance.hex() for store in self._config.stores},
-            header_hash=hashlib.sha256(unlocked.header).digest(),
+            header_bytes=unlocked.header,
             host=socket.gethostname()[:255],
             owner=(os.getuid(), os.getgid()),
             mirror_delay_s=self._config.mirror_delay_s,
@@ -184,7 +191,11 @@ class Session:
             on_progress=lambda sequence, _: self._on_replay(sequence),
         )
         self._control.opened(volume)
-        return Opened(volume.filesystem, lambda: self._close(volume, files))
+
+        def on_unexpected(error: Exception) -> None:
+            volume.stop(f"Unforeseen ({type(error).__name__}): writing has stopped; mount the volume again.")
+
+        return Opened(volume.filesystem, lambda: self._close(volume, files), on_unexpected)
 
     def _world(self) -> World:
         return World(
@@ -202,7 +213,7 @@ class Session:
         try:
             with self._serving:
                 await serve(
-                    MirrorOperations(opened.filesystem),
+                    MirrorOperations(opened.filesystem, on_unexpected=opened.on_unexpected),
                     request.mountpoint,
                     allow_other=request.allow_other,
                     read_only=request.read_only,

@@ -156,6 +156,9 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
                 "pending_bytes": store.pending_bytes,
                 "pending_count": store.pending_count,
                 "rate_bytes_s": store.rate_bytes_s,
+                "failing_since": None
+                if store.failing_since_ns is None
+                else timestamp(store.failing_since_ns),
                 "last_error": store.last_error,
             }
             for store in protection.stores
@@ -201,5 +204,8 @@ def _store_line(store: StoreProtection, *, now_ns: int) -> str:
         if store.rate_bytes_s:
             safe += f" at {format_bytes(store.rate_bytes_s)}/s"
     if store.last_error is not None:
-        safe += f"; {store.state}: {store.last_error}"
+        since = ""
+        if store.failing_since_ns is not None:
+            since = f" since {local_time(store.failing_since_ns, now_ns=now_ns)}"
+        safe += f"; {store.state}{since}: {store.last_error}"
     return safe

@@ -7,6 +7,7 @@ waited for. Interrupted while it waits, the volume stays unmounted, and the rest
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -52,7 +53,14 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
                 raise InUseError(
                     f"Volume {paths.name} is in use; close the programs that use {mountpoint} and try again."
                 ) from exc
-        waiting.follow(client)
+        try:
+            waiting.follow(client)
+        except KeyboardInterrupt:
+            print(
+                f"mirrorfs: Volume {paths.name} is unmounted; what the stores lack is sent with the next mount.",
+                file=sys.stderr,
+            )
+            raise
     # Whoever mounts it right after must not meet the last breath of the process that served it.
     volume_lock.wait_released(paths, timeout_s=EXIT_WAIT_S)
     remove_dead_views(paths)

@@ -36,15 +36,18 @@ class Group(NamedTuple):
 class FramePlan:
     """The pieces of one data frame, in order."""
 
-    __slots__ = ("length", "pieces")
+    __slots__ = ("length", "pieces", "shared")
 
     def __init__(self) -> None:
         self.pieces: list[DirtyPiece] = []
         self.length = 0
+        self.shared = False
+        """It holds bytes of more than one file."""
 
     def add(self, piece: DirtyPiece) -> None:
         """Append a piece; its place in the frame's plaintext is settled here."""
         piece.frame_offset = self.length
+        self.shared = self.shared or (bool(self.pieces) and self.pieces[0].inode != piece.inode)
         self.pieces.append(piece)
         self.length += len(piece.data)
 
@@ -64,8 +67,8 @@ def split_range(inode: int, offset: int, data: bytes | memoryview) -> Iterable[D
 def plan_frames(pieces: Iterable[tuple[Group, DirtyPiece]]) -> list[FramePlan]:
     """Assign every piece to a frame, keeping pieces of one file in order.
 
-    Contiguous pieces of one file join up to FRAME_LENGTH_MAX; small scattered ones share a frame up
-    to GROUP_LENGTH_MAX.
+    Contiguous pieces of one file join up to FRAME_LENGTH_MAX; scattered ones, and those of several
+    files, share a frame up to GROUP_LENGTH_MAX.
     """
     plans: list[FramePlan] = []
     open_groups: dict[Group, FramePlan] = {}
@@ -79,7 +82,7 @@ def plan_frames(pieces: Iterable[tuple[Group, DirtyPiece]]) -> list[FramePlan]:
                 last.inode == piece.inode
                 and last.offset + last.length == piece.offset
                 and piece.offset % CHUNK_SIZE
-                and run.length + size <= FRAME_LENGTH_MAX
+                and run.length + size <= (GROUP_LENGTH_MAX if run.shared else FRAME_LENGTH_MAX)
             ):
                 run.add(piece)
                 continue

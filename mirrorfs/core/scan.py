@@ -74,8 +74,8 @@ class ScannedSegment:
     """What is wrong with the bytes; None when every one of them verifies."""
     known_durable: int
     """Highest offset that a good journal frame says was durable: a fault below it is damage, not a tail."""
-    trailing: Sequence[ScannedFrame] = ()
-    """Data frames after the last journal frame: a journal frame of the next segment names them."""
+    rest: Sequence[ScannedFrame]
+    """Data frames behind the last journal frame: a commit in a later segment may name them."""
     bad: Sequence[ScannedFrame] = ()
     """Data frames of a sealed segment that do not verify. They are among the journals' frames too, with
     length 0, under the name they were most likely born with."""

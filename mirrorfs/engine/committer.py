@@ -22,9 +22,11 @@ import trio
 
 from mirrorfs.engine.log import Log, journal_body
 from mirrorfs.engine.sealer import BATCH_BYTES, Sealer
+from mirrorfs.engine.segment_writer import SegmentWriter
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import MIB, VolumeState
 from mirrorfs.errors import DamagedError, DiskError, DiskFull, MirrorfsError, NoSpaceLeft, WritesStopped
+from mirrorfs.format.journal import Journal
 from mirrorfs.ports import Disk, Offload
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ PENDING_MAX = 1 * MIB
 BACKFILL_AT = 8 * MIB
 RETRY_S = 1.0
 NAMED_ROUNDS = 4
+APPEND_TRIES = 3
 RESERVE_BYTES = 16 * MIB
 RESERVE_PATH = "reserve"
 
@@ -67,7 +70,7 @@ class Committer:
         mirror_delay_s: float,
         on_commit: Callable[[int, int], None],
     ) -> None:
-        """`on_commit(position, journal bytes)` is called after each durable commit, before any other begins."""
+        """`on_commit(position, journal bytes)` hears of each durable commit, before another begins."""
         self._state = state
         self._log = log
         self._sealer = sealer
@@ -81,6 +84,9 @@ class Committer:
         self._space = trio.Event()
         self._reserve = False
         self._restart_wal = False
+        self._stopped = False
+        self._aging: SegmentWriter | None = None
+        self._aging_since = 0.0
         self.durable_position = 0
         self.durable_ns = 0
         self.commits = 0
@@ -99,13 +105,13 @@ class Committer:
             self._state.check_writable()
             if self._state.stalled:
                 raise NoSpaceLeft("The local disk is full; free space on it.")
-            self._space = trio.Event()
             self._wake.set()
             await self._space.wait()
 
     def made_space(self) -> None:
-        """Dirty bytes became fewer."""
+        """Dirty bytes became fewer, or will not: all who wait look again."""
         self._space.set()
+        self._space = trio.Event()
 
     async def commit(self, inodes: set[int] | None = None, *, seal: bool = False) -> None:
         """Make all records so far and the data of these inodes (None: all) durable in the local log.
@@ -146,11 +152,15 @@ class Committer:
                     await self._sealer.seal_some()
                 if trio.current_time() >= self._roll_due():
                     await self._log.roll()
-                self._recovered()
+                await self._recovered()
             except DiskError as exc:
                 await self._stall(exc)
             except DamagedError as exc:
                 self._stop(exc)
+            if self._stopped:
+                return
+            if self._state.dirty_bytes <= DIRTY_MAX:
+                self.made_space()  # also when truncates and removals made it
             if due:
                 next_commit = trio.current_time() + COMMIT_INTERVAL_S
             if self._state.dirty_bytes > SEAL_AT or self._waiters:
@@ -158,14 +168,18 @@ class Committer:
 
     def _roll_due(self) -> float:
         """When the open segment is old enough to be sealed."""
-        first_ns = self._log.oldest_ns
-        if not first_ns:
+        current = self._log.current
+        if current is None or not current.last_journal:
             return float("inf")
-        age_s = (self._state.clock.now_ns() - first_ns) / 1e9
-        return trio.current_time() + max(self._mirror_delay_s - age_s, 0.0)
+        if self._aging is not current:
+            # On trio's clock, which no step of the wall clock moves.
+            self._aging, self._aging_since = current, trio.current_time()
+        return self._aging_since + self._mirror_delay_s
 
     async def _serve_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []
+        # What an fsync is told if this task ends in a way nobody foresaw.
+        error: MirrorfsError | None = WritesStopped("The writer of the volume stopped; mount it again.")
         try:
             if any(waiter.everything for waiter in waiters):
                 await self._commit(list(self._state.dirty))
@@ -173,16 +187,16 @@ class Committer:
                 await self._commit(sorted({inode for waiter in waiters for inode in waiter.inodes}))
             if any(waiter.seal for waiter in waiters):
                 await self._log.roll()
+            error = None
         except DiskError as exc:
-            for waiter in waiters:
-                waiter.error = _answer(exc)
+            error = _answer(exc)
             raise
         except DamagedError as exc:
-            for waiter in waiters:
-                waiter.error = WritesStopped(str(exc))
+            error = WritesStopped(str(exc))
             raise
         finally:
             for waiter in waiters:
+                waiter.error = error
                 waiter.done.set()
 
     async def _commit_everything(self) -> None:
@@ -198,30 +212,18 @@ class Committer:
     async def _commit(self, inodes: list[int]) -> None:
         state, log = self._state, self._log
         await self._sealer.seal_all(inodes)
-        for _ in range(NAMED_ROUNDS):
-            if not state.named:
-                break
-            await self._sealer.seal_all(sorted(state.named))
         if not state.pending:
             await log.sync()
             return
-        while True:
-            journals = log.prepare_commit(state.pending, time_ns=state.clock.now_ns())
-            bodies = [journal_body(payload) for _, payload in journals]
-            current = log.current
-            if current is not None and current.fits(bodies) and not state.named:
-                break
-            # Both awaits may let new records in, so the journal is prepared again after them. A rename of
-            # a dirty file at every turn could keep this going, but each turn is a batch of its bytes.
-            await self._sealer.seal_all(sorted(state.named))
-            await log.ensure_room(bodies)
-        # From here to commit() nothing awaits: the journal holds exactly what the index holds.
-        position = log.append_journal(journals, bodies)
+        position, journals = await self._append_journal()
+        # From the append to the COMMIT nothing awaits: the journal holds exactly what the index holds.
         try:
             self._commit_index(position, time_ns=journals[-1][0].time_ns)
         except DiskError as exc:
             # The log has these records, the index may not: only a new mount brings them together again.
-            raise DamagedError(f"The local index could not be written ({exc}); unmount and mount again.") from exc
+            raise DamagedError(
+                f"The local index could not be written ({exc}); unmount and mount again."
+            ) from exc
         await log.sync()
         self.durable_position = position
         self.durable_ns = journals[-1][0].time_ns
@@ -229,6 +231,39 @@ class Committer:
         if not self._restart_wal and state.index.wal_bytes() > BACKFILL_AT:
             await self._backfill()
         self._on_commit(position, sum(len(payload) for _, payload in journals))
+
+    async def _append_journal(self) -> tuple[int, list[tuple[Journal, bytes]]]:
+        """All records so far, in the log. Returns in the step in which they were appended.
+
+        Raises DiskError: the log could not be mended, or cannot be appended to after mending.
+        """
+        state, log = self._state, self._log
+        failures = rounds = 0
+        while True:
+            journals = log.prepare_commit(state.pending, time_ns=state.clock.now_ns())
+            bodies = [journal_body(payload) for _, payload in journals]
+            if not state.named and log.ready_for(bodies):
+                try:
+                    return log.append_journal(journals, bodies), journals
+                except DiskError:
+                    failures += 1
+                    if failures == APPEND_TRIES:
+                        raise
+            # Both awaits may let new records in, so the journal is prepared again after them. Many renames
+            # of large files could keep this going: after some rounds the loop waits for the sealing.
+            await self._seal_named(inline=rounds >= NAMED_ROUNDS)
+            await log.ensure_room(bodies)
+            rounds += 1
+
+    async def _seal_named(self, *, inline: bool) -> None:
+        """Seal what is dirty now in the inodes that got a name; what is written to them later need not be."""
+        state = self._state
+        inodes, state.named = state.named, set()
+        try:
+            await self._sealer.seal_all(sorted(inodes), inline=inline)
+        except BaseException:
+            state.named |= inodes
+            raise
 
     def _commit_index(self, position: int, *, time_ns: int) -> None:
         """The index's half of a commit, in the same step as the journal's. Raises DiskError."""
@@ -266,7 +301,7 @@ class Committer:
         if not self._state.stalled:
             logger.critical("The local disk is full; writing goes on when space returns.")
         self._state.stalled = True
-        self._space.set()
+        self.made_space()
         for waiter in self._waiters:
             waiter.error = _answer(exc)
             waiter.done.set()
@@ -278,9 +313,10 @@ class Committer:
         await trio.sleep(RETRY_S)
         self._wake.set()
 
-    def _recovered(self) -> None:
+    async def _recovered(self) -> None:
         if self._state.stalled and not self._state.pending and not self._space_guard.hard():
             self._state.stalled = False
+            await self._restore_reserve()
             logger.warning("The local disk has space again; writing goes on.")
 
     async def _restore_reserve(self) -> None:
@@ -301,7 +337,8 @@ class Committer:
     def _stop(self, exc: MirrorfsError) -> None:
         logger.critical("Writing stopped: %s", exc)
         self._state.fatal = str(exc)
-        self._space.set()
+        self._stopped = True
+        self.made_space()
         for waiter in self._waiters:
             waiter.error = WritesStopped(str(exc))
             waiter.done.set()

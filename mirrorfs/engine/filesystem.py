@@ -91,9 +91,10 @@ class FileSystem(Namespace):
             self._state.writers[inode] = count
             return
         self._state.writers.pop(inode, None)
-        file = self._state.dirty.get(inode)
-        if file is not None and file.truncated and file.waiting_bytes:
-            self._state.named.add(inode)
+        if inode in self._state.truncated:
+            self._state.truncated.discard(inode)
+            if inode in self._state.dirty:
+                self._state.named.add(inode)
 
     def forgotten(self, inode: int) -> None:
         """Neither kernel nor handle refers to the inode any more."""

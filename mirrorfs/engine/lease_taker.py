@@ -35,8 +35,8 @@ class VolumeSettings:
 
     instances: dict[str, str]
     """Store name -> instance UUID (hex)."""
-    header_hash: bytes
-    """SHA-256 of the header's bytes."""
+    header_bytes: bytes
+    """The newest volume header, as it is stored."""
     host: str
     owner: tuple[int, int]
     """(uid, gid) of the root directory of a new volume."""
@@ -118,6 +118,7 @@ class LeaseTaker:
             epoch,
             writer,
             self._header.pad_data,
+            self._settings.header_bytes,
         )
         return keepers, identity
 

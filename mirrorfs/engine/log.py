@@ -6,6 +6,8 @@ Invariants
   When a write or sync fails, the segment ends at its last durable offset and those frames go, under
   their birth names, into a new segment with a new key: nothing acknowledged is dropped, no nonce is
   repeated, and no fdatasync is tried twice (the kernel may have marked the pages clean).
+- Where a frame lies is told (`on_relocated`) only when it lies there durably: while mending fails, readers
+  go on finding it behind the cut of the old segment.
 - All methods are called by one task (the writer task), never concurrently.
 """
 
@@ -78,12 +80,19 @@ class Log:
         self._current: SegmentWriter | None = None
         self._broken = False
         self._undurable: list[tuple[int, Body, Journal | None]] = []
+        self._moved: dict[int, Placed] = {}
+        self._strays: list[Placed] = []
         self.bytes_appended = 0
 
     @property
     def current(self) -> SegmentWriter | None:
         """The open segment, if there is one."""
         return self._current
+
+    def ready_for(self, bodies: Sequence[Body]) -> bool:
+        """Whether the open segment is healthy and takes these frames."""
+        current = self._current
+        return current is not None and not self._broken and current.fits(bodies)
 
     @property
     def unsynced(self) -> bool:
@@ -164,8 +173,7 @@ class Log:
             previous.size,
             int(segment.sealed),
             previous.digest,
-            segment.first_ns,
-            segment.last_ns,
+            *segment.durable_times,
         )
         segment.close()
         self._previous = previous
@@ -182,22 +190,14 @@ class Log:
             logger.warning("A write to the local log failed; the segment ends at its last durable byte.")
             self._close(self._current)
         writer = await self._open()
+        moved: list[Placed] = []
         try:
             for frame, body, journal in self._undurable:
                 placed = writer.append(body, birth=split_frame_id(frame))
                 if journal is not None:
                     writer.note_journal(journal)
                 else:
-                    self._on_relocated(
-                        RelocationRow(
-                            frame,
-                            Stream.MAIN,
-                            writer.segment.sequence,
-                            placed.ordinal,
-                            placed.offset,
-                            placed.size,
-                        )
-                    )
+                    moved.append(placed)
             await self._offload.sync(writer.sync)
         except DiskError:
             self._current = None
@@ -207,6 +207,18 @@ class Log:
             raise
         self._broken = False
         self._undurable.clear()
+        for placed in moved:
+            self._moved[placed.frame] = placed
+            self._on_relocated(
+                RelocationRow(
+                    placed.frame,
+                    Stream.MAIN,
+                    writer.segment.sequence,
+                    placed.ordinal,
+                    placed.offset,
+                    placed.size,
+                )
+            )
 
     # --- frames ------------------------------------------------------------------------------
 
@@ -226,25 +238,54 @@ class Log:
             return placed
         raise DiskFull("The local log cannot be written; free space on the disk.")
 
-    async def append_data(self, bodies: Sequence[Body]) -> list[Placed]:
+    async def append_data(self, bodies: Sequence[Body], *, inline: bool = False) -> list[Placed]:
         """Append data frames in order. They are durable after the next `sync`, named after the next journal.
 
-        Raises DiskError, DiskFull: the frames appended before the failure are without use; try again.
+        `inline`: on the loop whatever their size, awaiting only where a segment ends.
+        A failed write is mended, and the rest goes behind what was sealed again.
+        Raises DiskError, DiskFull: mending failed as well. Try again with all of them; those that are in
+        the log for good without ever being named are told by `take_strays`.
         """
         placed: list[Placed] = []
-        while len(placed) < len(bodies):
-            rest = bodies[len(placed) :]
-            await self.ensure_room(rest[:1])
-            assert self._current is not None
-            part = rest[: self._current.count_fitting(rest)]
-            if sum(len(body.data) for body in part) <= INLINE_MAX:
-                placed.extend(self._append_all(part))
-            else:
-                placed.extend(await self._offload.run(partial(self._append_all, part)))
-        return placed
+        self._moved.clear()
+        try:
+            while len(placed) < len(bodies):
+                rest = bodies[len(placed) :]
+                await self.ensure_room(rest[:1])
+                assert self._current is not None
+                part = rest[: self._current.count_fitting(rest)]
+                append = partial(self._append_all, part, placed)
+                if inline or sum(len(body.data) for body in part) <= INLINE_MAX:
+                    append()
+                else:
+                    await self._offload.run(append)
+        except DiskError:
+            self._abandon(placed)
+            raise
+        return self._where_now(placed)
 
-    def _append_all(self, bodies: Sequence[Body]) -> list[Placed]:
-        return [self._append_now(body) for body in bodies]
+    def _append_all(self, bodies: Sequence[Body], placed: list[Placed]) -> None:
+        """Append to the open segment, up to a failed write: that one and the rest are left to the caller."""
+        for body in bodies:
+            try:
+                placed.append(self._append_now(body))
+            except DiskError:
+                return  # `_broken` is set: ensure_room mends, or raises.
+
+    def _where_now(self, placed: Sequence[Placed]) -> list[Placed]:
+        return [self._moved.get(place.frame, place) for place in placed]
+
+    def _abandon(self, placed: Sequence[Placed]) -> None:
+        """No record will name these frames: what is not durable yet need not be sealed again."""
+        frames = {place.frame for place in placed}
+        undurable = {name for name, _, _ in self._undurable} & frames
+        self._undurable = [entry for entry in self._undurable if entry[0] not in undurable]
+        self._strays += self._where_now([place for place in placed if place.frame not in undurable])
+
+    def take_strays(self) -> list[Placed]:
+        """Frames that are in the log although their append failed, told once: they are dead from birth."""
+        strays, self._strays = self._strays, []
+        return strays
 
     def prepare_commit(self, records: Sequence[bytes], *, time_ns: int) -> list[tuple[Journal, bytes]]:
         """Split records into journal payloads of one commit; pure, nothing is written."""

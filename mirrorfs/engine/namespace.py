@@ -1,4 +1,4 @@
-"""The tree: every operation on names and attributes, checked, then recorded in one synchronous step.
+"""The tree: every operation on names, checked, then recorded in one synchronous step.
 
 Permission checks are the kernel's (default_permissions), but for what only the file system knows.
 """
@@ -7,75 +7,42 @@ from __future__ import annotations
 
 import stat
 
-from mirrorfs.engine.space import SpaceGuard
-from mirrorfs.engine.state import VolumeState
+from mirrorfs.engine.attributes import Attributes
 from mirrorfs.errors import (
-    AttributeTooBig,
     DirectoryNotEmpty,
     EntryExists,
-    FileTooLarge,
     InvalidCall,
     IsADirectory,
     NameTooLong,
-    NoAttribute,
     NoEntry,
-    NoSpaceLeft,
     NotADirectory,
     NotPermitted,
     TooManyLinks,
 )
 from mirrorfs.format.limits import (
-    FILE_SIZE_MAX,
     LINKS_MAX,
     NAME_MAX,
     ROOT_INODE,
     TARGET_MAX,
-    XATTR_NAME_MAX,
-    XATTR_VALUE_MAX,
 )
 from mirrorfs.format.record import (
-    SET_ATIME,
-    SET_CTIME,
-    SET_GID,
-    SET_MODE,
-    SET_MTIME,
-    SET_UID,
     Create,
     Forget,
     Link,
-    Removexattr,
     Rename,
-    Setattr,
-    Setxattr,
     Truncate,
     Unlink,
 )
 from mirrorfs.format.rows import DentryRow, InodeRow
 
-_TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1
 FORGET_CHUNKS_INLINE = 64
 PARENT_HINTS_MAX = 20_000
 
 
-class Namespace:
+class Namespace(Attributes):
     """Names and attributes of one volume. Nothing here awaits."""
 
-    def __init__(self, state: VolumeState, space: SpaceGuard) -> None:
-        self._state = state
-        self._space = space
-
     # --- looking -----------------------------------------------------------------------------
-
-    def row(self, inode: int) -> InodeRow:
-        """The logged row of an inode. Raises NoEntry."""
-        row = self._state.index.get_inode(inode)
-        if row is None:
-            raise NoEntry("no such inode")
-        return row
-
-    def getattr(self, inode: int) -> InodeRow:
-        """The live row of an inode. Raises NoEntry."""
-        return self._state.live(self.row(inode))
 
     def lookup(self, parent: int, name: bytes) -> InodeRow:
         """Raises NoEntry, NotADirectory, NameTooLong."""
@@ -140,7 +107,7 @@ class Namespace:
                 state.clock.now_ns(),
                 name,
                 target,
-            )  # fmt: skip
+            )
         )
         if stat.S_ISREG(mode):
             if len(state.parent_of) >= PARENT_HINTS_MAX:
@@ -267,106 +234,8 @@ class Namespace:
 
     def _data_first(self, inode: int) -> None:
         """This inode got a name: its dirty data goes into the log before the next journal frame."""
-        file = self._state.dirty.get(inode)
-        if file is not None and file.waiting_bytes:
+        if inode in self._state.dirty:
             self._state.named.add(inode)
-
-    # --- attributes --------------------------------------------------------------------------
-
-    def setattr(
-        self,
-        inode: int,
-        *,
-        mode: int | None = None,
-        uid: int | None = None,
-        gid: int | None = None,
-        size: int | None = None,
-        atime_ns: int | None = None,
-        mtime_ns: int | None = None,
-        ctime_ns: int | None = None,
-    ) -> InodeRow:
-        """Change what is not None. A size change sets mtime and ctime unless they are given; others ctime."""
-        state = self._state
-        state.check_writable()
-        row = self.row(inode)
-        now = state.clock.now_ns()
-        if size is not None:
-            self._truncate(row, size)
-            mtime_ns = now if mtime_ns is None else mtime_ns
-        ctime_ns = now if ctime_ns is None else ctime_ns
-        mask = 0
-        for bit, value in (
-            (SET_MODE, mode), (SET_UID, uid), (SET_GID, gid),
-            (SET_ATIME, atime_ns), (SET_MTIME, mtime_ns), (SET_CTIME, ctime_ns),
-        ):  # fmt: skip
-            if value is not None:
-                mask |= bit
-        if mode is not None:
-            mode = stat.S_IFMT(row.mode) | stat.S_IMODE(mode)
-        state.record(
-            Setattr(
-                inode,
-                mask,
-                mode or 0,
-                uid or 0,
-                gid or 0,
-                _clamp(atime_ns),
-                _clamp(mtime_ns),
-                _clamp(ctime_ns),
-            )  # fmt: skip
-        )
-        return self.getattr(inode)
-
-    def _truncate(self, row: InodeRow, size: int) -> None:
-        if stat.S_ISDIR(row.mode):
-            raise IsADirectory("is a directory")
-        if not stat.S_ISREG(row.mode):
-            raise InvalidCall("not a regular file")
-        if size > FILE_SIZE_MAX:
-            raise FileTooLarge("file would be too large")
-        state = self._state
-        if size == row.size == state.live_size(row):
-            return
-        state.record(Truncate(row.inode, size))
-        file = state.dirty.get(row.inode)
-        if file is not None:
-            state.dirty_bytes -= file.truncate(size)
-            file.truncated = True
-            state.drop_if_clean(file)
-
-    # --- extended attributes -----------------------------------------------------------------
-
-    def getxattr(self, inode: int, name: bytes) -> bytes:
-        """Raises NoAttribute."""
-        value = self._state.index.get_xattr(inode, name)
-        if value is None:
-            raise NoAttribute("no such attribute")
-        return value
-
-    def listxattr(self, inode: int) -> list[bytes]:
-        """Names in order."""
-        return self._state.index.list_xattrs(inode)
-
-    def setxattr(
-        self, inode: int, name: bytes, value: bytes, *, create_only: bool = False, replace_only: bool = False
-    ) -> None:
-        """Raises EntryExists, NoAttribute for the two flags; AttributeTooBig."""
-        self._check_growth()
-        if len(name) > XATTR_NAME_MAX or len(value) > XATTR_VALUE_MAX:
-            raise AttributeTooBig("extended attribute is too big")
-        known = self._state.index.get_xattr(inode, name) is not None
-        if known and create_only:
-            raise EntryExists("attribute exists")
-        if not known and replace_only:
-            raise NoAttribute("no such attribute")
-        self.row(inode)
-        self._state.record(Setxattr(inode, self._state.clock.now_ns(), name, value))
-
-    def removexattr(self, inode: int, name: bytes) -> None:
-        """Raises NoAttribute."""
-        self._state.check_writable()
-        self.getxattr(inode, name)
-        self._state.record(Removexattr(inode, self._state.clock.now_ns(), name))
 
     # --- orphans -----------------------------------------------------------------------------
 
@@ -395,11 +264,6 @@ class Namespace:
 
     # --- checks ------------------------------------------------------------------------------
 
-    def _check_growth(self) -> None:
-        self._state.check_writable()
-        if self._state.stalled or self._space.soft():
-            raise NoSpaceLeft("the local disk is full")
-
     def _directory(self, inode: int) -> InodeRow:
         row = self.row(inode)
         if not stat.S_ISDIR(row.mode):
@@ -420,7 +284,3 @@ class Namespace:
             raise NameTooLong("name is too long")
         if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
             raise InvalidCall("not a name")
-
-
-def _clamp(time_ns: int | None) -> int:
-    return 0 if time_ns is None else max(_TIME_MIN, min(_TIME_MAX, time_ns))

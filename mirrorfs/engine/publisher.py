@@ -90,7 +90,7 @@ class Heads:
         journal_sequence: int,
         header_hash: bytes,
     ) -> tuple[str, int, int]:
-        """Write the next head, naming `last` as the newest closed segment. Returns (key, size, created_ns)."""
+        """Write the next head, naming `last` as the newest closed segment: (key, size, created_ns)."""
         counter = self.newest.counter + 1 if self.newest is not None else 1
         head = Head(
             counter=counter,

@@ -95,7 +95,7 @@ class Recovery:
         return Recovered(index, start, end.position, end.time_ns, rebuilt)
 
     async def _prepare(self, index: Index) -> bool:
-        """Start an empty index from the newest local checkpoint. Returns whether it was empty of a known log."""
+        """Start an empty index from the newest local checkpoint. Returns whether it did."""
         if index.get_meta("journal_sequence") is not None:
             return False
         return await self._from_checkpoint(index)
@@ -114,7 +114,8 @@ class Recovery:
         except ChainError as exc:
             index.close()
             raise DamagedError(
-                "The local log lacks what was durable in it; keep the state directory and restore from a store."
+                "The local log lacks what was durable in it;"
+                " keep the state directory and restore from a store."
             ) from exc
 
     def _drop_unborn(self) -> None:
@@ -164,7 +165,8 @@ class Recovery:
         end = await replayer.run(keep_tail=True)
         if end.damage is None and self._lost_behind(end, segments):
             raise DamagedError(
-                "The local log has segments that do not continue it; keep the state directory and restore from a store."
+                "The local log has segments that do not continue it;"
+                " keep the state directory and restore from a store."
             )
         return end
 
@@ -178,9 +180,12 @@ class Recovery:
     async def _cut(self, index: Index, end: ReplayEnd) -> LogPosition:
         last, tail = end.last, end.tail
         next_sequence = end.next_sequence
-        if tail is not None and last is not None:
-            path = LOCAL_PREFIX + segment_object_key(Stream.MAIN, last.segment)
-            if last.size <= HEADER_SIZE:
+        if last is not None:
+            path, size = LOCAL_PREFIX + segment_object_key(Stream.MAIN, last.segment), last.size
+            if tail is None:
+                # Sealed; but the process may have died between the trailer and its sync.
+                await self._offload.sync(lambda: self._keep(path, size=size))
+            elif size <= HEADER_SIZE:
                 # It holds no commit: it never was part of the log, and its number is free again.
                 self._disk.remove(path)
                 self._disk.sync_directory(_DIRECTORY)
@@ -188,15 +193,17 @@ class Recovery:
                 last = previous_of(before) if before is not None else None
                 next_sequence -= 1
             else:
-                await self._offload.sync(lambda: self._truncate(path, tail, size=last.size))
-                index.put_segment(
-                    SegmentRow(*last.segment, last.size, 0, last.digest, *_times(tail, size=last.size))
-                )
+                await self._offload.sync(lambda: self._keep(path, size=size))
+                index.put_segment(SegmentRow(*last.segment, size, 0, last.digest, *_times(tail, size=size)))
         index.commit()
         return LogPosition(next_sequence, last, end.journal_sequence, end.journal_hash)
 
-    def _truncate(self, path: str, tail: ScannedSegment, *, size: int) -> None:
-        file = self._disk.open(path, writable=True)
+    def _keep(self, path: str, *, size: int) -> None:
+        """Make the last segment durable, cut to `size`; one that only a store has is."""
+        try:
+            file = self._disk.open(path, writable=True)
+        except FileNotFoundError:
+            return
         try:
             if file.size() != size:
                 file.truncate(size)

@@ -16,13 +16,13 @@ from typing import Protocol
 
 from mirrorfs.core.scan import ScannedFrame, ScannedJournal, ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.apply import Applier
-from mirrorfs.errors import ChainError, DamagedError
+from mirrorfs.errors import ChainError, DamagedError, StoreTooNew
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key, split_frame_id
 from mirrorfs.format.journal import GENESIS_HASH, Journal
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.record import decode_records
 from mirrorfs.format.rows import FrameRow, RelocationRow, SegmentRow
-from mirrorfs.format.segment import Previous
+from mirrorfs.format.segment import Previous, decode_header
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Index
 
@@ -128,10 +128,18 @@ class Replayer:
         current = await self._load(sequence, last if anchored_start else None, check=anchored_start)
         while current is not None and not self._stopped:
             following: _Loaded | None = None
+            doubt: str | None = None
             if current.scan.trailer is not None:
-                end = Previous(current.segment, len(current.data), current.scan.digest)
+                size, digest = len(current.data), current.scan.digest
+                if current.scan.bad:
+                    # The bytes are not what they were, so their digest comes from who vouched for it.
+                    attested_digest = await self._attested_digest(current.segment, size=size)
+                    digest = attested_digest or digest
+                    if attested_digest is None:
+                        doubt = f"segment {current.segment.sequence}: {current.scan.fault}"
+                end = Previous(current.segment, size, digest)
                 following = await self._load(current.segment.sequence + 1, end, check=True)
-                whole = current.scan.fault is None
+                whole = True
             else:
                 attested = await self._attested(current)
                 if attested is not None:
@@ -152,6 +160,8 @@ class Replayer:
             if tail is None:
                 self._close_segment(current, end)
             last = end
+            # All of it is applied, but nobody may write on: the next header would attest a wrong digest.
+            damage = doubt
             if self._on_progress is not None:
                 self._on_progress(current.segment.sequence, self.time_ns)
             current = following
@@ -171,14 +181,19 @@ class Replayer:
         )
 
     async def _load(self, sequence: int, previous: Previous | None, *, check: bool) -> _Loaded | None:
-        """The segment under a sequence number that continues the chain, in its best copy; None when there is none."""
+        """The segment under a sequence number that continues the chain, in its best copy; None for none."""
         best: _Loaded | None = None
+        newer: StoreTooNew | None = None
         for segment in await self._source.candidates(sequence):
             async for where, data in self._source.copies(segment):
                 try:
                     scan = scan_segment(data, self._keys, self._writer)
                 except DamagedError as exc:
                     logger.warning("%s, object %s: %s", where, segment_object_key(Stream.MAIN, segment), exc)
+                    continue
+                except StoreTooNew as exc:
+                    # One flipped bit says so as well: believed only when no copy reads.
+                    newer = exc
                     continue
                 if scan.header.segment != segment or (check and scan.header.previous != previous):
                     continue
@@ -187,11 +202,28 @@ class Replayer:
                 logger.warning(
                     "%s, object %s: %s", where, segment_object_key(Stream.MAIN, segment), scan.fault
                 )
-                if best is None or scan.end > best.scan.end:
+                if best is None or _rank(scan) > _rank(best.scan):
                     best = _Loaded(segment, data, scan)
             if best is not None:
                 break
+        if best is None and newer is not None:
+            raise newer
         return best
+
+    async def _attested_digest(self, segment: SegmentId, *, size: int) -> bytes | None:
+        """What the header of the next segment says of a damaged one of this size."""
+        for following in await self._source.candidates(segment.sequence + 1):
+            async for _, data in self._source.copies(following):
+                try:
+                    header, _ = decode_header(data, self._keys, self._writer)
+                except (DamagedError, StoreTooNew):
+                    continue
+                previous = header.previous
+                if header.segment == following and previous is not None:
+                    if previous.segment == segment and previous.size == size:
+                        return previous.digest
+                    break
+        return None
 
     async def _attested(self, current: _Loaded) -> tuple[_Loaded, Previous] | None:
         """For a segment without trailer: the next one whose header attests a cut of it."""
@@ -199,7 +231,7 @@ class Replayer:
             async for _, data in self._source.copies(segment):
                 try:
                     scan = scan_segment(data, self._keys, self._writer)
-                except DamagedError:
+                except (DamagedError, StoreTooNew):
                     continue
                 previous = scan.header.previous
                 if (
@@ -215,7 +247,7 @@ class Replayer:
     def _apply_segment(self, loaded: _Loaded, end: int) -> str | None:
         """Apply the commits of a segment up to `end`. Returns why the journal breaks off, if it does."""
         sequence = loaded.segment.sequence
-        rest = list(loaded.scan.trailing)
+        rest = list(loaded.scan.rest)
         for at, found in enumerate(loaded.scan.journals):
             if found.end > end:
                 rest = [frame for later in loaded.scan.journals[at:] for frame in later.frames]
@@ -223,7 +255,7 @@ class Replayer:
             journal = found.journal
             self._frames += [(sequence, frame) for frame in found.frames]
             if journal.sequence <= self.journal_sequence and not self._group:
-                self._frames.clear()
+                self._find_again()
                 if journal.sequence == self.journal_sequence:
                     if found.digest != self.journal_hash:
                         raise ChainError("the log holds another history than the index.")
@@ -245,22 +277,40 @@ class Replayer:
                     return None
                 self._apply_commit()
         self._frames += [(sequence, frame) for frame in rest if frame.offset + frame.size <= end]
-        if loaded.scan.fault is not None and loaded.scan.trailer is None and loaded.scan.end < end:
-            return f"segment {loaded.segment.sequence}: {loaded.scan.fault}"
+        cut_short = loaded.scan.trailer is None and loaded.scan.end < end
+        if loaded.scan.fault is not None and (cut_short or not loaded.scan.journal_whole):
+            return f"segment {sequence}: {loaded.scan.fault}"
         return None
+
+    def _find_again(self) -> None:
+        """Frames of commits that the index has already.
+
+        Their relocation may be missing from it: an append that fails is mended after its commit entered
+        the index, and a crash may come before the next one.
+        """
+        for sequence, frame in self._frames:
+            row = self._index.get_frame(frame.frame)
+            moved = split_frame_id(frame.frame)[0] != sequence
+            if moved and row is not None and self._index.get_relocation(frame.frame) is None:
+                self._index.put_frame(row._replace(offset=frame.offset))
+                self._relocate(sequence, frame)
+        self._frames.clear()
+
+    def _relocate(self, sequence: int, frame: ScannedFrame) -> None:
+        if split_frame_id(frame.frame)[0] != sequence:
+            self._index.put_relocation(
+                RelocationRow(frame.frame, Stream.MAIN, sequence, frame.ordinal, frame.offset, frame.size)
+            )
 
     def _apply_commit(self) -> None:
         index, applier = self._index, self._applier
         last = self._group[-1]
         for sequence, frame in self._frames:
+            if not frame.length and index.get_frame(frame.frame) is not None:
+                continue  # a damaged frame, whose name is a guess
             index.put_frame(FrameRow(frame.frame, frame.offset, frame.size, frame.length, 0, 0))
             applier.emptied.add(frame.frame)
-            if split_frame_id(frame.frame)[0] != sequence:
-                index.put_relocation(
-                    RelocationRow(
-                        frame.frame, Stream.MAIN, sequence, frame.ordinal, frame.offset, frame.size
-                    )
-                )
+            self._relocate(sequence, frame)
         for found in self._group:
             for record in decode_records(found.journal.records):
                 applier.apply(record)
@@ -297,6 +347,11 @@ class Replayer:
         index.put_meta("time_ns", self.time_ns)
         index.commit()
         self._uncommitted = 0
+
+
+def _rank(scan: ScannedSegment) -> tuple[bool, bool, int, int]:
+    """Which of two damaged copies is of more use."""
+    return scan.trailer is not None, scan.journal_whole, scan.end, -len(scan.bad)
 
 
 def previous_of(row: SegmentRow) -> Previous:

@@ -119,7 +119,7 @@ class Planner:
             index.close()
             raise UsageError("The volume had no commit yet at that moment; choose a later one.")
         inodes, size_bytes = index.totals()
-        damage = end.damage or await self._unreached(end)
+        damage = await self._unreached(end)
         head = await self._newest_head(silent)
         if damage is None and not self._stopped and head is not None and head.position > end.position:
             damage = (
@@ -218,7 +218,10 @@ class Planner:
             return None
         later = [sequence for sequence in self.main.sequences if sequence >= end.next_sequence]
         if not later:
-            return None
+            # Bad frames in the last segment of all are no end of the log: its commits were applied.
+            return end.damage if end.last is None else None
+        if end.damage is not None:
+            return end.damage
         count = len(later) - 1
         if later[0] > end.next_sequence:
             return f"segment {end.next_sequence} is in no store, {count + 1} later ones cannot be used"

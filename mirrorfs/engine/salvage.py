@@ -26,13 +26,35 @@ class CombiningSource:
         """See SegmentSource."""
         return await self._source.candidates(sequence)
 
-    async def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
+    def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
         """See SegmentSource."""
-        copies = []
-        async for where, data in self._source.copies(segment):
-            copies.append(data)
-            yield where, data
-        if len(copies) > 1:
-            combined = combine_copies(copies, self._keys, self._writer)
-            if combined is not None:
-                yield "all copies together", combined
+        return _Combining(self._source.copies(segment), self._keys, self._writer)
+
+
+class _Combining:
+    """Copies as they come, and in the end one more; no generator, for readers do not finish it."""
+
+    def __init__(
+        self, copies: AsyncIterator[tuple[str, bytes]], keys: VolumeKeys, writer: WriterPublicKey
+    ) -> None:
+        self._copies = copies
+        self._keys = keys
+        self._writer = writer
+        self._seen: list[bytes] = []
+
+    def __aiter__(self) -> _Combining:
+        return self
+
+    async def __anext__(self) -> tuple[str, bytes]:
+        try:
+            where, data = await anext(self._copies)
+        except StopAsyncIteration:
+            seen, self._seen = self._seen, []
+            if len(seen) < 2:
+                raise
+            combined = combine_copies(seen, self._keys, self._writer)
+            if combined is None:
+                raise
+            return "all copies together", combined
+        self._seen.append(data)
+        return where, data

@@ -15,6 +15,7 @@ from mirrorfs.core.grouping import DirtyPiece, FramePlan, Group, plan_frames, sp
 from mirrorfs.engine.log import INLINE_MAX, Log
 from mirrorfs.engine.segment_writer import Placed
 from mirrorfs.engine.state import MIB, DirtyFile, VolumeState
+from mirrorfs.errors import DiskError
 from mirrorfs.format.frame import Body, Kind, make_body
 from mirrorfs.format.limits import SEGMENT_SIZE_MAX
 from mirrorfs.format.record import Extents, Piece, pack_pieces
@@ -53,8 +54,11 @@ class Sealer:
             budget -= self._take(file, pieces, budget)
         await self._seal(pieces)
 
-    async def seal_all(self, inodes: Sequence[int]) -> None:
-        """Seal everything that is dirty in these files at the moment of the call."""
+    async def seal_all(self, inodes: Sequence[int], *, inline: bool = False) -> None:
+        """Seal everything that is dirty in these files at the moment of the call.
+
+        With `inline` the loop does the work itself, and awaits only where a segment ends.
+        """
         files = [self._state.dirty[inode] for inode in inodes if inode in self._state.dirty]
         for file in files:
             file.freeze()
@@ -64,9 +68,9 @@ class Sealer:
             while file.frozen:
                 budget -= self._take(file, pieces, budget)
                 if budget <= 0:
-                    await self._seal(pieces)
+                    await self._seal(pieces, inline=inline)
                     pieces, budget = [], BATCH_BYTES
-        await self._seal(pieces)
+        await self._seal(pieces, inline=inline)
 
     def _take(self, file: DirtyFile, pieces: list[tuple[Group, DirtyPiece]], limit: int) -> int:
         source = file.frozen or file.ranges
@@ -79,32 +83,42 @@ class Sealer:
                 pieces.append((group, piece))
         return total
 
-    async def _seal(self, pieces: list[tuple[Group, DirtyPiece]]) -> None:
+    async def _seal(self, pieces: list[tuple[Group, DirtyPiece]], *, inline: bool = False) -> None:
         if not pieces:
             return
         plans = plan_frames(pieces)
         try:
-            bodies = await self._make_bodies(plans)
-            await self._append(plans, bodies)
+            bodies = await self._make_bodies(plans, inline=inline)
+            await self._append(plans, bodies, inline=inline)
         except BaseException:
-            # Also when cancelled: the bytes go back under what was written since.
-            self._put_back(piece for _, piece in pieces)
+            # Also when cancelled: the bytes not named yet go back under what was written since.
+            self._put_back(piece for plan in plans for piece in plan.pieces)
             raise
         self._on_progress()
 
-    async def _append(self, plans: Sequence[FramePlan], bodies: Sequence[Body]) -> None:
-        start = 0
-        while start < len(plans):
+    async def _append(self, plans: list[FramePlan], bodies: list[Body], *, inline: bool) -> None:
+        """Append and name; what is named leaves the two lists."""
+        while plans:
             # A batch of 8 MiB may still be more frames than one append takes: go by size.
-            end, size = start, 0
-            while end < len(plans) and (end == start or size + len(bodies[end].data) <= BATCH_BYTES):
+            end, size = 0, 0
+            while end < len(plans) and (not end or size + len(bodies[end].data) <= BATCH_BYTES):
                 size += len(bodies[end].data)
                 end += 1
-            placed = await self._log.append_data(bodies[start:end])
-            self._name(plans[start:end], placed)
-            start = end
+            try:
+                placed = await self._log.append_data(bodies[:end], inline=inline)
+            except DiskError:
+                self._bury(self._log.take_strays())
+                raise
+            self._name(plans[:end], placed)
+            del plans[:end], bodies[:end]
 
-    async def _make_bodies(self, plans: Sequence[FramePlan]) -> list[Body]:
+    def _bury(self, strays: Sequence[Placed]) -> None:
+        """Frames that no record will name: replay finds them in the log, so the index knows them too."""
+        for place in strays:
+            self._state.index.put_frame(FrameRow(place.frame, place.offset, place.size, place.length, 0, 0))
+            self._state.applier.emptied.add(place.frame)
+
+    async def _make_bodies(self, plans: Sequence[FramePlan], *, inline: bool) -> list[Body]:
         level = self._level
 
         def make(plan: FramePlan) -> Body:
@@ -112,7 +126,7 @@ class Sealer:
             payload = first if len(plan.pieces) == 1 else b"".join([piece.data for piece in plan.pieces])
             return make_body(Kind.DATA, payload, level=level)
 
-        if sum(plan.length for plan in plans) <= INLINE_MAX:
+        if inline or sum(plan.length for plan in plans) <= INLINE_MAX:
             return [make(plan) for plan in plans]
         bodies: dict[int, Body] = {}
 

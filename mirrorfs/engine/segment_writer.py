@@ -40,6 +40,8 @@ class WriterIdentity:
     epoch: int
     writer: bytes
     pad_data: bool
+    header_bytes: bytes = b""
+    """Bytes of the newest volume header: each checkpoint segment carries a copy; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +93,14 @@ class SegmentWriter:
         self.size = 0
         self.first_journal = self.last_journal = 0
         self.first_ns = self.last_ns = 0
+        # A header is the one object whose loss makes history undecryptable, so it travels with checkpoints.
+        self._appendix = identity.header_bytes if stream is Stream.CHECKPOINT else b""
         self._file: OpenFile = disk.create(LOCAL_PREFIX + self.key)
         self._write(encode_header(self.header, identity.keys, identity.signer))
         self.durable_size = 0
         self.durable_digest = b""
+        self.durable_times = (0, 0)
+        """Commit times of the first and last journal frame within the durable bytes."""
         self.sealed = False
 
     def _write(self, data: bytes) -> None:
@@ -109,7 +115,8 @@ class SegmentWriter:
 
     def room(self) -> int:
         """Bytes of frames that still fit, with the trailer's share kept back."""
-        return SEGMENT_SIZE_MAX - TRAILER_ROOM - _TRAILER_BYTES_PER_FRAME * len(self.entries) - self.size
+        kept = TRAILER_ROOM + len(self._appendix) + _TRAILER_BYTES_PER_FRAME * len(self.entries)
+        return SEGMENT_SIZE_MAX - kept - self.size
 
     def count_fitting(self, bodies: Sequence[Body]) -> int:
         """How many of these frames, from the first on, still fit."""
@@ -152,9 +159,9 @@ class SegmentWriter:
 
     def sync(self) -> None:
         """fdatasync; everything written before the call is durable after it."""
-        size, digest = self.size, self._digest.copy()
+        size, digest, times = self.size, self._digest.copy(), (self.first_ns, self.last_ns)
         self._file.sync()
-        self.durable_size, self.durable_digest = size, digest.digest()
+        self.durable_size, self.durable_digest, self.durable_times = size, digest.digest(), times
 
     def seal(self) -> None:
         """Append trailer and footer. The file is then immutable; sync it before anything follows it."""
@@ -169,7 +176,7 @@ class SegmentWriter:
             tuple(self.entries),
         )
         self.append(trailer_body(trailer, self.header, self._identity.signer))
-        self._write(FOOTER.pack(offset, FOOTER_MAGIC))
+        self._write(self._appendix + FOOTER.pack(offset, FOOTER_MAGIC))
         self.sealed = True
 
     def previous(self) -> Previous:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
-from mirrorfs.errors import DiskError, FormatError, ObjectNotFound, StoreError, StoreUnavailable
+from mirrorfs.errors import DiskError, FormatError, LimitError, ObjectNotFound, StoreError
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.ports import LIST_PAGE_MAX, Disk, ObjectKey, Offload, Store
 
@@ -31,7 +31,7 @@ class Segments:
         self._local: set[SegmentId] = set()
 
     async def look(self, *, from_sequence: int = 0, stores: bool = True) -> list[str]:
-        """List what is there from a sequence number on. Returns the names of stores that could not be asked."""
+        """List what is there from a sequence number on. Returns the stores that could not be asked."""
         prefix = STREAM_PREFIX[self._stream]
         if self._disk is not None:
             for name in self._disk.list(LOCAL_PREFIX + prefix.rstrip("/")):
@@ -79,52 +79,67 @@ class Segments:
         found = self._by_sequence.get(sequence, ())
         return sorted(found, key=lambda segment: (segment.epoch, segment.writer), reverse=True)
 
-    async def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
+    def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
         """See SegmentSource."""
-        key = segment_object_key(self._stream, segment)
-        disk = self._disk
-        if disk is not None and segment in self._local:
-            path = LOCAL_PREFIX + key
+        return self._parts(segment, offset=0, size_bytes=None)
 
-            def read() -> bytes:
-                file = disk.open(path)
-                try:
-                    return file.read(offset=0, size_bytes=file.size())
-                finally:
-                    file.close()
-
-            try:
-                yield "local log", await self._offload.run(read)
-            except (DiskError, FileNotFoundError) as exc:
-                logger.warning("Local object %s: %s", key, exc)
-        for store in self._places.get(segment, ()):
-            try:
-                yield f"store {store.name}", await store.get(ObjectKey(key))
-            except ObjectNotFound:
-                continue
-            except StoreError as exc:
-                logger.warning("Store %s, object %s: %s", store.name, key, exc)
-
-    async def read_frame(
+    def read_frame(
         self, segment: SegmentId, *, offset: int, size_bytes: int
     ) -> AsyncIterator[tuple[str, bytes]]:
         """Copies of a part of a segment, best first."""
+        return self._parts(segment, offset=offset, size_bytes=size_bytes)
+
+    def _parts(
+        self, segment: SegmentId, *, offset: int, size_bytes: int | None
+    ) -> AsyncIterator[tuple[str, bytes]]:
         key = segment_object_key(self._stream, segment)
         disk = self._disk
+        attempts: list[_Attempt] = []
+
+        def from_disk() -> bytes:
+            assert disk is not None
+            file = disk.open(LOCAL_PREFIX + key)
+            try:
+                return file.read(offset=offset, size_bytes=file.size() if size_bytes is None else size_bytes)
+            finally:
+                file.close()
+
+        def from_store(store: Store) -> Callable[[], Awaitable[bytes]]:
+            if size_bytes is None:
+                return lambda: store.get(ObjectKey(key))
+            size = size_bytes
+            return lambda: store.get_range(ObjectKey(key), offset=offset, size_bytes=size)
+
         if disk is not None and segment in self._local:
-            try:
-                file = disk.open(LOCAL_PREFIX + key)
-                try:
-                    yield "local log", file.read(offset=offset, size_bytes=size_bytes)
-                finally:
-                    file.close()
-            except (DiskError, FileNotFoundError) as exc:
-                logger.warning("Local object %s: %s", key, exc)
+            attempts.append(("local log", lambda: self._offload.run(from_disk)))
         for store in self._places.get(segment, ()):
+            attempts.append((f"store {store.name}", from_store(store)))
+        return _Copies(key, attempts)
+
+
+_Attempt = tuple[str, Callable[[], Awaitable[bytes]]]
+
+
+class _Copies:
+    """What attempts to read one object yield, those that fail left out.
+
+    Not an async generator: readers stop at the first good copy, and an unfinished generator would have to
+    be closed at each such place.
+    """
+
+    def __init__(self, key: str, attempts: Sequence[_Attempt]) -> None:
+        self._key = key
+        self._attempts = iter(attempts)
+
+    def __aiter__(self) -> _Copies:
+        return self
+
+    async def __anext__(self) -> tuple[str, bytes]:
+        for where, read in self._attempts:
             try:
-                yield (
-                    f"store {store.name}",
-                    await store.get_range(ObjectKey(key), offset=offset, size_bytes=size_bytes),
-                )
-            except (ObjectNotFound, StoreUnavailable) as exc:
-                logger.warning("Store %s, object %s: %s", store.name, key, exc)
+                return where, await read()
+            except (ObjectNotFound, FileNotFoundError):
+                continue
+            except (StoreError, DiskError, LimitError) as exc:
+                logger.warning("%s, object %s: %s", where, self._key, exc)
+        raise StopAsyncIteration

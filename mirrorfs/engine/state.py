@@ -26,7 +26,7 @@ class DirtyFile:
     `ranges` (what comes in now). A read lays them over the file in this order.
     """
 
-    __slots__ = ("frozen", "inode", "parent", "ranges", "sealing", "size", "truncated", "uid")
+    __slots__ = ("frozen", "inode", "parent", "ranges", "sealing", "size", "uid")
 
     def __init__(self, inode: int, *, uid: int, parent: int) -> None:
         self.inode = inode
@@ -37,8 +37,6 @@ class DirtyFile:
         self.sealing: list[DirtyPiece] = []
         self.size = 0
         """Highest end of a write since the file became dirty, cut by truncates."""
-        self.truncated = False
-        """A truncate was recorded since the data was last sealed."""
 
     @property
     def waiting_bytes(self) -> int:
@@ -91,6 +89,8 @@ class VolumeState:
         """Inodes whose data must be in the log before the next journal frame (the order that holds)."""
         self.writers: dict[int, int] = {}
         """Open handles for writing, by inode."""
+        self.truncated: set[int] = set()
+        """Inodes truncated while open for writing: at the last close their data has to go first."""
         self.parent_of: dict[int, int] = {}
         """Directory of recently created files, so that neighbours share frames; a hint only."""
         self.fatal: str | None = None

@@ -6,6 +6,7 @@ of a filesystem call ever waits for either.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.format.slot import KeySet
-from mirrorfs.ports import IndexFiles, Store
+from mirrorfs.ports import Index, IndexFiles, Store
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,29 @@ class _Attached:
         self.store = store
         self.lease = lease
         self.mirror = mirror
+
+
+def _attach(
+    store: Store,
+    lease: LeaseKeeper,
+    objects: LocalObjects,
+    index: Index,
+    world: World,
+    *,
+    instance: str,
+    random: Callable[[], float],
+) -> _Attached:
+    mirror = Mirror(
+        store,
+        instance=instance,
+        read_object=objects.read,
+        lease_fresh=lease.fresh,
+        load_held=lambda: index.held(instance),
+        save_held=lambda key: index.put_held(instance, key),
+        clock=world.clock,
+        random=random,
+    )
+    return _Attached(store, lease, mirror)
 
 
 class MountedVolume:
@@ -133,20 +157,12 @@ class MountedVolume:
             raise
         objects = LocalObjects(world.disk, recovered.index, world.offload)
         index = recovered.index
-        attached = []
-        for store, lease in zip(stores, leases, strict=True):
-            instance = settings.instances[store.name]
-            mirror = Mirror(
-                store,
-                instance=instance,
-                read_object=objects.read,
-                lease_fresh=lease.fresh,
-                load_held=lambda instance=instance: index.held(instance),  # type: ignore[misc]  # bound now
-                save_held=lambda key, instance=instance: index.put_held(instance, key),  # type: ignore[misc]
-                clock=world.clock,
-                random=random,
+        attached = [
+            _attach(
+                store, lease, objects, index, world, instance=settings.instances[store.name], random=random
             )
-            attached.append(_Attached(store, lease, mirror))
+            for store, lease in zip(stores, leases, strict=True)
+        ]
         volume: MountedVolume
 
         def closed(row: SegmentRow, key: str) -> None:
@@ -247,7 +263,7 @@ class MountedVolume:
             local.identity,
             position=position,
             journal_sequence=local.log.journal_sequence,
-            header_hash=self._settings.header_hash,
+            header_hash=hashlib.sha256(self._settings.header_bytes).digest(),
         )
         self._offer(key, size, written_ns=created_ns, after=last.sequence)
 
@@ -276,7 +292,7 @@ class MountedVolume:
         )
 
     def stop(self, reason: str) -> None:
-        """Stop writing for good, after a failure nobody foresaw; reads go on until the volume is unmounted."""
+        """Stop writing for good, after a failure nobody foresaw; reads go on until the unmount."""
         if self._local.state.fatal is None:
             self._local.state.fatal = reason
             self._local.committer.made_space()

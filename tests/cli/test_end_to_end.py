@@ -16,44 +16,28 @@ from pathlib import Path
 import pytest
 
 from mirrorfs.fuse.mount_table import find_mount
-from tests.support.mounted import (
-    DEADLINE_S,
-    PASSWORD,
-    MountedVolume,
-    Outcome,
-    mounted_volume,
-    shared_token,
-    volume_on_disk,
-    wait_ended,
-)
+from tests.cli.machine import DEADLINE_S, PASSWORD, Machine, machine, tokens, wait_ended
+from tests.support import s3_servers
 
 
 @pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[MountedVolume]:
-    with mounted_volume(tmp_path) as volume:
-        yield volume
+def bare(tmp_path: Path) -> Iterator[Machine]:
+    """No volume is made yet."""
+    with machine(tmp_path / "machine") as made:
+        yield made
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Iterator[MountedVolume]:
+def made(bare: Machine) -> Machine:
     """Made, not mounted."""
-    with volume_on_disk(tmp_path / "volume") as volume:
-        yield volume
+    bare.init()
+    return bare
 
 
 @pytest.fixture
-def bare(tmp_path: Path) -> Iterator[MountedVolume]:
-    """Nothing made yet."""
-    with volume_on_disk(tmp_path / "volume", init=False) as volume:
-        yield volume
-
-
-def assert_refused(outcome: Outcome, exit_code: int, *words: str) -> None:
-    """One sentence on standard error, with these words, and the exit code."""
-    assert outcome.exit_code == exit_code, outcome
-    assert outcome.err.startswith("mirrorfs: ") and outcome.err.count("\n") == 1, outcome
-    for word in words:
-        assert word in outcome.err, outcome
+def mounted(made: Machine) -> Machine:
+    made.mount()
+    return made
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -67,7 +51,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 # --- init ------------------------------------------------------------------------------------
 
 
-def test_init_makes_a_volume_and_says_what_to_keep(bare: MountedVolume) -> None:
+def test_init_makes_a_volume_and_says_what_to_keep(bare: Machine) -> None:
     outcome = bare.init()
     assert "fingerprint:" in outcome.out and "software token" in outcome.out
     config = bare.config_home / "test.toml"
@@ -78,27 +62,27 @@ def test_init_makes_a_volume_and_says_what_to_keep(bare: MountedVolume) -> None:
     assert PASSWORD not in config.read_text()
 
 
-def test_init_never_overwrites(made: MountedVolume) -> None:
+def test_init_never_overwrites(made: Machine) -> None:
     before = {name: contents(path) for name, path in made.stores.items()}
-    assert_refused(made.init(check=False), 2, "configured already")
+    made.init(check=False).refused(2, "configured already")
     stores = [f"--store={name}=file://{path}" for name, path in made.stores.items()]
-    other = made.run("init", "other", *stores, f"--token={shared_token().uri}", check=False)
-    assert_refused(other, 4, "Store a", "holds a MirrorFS volume already")
+    other = made.run("init", "other", *stores, f"--token={tokens().token.uri()}", check=False)
+    other.refused(4, "Store a", "holds a MirrorFS volume already")
     assert {name: contents(path) for name, path in made.stores.items()} == before
     assert not (made.config_home / "other.toml").exists()
 
 
-def test_init_wants_empty_directories_that_exist(bare: MountedVolume) -> None:
+def test_init_wants_empty_directories_that_exist(bare: Machine) -> None:
     (bare.stores["b"] / "holiday.jpg").write_bytes(b"x")
-    assert_refused(bare.init(check=False), 4, "store b", "not empty")
+    bare.init(check=False).refused(4, "store b", "not empty")
     shutil.rmtree(bare.stores["b"])
-    assert_refused(bare.init(check=False), 4, "store b", "--create-store")
+    bare.init(check=False).refused(4, "store b", "--create-store")
     assert not bare.state.exists()
     bare.init("--create-store")
     assert (bare.stores["b"] / "instance").exists()
 
 
-def test_failed_init_leaves_stores_that_can_be_used(bare: MountedVolume) -> None:
+def test_failed_init_leaves_stores_that_can_be_used(bare: Machine) -> None:
     # A file in place of the directory for headers: the second store fails in the middle of the writing.
     (bare.stores["b"] / "header").write_bytes(b"")
     outcome = bare.init(check=False)
@@ -119,58 +103,58 @@ def test_failed_init_leaves_stores_that_can_be_used(bare: MountedVolume) -> None
         (["--store=file:///tmp/x", "--store=b=file:///tmp/y"], "NAME=URL"),
     ],
 )
-def test_init_refuses_unfit_stores(bare: MountedVolume, arguments: list[str], words: str) -> None:
-    outcome = bare.run("init", "v", *arguments, f"--token={shared_token().uri}", check=False)
-    assert_refused(outcome, 2, words)
+def test_init_refuses_unfit_stores(bare: Machine, arguments: list[str], words: str) -> None:
+    outcome = bare.run("init", "v", *arguments, f"--token={tokens().token.uri()}", check=False)
+    outcome.refused(2, words)
 
 
-def test_init_refuses_a_weak_password(bare: MountedVolume) -> None:
+def test_init_refuses_a_weak_password(bare: Machine) -> None:
     bare.password_file.write_text("1234567890\n")
-    assert_refused(bare.init(check=False), 2, "easy to guess")
+    bare.init(check=False).refused(2, "easy to guess")
     assert contents(bare.stores["a"]) == {} and not bare.state.exists()
 
 
 # --- unlocking -------------------------------------------------------------------------------
 
 
-def test_wrong_password(made: MountedVolume) -> None:
+def test_wrong_password(made: Machine) -> None:
     made.password_file.write_text("not the password\n")
-    assert_refused(made.mount(check=False), 3, "volume password")
+    made.mount(check=False).refused(3, "volume password")
     assert not made.is_mounted()
 
 
-def test_wrong_pin(made: MountedVolume) -> None:
+def test_wrong_pin(made: Machine) -> None:
     made.pin_file.write_text("000000\n")
-    assert_refused(made.mount(check=False), 3, "refused the PIN")
+    made.mount(check=False).refused(3, "refused the PIN")
 
 
-def test_missing_token(made: MountedVolume) -> None:
-    token = shared_token().token
+def test_missing_token(made: Machine) -> None:
+    token = tokens().token
     outcome = made.mount(f"--token={token.uri().replace(token.label, 'nowhere', 1)}", check=False)
-    assert_refused(outcome, 3, "No token matches")
+    outcome.refused(3, "No token matches")
 
 
-def test_wrong_token(made: MountedVolume) -> None:
-    assert_refused(made.mount(f"--token={shared_token().other.uri()}", check=False), 3, "'other'")
+def test_wrong_token(made: Machine) -> None:
+    made.mount(f"--token={tokens().other.uri()}", check=False).refused(3, "'other'")
 
 
-def test_missing_module(made: MountedVolume) -> None:
-    assert_refused(made.mount("--module=/nowhere/module.so", check=False), 3, "/nowhere/module.so")
+def test_missing_module(made: Machine) -> None:
+    made.mount("--module=/nowhere/module.so", check=False).refused(3, "/nowhere/module.so")
 
 
-def test_no_secret_and_no_terminal(made: MountedVolume) -> None:
+def test_no_secret_and_no_terminal(made: Machine) -> None:
     outcome = made.run(
         "mount", made.name, str(made.mountpoint), check=False, MIRRORFS_PASSWORD_FILE="", MIRRORFS_PIN_FILE=""
     )
-    assert_refused(outcome, 2, "--pin-file")
+    outcome.refused(2, "--pin-file")
 
 
-def test_another_fingerprint_is_another_volume(made: MountedVolume) -> None:
+def test_another_fingerprint_is_another_volume(made: Machine) -> None:
     made.set_config("fingerprint", '"' + "00" * 16 + '"')
-    assert_refused(made.mount(check=False), 3, "fingerprint")
+    made.mount(check=False).refused(3, "fingerprint")
 
 
-def test_header_comes_from_a_store_when_the_state_is_lost(made: MountedVolume) -> None:
+def test_header_comes_from_a_store_when_the_state_is_lost(made: Machine) -> None:
     shutil.rmtree(made.state)
     made.mount()
     assert len(list((made.state / "objects" / "header").iterdir())) == 1
@@ -179,7 +163,7 @@ def test_header_comes_from_a_store_when_the_state_is_lost(made: MountedVolume) -
 # --- mounting --------------------------------------------------------------------------------
 
 
-def test_write_flush_umount_mount_read(mounted: MountedVolume) -> None:
+def test_write_flush_umount_mount_read(mounted: Machine) -> None:
     (mounted.mountpoint / "directory").mkdir()
     data = os.urandom(300_000)
     (mounted.mountpoint / "directory" / "file").write_bytes(data)
@@ -198,7 +182,7 @@ def test_write_flush_umount_mount_read(mounted: MountedVolume) -> None:
     assert segments[0] == segments[1]
 
 
-def test_nothing_local_or_remote_is_readable(mounted: MountedVolume) -> None:
+def test_nothing_local_or_remote_is_readable(mounted: Machine) -> None:
     secret = b"the patient has recovered from everything"
     (mounted.mountpoint / "name-that-tells-a-lot").write_bytes(secret * 100)
     mounted.run("flush", mounted.name)
@@ -212,38 +196,38 @@ def test_nothing_local_or_remote_is_readable(mounted: MountedVolume) -> None:
                     assert clear.decode() not in str(path)
 
 
-def test_mounted_twice_is_in_use(mounted: MountedVolume) -> None:
+def test_mounted_twice_is_in_use(mounted: Machine) -> None:
     other = mounted.directory / "other"
     other.mkdir()
     outcome = mounted.run("mount", mounted.name, str(other), check=False)
-    assert_refused(outcome, 6, "mounted already")
+    outcome.refused(6, "mounted already")
 
 
-def test_unfit_mountpoints(made: MountedVolume) -> None:
+def test_unfit_mountpoints(made: Machine) -> None:
     (made.mountpoint / "something").write_text("x")
-    assert_refused(made.mount(check=False), 2, "not empty")
+    made.mount(check=False).refused(2, "not empty")
     for place in (made.directory, made.stores["a"], made.state):
         outcome = made.run("mount", made.name, str(place), check=False)
-        assert_refused(outcome, 2, "mountpoint")
+        outcome.refused(2, "mountpoint")
     inside = made.stores["a"] / "inside"
     inside.mkdir()
-    assert_refused(made.run("mount", made.name, str(inside), check=False), 2, "one of its stores")
-    assert_refused(made.run("mount", made.name, "/nowhere/at/all", check=False), 2, "does not exist")
+    made.run("mount", made.name, str(inside), check=False).refused(2, "one of its stores")
+    made.run("mount", made.name, "/nowhere/at/all", check=False).refused(2, "does not exist")
 
 
-def test_unknown_volume(made: MountedVolume) -> None:
-    assert_refused(made.run("mount", "nobody", str(made.mountpoint), check=False), 2, "nobody")
-    assert_refused(made.run("flush", "nobody", check=False), 2, "configured")
-    assert_refused(made.run("flush", made.name, check=False), 1, "not mounted")
-    assert_refused(made.run("umount", made.name, check=False), 1, "not mounted")
+def test_unknown_volume(made: Machine) -> None:
+    made.run("mount", "nobody", str(made.mountpoint), check=False).refused(2, "nobody")
+    made.run("flush", "nobody", check=False).refused(2, "configured")
+    made.run("flush", made.name, check=False).refused(1, "not mounted")
+    made.run("umount", made.name, check=False).refused(1, "not mounted")
 
 
-def test_configuration_that_others_can_write(made: MountedVolume) -> None:
+def test_configuration_that_others_can_write(made: Machine) -> None:
     (made.config_home / "test.toml").chmod(0o666)
-    assert_refused(made.mount(check=False), 2, "written by others")
+    made.mount(check=False).refused(2, "written by others")
 
 
-def test_killed_daemon_loses_nothing_synced(mounted: MountedVolume) -> None:
+def test_killed_daemon_loses_nothing_synced(mounted: Machine) -> None:
     with open(mounted.mountpoint / "file", "wb") as file:
         file.write(b"synced")
         file.flush()
@@ -256,15 +240,15 @@ def test_killed_daemon_loses_nothing_synced(mounted: MountedVolume) -> None:
     assert (mounted.mountpoint / "file").read_bytes() == b"synced"
 
 
-def test_umount_removes_a_dead_mount(mounted: MountedVolume) -> None:
+def test_umount_removes_a_dead_mount(mounted: Machine) -> None:
     mounted.kill()
     assert "dead mount" in mounted.umount().out
     assert not mounted.is_mounted()
 
 
-def test_umount_of_a_mount_in_use(mounted: MountedVolume) -> None:
+def test_umount_of_a_mount_in_use(mounted: Machine) -> None:
     with open(mounted.mountpoint / "file", "wb") as file:
-        assert_refused(mounted.umount(check=False), 6, "in use")
+        mounted.umount(check=False).refused(6, "in use")
         file.write(b"still here")
     assert mounted.is_mounted()
     assert (mounted.mountpoint / "file").read_bytes() == b"still here"
@@ -272,7 +256,7 @@ def test_umount_of_a_mount_in_use(mounted: MountedVolume) -> None:
 
 
 @pytest.mark.parametrize("how", ["signal", "fusermount"])
-def test_other_ways_to_unmount_close_cleanly(mounted: MountedVolume, how: str) -> None:
+def test_other_ways_to_unmount_close_cleanly(mounted: Machine, how: str) -> None:
     (mounted.mountpoint / "file").write_bytes(b"written, not synced")
     pid = mounted.pid()
     if how == "signal":
@@ -288,13 +272,13 @@ def test_other_ways_to_unmount_close_cleanly(mounted: MountedVolume, how: str) -
     assert (mounted.mountpoint / "file").read_bytes() == b"written, not synced"
 
 
-def test_control_socket_is_private(mounted: MountedVolume) -> None:
+def test_control_socket_is_private(mounted: Machine) -> None:
     found = (mounted.state / "control.sock").stat()
     assert stat.S_ISSOCK(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o600
     assert stat.S_IMODE(mounted.state.stat().st_mode) == 0o700
 
 
-def test_keys_and_secrets_are_in_no_argv_or_environment(mounted: MountedVolume) -> None:
+def test_keys_and_secrets_are_in_no_argv_or_environment(mounted: Machine) -> None:
     process = Path(f"/proc/{mounted.pid()}")
     seen = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
     assert PASSWORD.encode() not in seen
@@ -304,56 +288,84 @@ def test_keys_and_secrets_are_in_no_argv_or_environment(mounted: MountedVolume) 
 
 
 def test_long_state_path(tmp_path: Path) -> None:
-    deep = tmp_path.joinpath(*["a-rather-long-directory-name"] * 5)
-    with mounted_volume(deep) as volume:
-        assert len(str(volume.state / "control.sock")) > 107
-        assert volume.status()["mounted"] is True
-        volume.umount()
+    with machine(tmp_path.joinpath(*["a-rather-long-directory-name"] * 5)) as deep:
+        deep.init()
+        deep.mount()
+        assert len(str(deep.state / "control.sock")) > 107
+        assert deep.status()["mounted"] is True
+        deep.umount()
 
 
 # --- stores ----------------------------------------------------------------------------------
 
 
-def test_empty_store_is_refused(made: MountedVolume) -> None:
+def test_empty_store_is_refused(made: Machine) -> None:
     shutil.rmtree(made.stores["b"])
     made.stores["b"].mkdir()
-    assert_refused(made.mount(check=False), 4, "Store b", "check its URL")
+    made.mount(check=False).refused(4, "Store b", "check its URL")
     assert list(made.stores["b"].iterdir()) == []
 
 
-def test_foreign_store_is_refused(made: MountedVolume, tmp_path: Path) -> None:
-    with volume_on_disk(tmp_path / "foreign") as foreign:
+def test_a_bucket_as_a_store(bare: Machine) -> None:
+    with s3_servers.moto_server() as server:
+        s3_servers.create_bucket(server, "practice")
+        bare.environment |= s3_servers.environment(server)
+        url = f"s3://practice/volume?endpoint={server.endpoint}&region=us-east-1"
+        options = (f"--token={tokens().token.uri()}", "--kdf-memory-mib=64")
+        stores = (f"--store=disk=file://{bare.stores['a']}", f"--store=cloud={url}")
+        bare.run("init", bare.name, *stores, *options)
+        again = bare.run(
+            "init", "other", f"--store=x=file://{bare.stores['b']}", stores[1], *options, check=False
+        )
+        again.refused(4, "Store cloud", "holds a MirrorFS volume already")
+        bare.mount()
+        (bare.mountpoint / "file").write_bytes(b"in the cloud")
+        bare.run("flush", bare.name)
+        assert bare.status()["light"] == "protected"
+        # The server goes away under the mount: files work on, and the light says what is wrong.
+        server.stop()
+        (bare.mountpoint / "file").write_bytes(b"still here")
+        given_up = bare.run("flush", bare.name, "--stall=0.5", check=False)
+        given_up.refused(4, "store cloud", after_progress=True)
+        assert bare.status()["light"] == "at-risk"
+        server.start()
+        bare.umount()
+
+
+def test_foreign_store_is_refused(made: Machine, tmp_path: Path) -> None:
+    with machine(tmp_path / "foreign") as foreign:
+        foreign.init()
         shutil.rmtree(made.stores["b"])
         shutil.copytree(foreign.stores["b"], made.stores["b"])
         before = contents(made.stores["b"])
-        assert_refused(made.mount(check=False), 4, "Store b", "does not belong to this volume")
+        made.mount(check=False).refused(4, "Store b", "does not belong to this volume")
         assert contents(made.stores["b"]) == before
 
 
-def test_exchanged_stores_are_refused(made: MountedVolume) -> None:
+def test_exchanged_stores_are_refused(made: Machine) -> None:
     kept = made.directory / "kept"
     made.stores["a"].rename(kept)
     made.stores["b"].rename(made.stores["a"])
     kept.rename(made.stores["b"])
-    assert_refused(made.mount(check=False), 4, "another store of this volume")
+    made.mount(check=False).refused(4, "another store of this volume")
 
 
-def test_store_of_a_newer_program(made: MountedVolume) -> None:
+def test_store_of_a_newer_program(made: Machine) -> None:
     instance = made.stores["a"] / "instance"
     instance.chmod(0o600)
     instance.write_bytes(instance.read_bytes().replace(b'"format":1', b'"format":2'))
-    assert_refused(made.mount(check=False), 2, "Store a", "newer")
+    made.mount(check=False).refused(2, "Store a", "newer")
 
 
-def test_store_that_is_away_is_a_warning_and_catches_up(made: MountedVolume) -> None:
+def test_store_that_is_away_is_a_warning_and_catches_up(made: Machine) -> None:
     away = made.directory / "away"
     made.stores["b"].rename(away)
     outcome = made.mount()
-    assert "Store b" in outcome.err
+    assert "store b" in outcome.err
     (made.mountpoint / "file").write_bytes(b"x" * 1000)
-    assert_refused_last(made.run("flush", made.name, "--stall=0.5", check=False), 4, "store b")
+    made.run("flush", made.name, "--stall=0.5", check=False).refused(4, "store b", after_progress=True)
     assert made.status()["light"] == "at-risk"
-    assert_refused_last(made.umount("--stall=0.5", check=False), 4, "next mount")
+    made.umount("--stall=0.5", check=False).refused(4, "next mount", after_progress=True)
     away.rename(made.stores["b"])
     made.mount()
     made.run("flush", made.name)
@@ -362,16 +374,10 @@ def test_store_that_is_away_is_a_warning_and_catches_up(made: MountedVolume) -> 
     assert segments[0] == segments[1]
 
 
-def assert_refused_last(outcome: Outcome, exit_code: int, *words: str) -> None:
-    """As assert_refused, with lines of progress before the sentence."""
-    last = outcome.err.splitlines()[-1] + "\n"
-    assert_refused(Outcome(outcome.exit_code, outcome.out, last), exit_code, *words)
-
-
 # --- status ----------------------------------------------------------------------------------
 
 
-def test_status_for_people_and_programs(mounted: MountedVolume) -> None:
+def test_status_for_people_and_programs(mounted: Machine) -> None:
     (mounted.mountpoint / "file").write_bytes(b"x")
     text = mounted.run("status").out
     assert text.startswith(f"test: catching up, mounted on {mounted.mountpoint}\n")
@@ -389,7 +395,7 @@ def test_status_for_people_and_programs(mounted: MountedVolume) -> None:
 # --- views of the past -----------------------------------------------------------------------
 
 
-def test_read_only_view_beside_the_writable_mount(mounted: MountedVolume) -> None:
+def test_read_only_view_beside_the_writable_mount(mounted: Machine) -> None:
     (mounted.mountpoint / "file").write_bytes(b"old")
     mounted.run("flush", mounted.name)
     time.sleep(1.1)
@@ -405,7 +411,7 @@ def test_read_only_view_beside_the_writable_mount(mounted: MountedVolume) -> Non
         with pytest.raises(OSError, match="Read-only"):
             (place / "other").write_bytes(b"x")
         assert "read-only view" in mounted.run("status", str(place)).out
-        assert_refused(mounted.run("flush", str(place), check=False), 2, "read-only view")
+        mounted.run("flush", str(place), check=False).refused(2, "read-only view")
         mounted.run("umount", str(place))
         assert find_mount(place) is None
         assert list((mounted.state / "views").iterdir()) == []
@@ -415,7 +421,7 @@ def test_read_only_view_beside_the_writable_mount(mounted: MountedVolume) -> Non
 # --- in the foreground -----------------------------------------------------------------------
 
 
-def test_foreground_tells_systemd_and_stops_on_sigterm(made: MountedVolume) -> None:
+def test_foreground_tells_systemd_and_stops_on_sigterm(made: Machine) -> None:
     address = made.directory / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
@@ -438,6 +444,6 @@ def test_foreground_tells_systemd_and_stops_on_sigterm(made: MountedVolume) -> N
     assert (made.mountpoint / "file").read_bytes() == b"x"
 
 
-def test_foreground_with_a_wrong_password(made: MountedVolume) -> None:
+def test_foreground_with_a_wrong_password(made: Machine) -> None:
     made.password_file.write_text("not the password\n")
-    assert_refused(made.mount("--foreground", check=False), 3, "volume password")
+    made.mount("--foreground", check=False).refused(3, "volume password")

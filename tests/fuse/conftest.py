@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mirrorfs.fuse.mount_table import detach, find_mount
+from tests.support.mounted import mounted_volume
 
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_S = 30
@@ -26,9 +27,19 @@ def plain_directory(directory: Path) -> Iterator[Path]:
     yield directory
 
 
+@contextmanager
+def mounted_mirrorfs(directory: Path) -> Iterator[Path]:
+    """A volume mounted by the real command line; its daemon must have nothing to complain of."""
+    with mounted_volume(directory, mount_options=("--allow-other",)) as volume:
+        yield volume.mountpoint
+        volume.umount()
+        assert volume.warnings() == []
+
+
 # A context manager each: given an empty directory, it yields a directory on the filesystem to test.
 FILESYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
     "ext4": plain_directory,
+    "mirrorfs": mounted_mirrorfs,
 }
 
 

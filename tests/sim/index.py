@@ -72,6 +72,8 @@ class SimulatedIndexFiles:
 
     def open(self) -> SimulatedIndex:
         self.disk.check_alive()
+        if not self._wal.exists():
+            self._wal_synced = b""
         index = SimulatedIndex.open(str(self._path), self._key)
         index.files = self
         self._opened.append(index)
@@ -134,7 +136,8 @@ class SimulatedIndexFiles:
         keep, garble = (1.0, 0.0) if fate == "prefix" else (rng.random(), rng.choice((0.0, 0.2)))
         result = bytearray()
         for start in pages:
-            new, old = log[start : start + _PAGE], synced[start : start + _PAGE]
+            new = log[start : start + _PAGE]
+            old = synced[start : start + len(new)]
             if new == old:
                 result += new
             elif rng.random() < garble:

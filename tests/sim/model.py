@@ -22,6 +22,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 ROOT = 1
@@ -307,7 +308,7 @@ class FileHistory:
         if len(found) not in edges:
             return f"size {len(found)} is the end of no write"
         cuts = sorted(edge for edge in edges if edge <= len(found))
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             piece = found[start:end]
             # A state that ends before the piece leaves zeros there, once another piece makes the file longer.
             if not any(state[start:end].ljust(end - start, b"\0") == piece for state in states):

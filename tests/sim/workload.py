@@ -119,6 +119,7 @@ class Workload:
             except REFUSALS:
                 pass
             except (NoSpaceLeft, WritesStopped) as exc:
+                self._disk.check_alive()
                 if not isinstance(exc, self._tolerated):
                     raise Violation(f"{type(exc).__name__} without a fault that explains it") from exc
             # Right after a crash nothing counts: the history ends with the machine.
@@ -254,10 +255,12 @@ class Workload:
         self._do_rename(parent, temporary, parent, name)
 
     def _cut(self, inode: int, size: int) -> None:
+        file = self._history.files[inode]
+        changes = len(file.live()) != size
         self._fs.setattr(inode, size=size)
         self._note(Changed(inode, None, None, None, None, size, self._now()))
-        if self._open.get(inode):
-            self._history.files[inode].cut_while_open = True
+        if changes and self._open.get(inode):
+            file.cut_while_open = True
 
     async def _truncate(self) -> None:
         inode = self._file()

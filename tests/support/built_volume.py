@@ -77,5 +77,7 @@ class BuiltVolume:
         """Key and bytes of every object that a mirror would have uploaded."""
         base = self.root / "objects"
         return {
-            str(path.relative_to(base)): path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()
+            str(path.relative_to(base)): path.read_bytes()
+            for path in sorted(base.rglob("*"))
+            if path.is_file()
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -22,7 +23,6 @@ from mirrorfs.fuse.mount_table import detach, find_mount
 from tests.support.softhsm import PIN, softhsm
 
 REPOSITORY = Path(__file__).parents[2]
-VOLUME = "practice"
 PASSWORD = "correct horse battery staple"  # of tests only
 KDF_MEMORY_MIB = 64
 """The least that the format allows: a mount then takes about a second."""
@@ -42,11 +42,12 @@ class Mounted:
         environment: Mapping[str, str],
         mount_options: tuple[str, ...],
     ) -> None:
-        self.name = VOLUME
+        # The mount table tells volumes apart by their names: no run may take another's for its own.
+        self.name = f"practice-{secrets.token_hex(4)}"
         self.mountpoint = folder / "mnt"
         self.stores = dict(stores)
-        self.state = state_home / VOLUME
-        self.config = folder / "config" / f"{VOLUME}.toml"
+        self.state = state_home / self.name
+        self.config = folder / "config" / f"{self.name}.toml"
         self.env = dict(environment)
         self.mount_options = mount_options
         self.log = self.state / "mirrorfs.log"
@@ -134,7 +135,9 @@ class Mounted:
 
     def warnings(self) -> list[str]:
         """Lines of the log at WARNING and above."""
-        return [line for line in self.log_text().splitlines() if re.search(r" (WARNING|ERROR|CRITICAL) ", line)]
+        return [
+            line for line in self.log_text().splitlines() if re.search(r" (WARNING|ERROR|CRITICAL) ", line)
+        ]
 
     # --- what lies there ---------------------------------------------------------------------
 
@@ -226,7 +229,7 @@ def mounted_volume(
         )
         urls = [f"--store={name}=file://{place}" for name, place in stores.items()]
         volume.must(
-            "init", VOLUME, *urls, "--token", token.uri(), "--create-key",
+            "init", volume.name, *urls, "--token", token.uri(), "--create-key",
             "--kdf-memory-mib", str(KDF_MEMORY_MIB),
         )  # fmt: skip
         if mirror_delay_s is not None:

@@ -1,0 +1,172 @@
+"""mirrorfs.cli.protection, status, waiting: what is safe up to when, and how long stores are waited for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mirrorfs.cli.protection import KERNEL_HOLDS_S, Light, judge
+from mirrorfs.cli.status import VolumeReport, as_json, as_text, timestamp
+from mirrorfs.cli.waiting import Patience
+from mirrorfs.engine.mirror_state import MirrorState, StateWord
+
+S = 1_000_000_000
+NOW_NS = 1_800_000_000 * S
+
+
+def store(name: str = "a", **changes: Any) -> dict[str, Any]:
+    return {
+        "store": name,
+        "held_count": 3,
+        "pending_count": 0,
+        "pending_bytes": 0,
+        "oldest_pending_ns": None,
+        "safe_before_ns": None,
+        "rate_bytes_s": 0,
+        "failing_since_ns": None,
+        "last_error": None,
+        "state": "up to date",
+        **changes,
+    }
+
+
+def status(*stores: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "durable_ns": NOW_NS - 60 * S,
+        "dirty_bytes": 0,
+        "pending_records_bytes": 0,
+        "open_since_ns": 0,
+        "files": 1,
+        "allocated_bytes": 2048,
+        "free_bytes": 10,
+        "stalled": False,
+        "fatal": None,
+        "fenced": None,
+        "stores": list(stores),
+        **changes,
+    }
+
+
+PENDING = {
+    "pending_count": 2,
+    "pending_bytes": 100,
+    "oldest_pending_ns": NOW_NS - 30 * S,
+    "state": "catching up",
+}
+AWAY = {
+    **PENDING,
+    "state": "unreachable",
+    "last_error": "Store a is away.",
+    "failing_since_ns": NOW_NS - 20 * S,
+}
+
+CASES: list[tuple[dict[str, Any], Light, int]] = [
+    (status(store()), Light.PROTECTED, 0),
+    (status(store(**PENDING)), Light.CATCHING_UP, 30),
+    (status(store(), open_since_ns=NOW_NS - 7 * S), Light.CATCHING_UP, 7),
+    (status(store(), dirty_bytes=1), Light.CATCHING_UP, 60),
+    (status(store(), pending_records_bytes=1, open_since_ns=NOW_NS - 70 * S), Light.CATCHING_UP, 70),
+    (status(store(**PENDING), open_since_ns=NOW_NS - 7 * S), Light.CATCHING_UP, 30),
+    (status(store(**AWAY)), Light.AT_RISK, 30),
+    (status(store(state="unreachable", last_error="Store a is away.")), Light.PROTECTED, 0),
+    (status(store(state="unreachable"), dirty_bytes=1), Light.AT_RISK, 60),
+    (status(store(state="conflict", last_error="Odd bytes.")), Light.AT_RISK, 0),
+    (status(store(), fatal="The disk failed."), Light.AT_RISK, 0),
+    (status(store(), fenced="Another machine took over."), Light.AT_RISK, 0),
+    (status(store(), stalled=True), Light.AT_RISK, 0),
+]
+
+
+@pytest.mark.parametrize(("given", "light", "lag_s"), CASES)
+def test_judgement(given: dict[str, Any], light: Light, lag_s: int) -> None:
+    found = judge(given, asked_ns=NOW_NS, written_back=True)
+    assert found.light is light
+    assert found.stores[0].safe_until_ns == NOW_NS - lag_s * S
+    assert (found.reason is not None) == (light is Light.AT_RISK)
+
+
+def test_what_the_kernel_still_holds_is_not_called_safe() -> None:
+    found = judge(status(store()), asked_ns=NOW_NS, written_back=False)
+    assert found.as_of_ns == found.stores[0].safe_until_ns == NOW_NS - KERNEL_HOLDS_S * S
+
+
+def report(given: dict[str, Any]) -> VolumeReport:
+    answer = {"mountpoint": "/mnt", "read_only": False, "pid": 7, "status": given}
+    return VolumeReport("v", "/mnt", answer, judge(given, asked_ns=NOW_NS, written_back=True), None)
+
+
+def test_words_for_people() -> None:
+    lines = as_text(report(status(store(**AWAY), store("b"))))
+    assert lines[0] == "v: AT RISK, mounted on /mnt"
+    assert lines[1] == "  Store a is away."
+    assert "a: everything before" in lines[2] and "100 B to go; unreachable since " in lines[2]
+    assert lines[2].endswith(": Store a is away.")
+    assert lines[3].endswith("is safe there")
+    assert as_text(VolumeReport("v", None, None, None, None)) == ["v: is not mounted."]
+
+
+def test_json_has_every_field_mounted_or_not() -> None:
+    mounted = as_json(report(status(store(**PENDING))))
+    absent = as_json(VolumeReport("v", None, None, None, "Its mount is dead."))
+    view = as_json(VolumeReport("v", "/mnt", {"pid": 7}, None, None, NOW_NS))
+    away = as_json(report(status(store(**AWAY))))["stores"][0]
+    assert away["failing_since"] == timestamp(NOW_NS - 20 * S)
+    assert mounted["stores"][0]["failing_since"] is None
+    assert mounted.keys() == absent.keys() == view.keys()
+    assert mounted["light"] == "catching-up"
+    assert mounted["stores"][0]["safe_until"] == timestamp(NOW_NS - 30 * S)
+    assert (absent["mounted"], absent["light"], absent["reason"]) == (False, None, "Its mount is dead.")
+    assert (view["mounted"], view["read_only"], view["as_of"]) == (True, True, timestamp(NOW_NS))
+
+
+def test_timestamps() -> None:
+    assert timestamp(1_800_000_000_123_456_789) == "2027-01-15T08:00:00.123Z"
+
+
+# --- patience --------------------------------------------------------------------------------
+
+
+def mirror(
+    *, pending_bytes: int = 100, held_count: int = 1, error: str | None = "Store a is away."
+) -> MirrorState:
+    return MirrorState(
+        store="a",
+        held_count=held_count,
+        pending_count=1 if pending_bytes else 0,
+        pending_bytes=pending_bytes,
+        oldest_pending_ns=None,
+        safe_before_ns=None,
+        rate_bytes_s=0,
+        failing_since_ns=None if error is None else NOW_NS,
+        last_error=error,
+        state=StateWord.UNREACHABLE,
+    )
+
+
+def test_a_store_in_error_is_given_up() -> None:
+    patience = Patience(stall_s=10)
+    assert patience.exhausted([mirror()], now_s=0) is None
+    assert patience.exhausted([mirror()], now_s=9.9) is None
+    assert patience.exhausted([mirror()], now_s=10) == "store a still lacks 100 B (Store a is away)"
+
+
+def test_progress_and_slowness_are_waited_for() -> None:
+    patience = Patience(stall_s=10)
+    for now_s in range(0, 1000, 9):
+        assert patience.exhausted([mirror(held_count=now_s)], now_s=now_s) is None
+    for now_s in range(1000, 2000, 100):
+        assert patience.exhausted([mirror(error=None)], now_s=now_s) is None
+    assert patience.exhausted([mirror()], now_s=2000) is not None
+
+
+def test_nothing_pending_is_nothing_to_wait_for() -> None:
+    patience = Patience(stall_s=0, limit_s=0)
+    assert patience.exhausted([mirror(pending_bytes=0)], now_s=0) is None
+    assert patience.exhausted([mirror(pending_bytes=0)], now_s=100) is None
+
+
+def test_a_limit_ends_any_waiting() -> None:
+    patience = Patience(stall_s=100, limit_s=30)
+    assert patience.exhausted([mirror(error=None)], now_s=0) is None
+    assert patience.exhausted([mirror(error=None)], now_s=30) == "store a still lacks 100 B"

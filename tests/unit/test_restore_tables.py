@@ -1,0 +1,73 @@
+"""The tables of a restore: extents by segment, names by inode."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+
+from mirrorfs.core.extents import Extent, pack_extents
+from mirrorfs.drivers.restore_names import NameTable
+from mirrorfs.engine.restore_extents import ExtentMap, Piece, passes, unpacked
+from mirrorfs.format.ids import Stream, frame_id
+from mirrorfs.format.limits import CHUNK_SIZE
+
+A, B, C = frame_id(1, 5), frame_id(2, 0), frame_id(1, 2)
+
+
+class Rows:
+    """The two tables that are read, in canonical order."""
+
+    def rows(self, table: str, *, first: tuple[int | bytes, ...]) -> Iterable[tuple[object, ...]]:
+        if table == "relocations":
+            return [(B, int(Stream.MAIN), 9, 3, 1000, 50)]
+        extents = [
+            (4, 0, pack_extents([Extent(0, 100, A, 0)])),
+            (6, 0, pack_extents([Extent(0, 10, B, 7), Extent(500, 20, A, 100)])),
+            (6, 2, pack_extents([Extent(8, 30, C, 1)])),
+            (7, 0, pack_extents([Extent(0, 5, C, 31)])),
+        ]
+        return [row for row in extents if row[:2] >= first]
+
+    def get_meta(self, key: str) -> int | bytes | None:
+        raise AssertionError(key)
+
+    def close(self) -> None:
+        raise AssertionError
+
+
+def test_extents_by_place() -> None:
+    extents = ExtentMap(Rows(), array("q", [5, 6, 7]))
+    counts = extents.count()
+    # B was moved: it counts where it lies now. Inode 4 is not wanted.
+    assert counts.records == {(1, 9): 1, (1, 1): 3}
+    assert counts.size_bytes == 65
+    found = extents.collect([(1, 1)])
+    assert list(found) == [(1, 1)]
+    assert list(unpacked(found[1, 1])) == [
+        (C, [Piece(6, 2 * CHUNK_SIZE + 8, 30, 1), Piece(7, 0, 5, 31)]),
+        (A, [Piece(6, 500, 20, 100)]),
+    ]
+    assert list(unpacked(extents.collect([(1, 9)])[1, 9])) == [(B, [Piece(6, 0, 10, 7)])]
+    assert ExtentMap(Rows(), array("q")).count() == ({}, 0)
+
+
+def test_passes_hold_so_many() -> None:
+    counts = {(1, 3): 4, (1, 1): 5, (1, 2): 5, (1, 4): 50, (1, 5): 1, (1, 6): 9}
+    assert passes(counts, records_max=10) == [
+        [(1, 1), (1, 2)],
+        [(1, 3)],
+        [(1, 4)],
+        [(1, 5), (1, 6)],
+    ]
+    assert passes({}) == []
+
+
+def test_names() -> None:
+    names = NameTable()
+    expected = {}
+    for inode in (9, 2, 40, 3, 1 << 40):
+        expected[inode] = (inode // 2, b"name \xff %d" % inode)
+        names.add(inode, parent=inode // 2, name=expected[inode][1])
+    names.freeze()
+    assert {inode: names.find(inode) for inode in expected} == expected
+    assert [names.find(inode) for inode in (1, 4, 41, (1 << 40) + 1)] == [None] * 4
