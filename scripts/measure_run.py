@@ -12,13 +12,15 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.support.mounted import Mounted, mounted_volume
 
-KIB, MIB, GIB = 1024, 1024 * 1024, 1024 * 1024 * 1024
+KIB, MIB = 1024, 1024 * 1024
 DIRECTORY_FILES = 1000
 UPDATES = 1000
 UPDATE_BYTES = 4 * KIB
@@ -39,9 +41,8 @@ def tree_bytes(root: Path) -> int:
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
 
-def timed(name: str, call: object) -> float:
+def timed(name: str, call: Callable[[], object]) -> float:
     """Run a call and print how long it took."""
-    assert callable(call)
     start_s = time.monotonic()
     call()
     elapsed_s = time.monotonic() - start_s
@@ -61,6 +62,11 @@ def make_directory(root: Path, number: int) -> float:
     return DIRECTORY_FILES / (time.monotonic() - start_s)
 
 
+def mean_rate(rates: list[float]) -> float:
+    """Of equal numbers of files: the harmonic mean."""
+    return len(rates) / sum(1 / rate for rate in rates)
+
+
 def many_files(volume: Mounted, *, count: int) -> None:
     """Create files and see what it costs when there are many."""
     rates: list[float] = []
@@ -70,19 +76,18 @@ def many_files(volume: Mounted, *, count: int) -> None:
     for number in range(directories):
         rates.append(make_directory(volume.mountpoint, number))
         if (number + 1) in (1, 10) or (number + 1) % 100 == 0:
-            recent = rates[-10:]
             print(
-                f"{(number + 1) * DIRECTORY_FILES:8d} files: {len(recent) / sum(1 / rate for rate in recent):6.0f}"
+                f"{(number + 1) * DIRECTORY_FILES:8d} files: {mean_rate(rates[-10:]):6.0f}"
                 f" creates/s, RSS {rss_bytes(volume) / MIB:.0f} MiB, {time.monotonic() - start_s:.0f} s",
                 flush=True,
             )
-    first, last = rates[: min(10, directories)], rates[-10:]
-    ratio = sum(1 / rate for rate in first) / len(first) / (sum(1 / rate for rate in last) / len(last))
-    print(f"last 10000 against first 10000 creates: {ratio:.2f} of the rate")
+    print(f"creates at the end: {mean_rate(rates[-10:]) / mean_rate(rates[:10]):.2f} of the rate at first")
     timed("flush", volume.flush)
     print(f"RSS of the daemon: {rss_bytes(volume) / MIB:.0f} MiB")
-    print(f"local log: {tree_bytes(volume.state / 'objects') / MIB:.0f} MiB,"
-          f" index: {sum(path.stat().st_size for path in volume.state.glob('index.db*')) / MIB:.0f} MiB")  # fmt: skip
+    index_bytes = sum(path.stat().st_size for path in volume.state.glob("index.db*"))
+    print(
+        f"local log: {tree_bytes(volume.state / 'objects') / MIB:.0f} MiB, index: {index_bytes / MIB:.0f} MiB"
+    )
     timed("umount", volume.umount)
     timed("mount", volume.mount)
     timed("listing one directory", lambda: os.listdir(volume.mountpoint / f"{directories - 1:05d}"))
@@ -136,6 +141,18 @@ def small_updates(volume: Mounted, *, size_bytes: int) -> None:
         )
 
 
+@contextmanager
+def measured_volume() -> Iterator[Mounted]:
+    """A new volume; what its daemon had to complain of is printed at the end."""
+    with (
+        tempfile.TemporaryDirectory(prefix="mirrorfs-measure-") as folder,
+        mounted_volume(Path(folder)) as volume,
+    ):
+        yield volume
+        for line in volume.warnings():
+            print(line)
+
+
 def main() -> int:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -146,16 +163,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.million and not arguments.updates:
         parser.error("give --million, --updates or both")
-    for wanted, measure in (
-        (arguments.updates, lambda volume: small_updates(volume, size_bytes=arguments.size_mib * MIB)),
-        (arguments.million, lambda volume: many_files(volume, count=arguments.files)),
-    ):
-        if wanted:
-            with tempfile.TemporaryDirectory(prefix="mirrorfs-measure-") as folder:
-                with mounted_volume(Path(folder)) as volume:
-                    measure(volume)
-                    for line in volume.warnings():
-                        print(line)
+    if arguments.updates:
+        with measured_volume() as volume:
+            small_updates(volume, size_bytes=arguments.size_mib * MIB)
+    if arguments.million:
+        with measured_volume() as volume:
+            many_files(volume, count=arguments.files)
     return 0
 
 

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
             waiting.follow(client)
         except KeyboardInterrupt:
             print(
-                f"mirrorfs: Volume {paths.name} is unmounted; what the stores lack is sent with the next mount.",
+                f"mirrorfs: Volume {paths.name} is unmounted; what stores lack is sent with the next mount.",
                 file=sys.stderr,
             )
             raise

@@ -61,7 +61,7 @@ def _combined(
     copies: Sequence[bytes], cipher: FrameCipher, *, start: bytes, end: bytes, trailer: Trailer
 ) -> bytes:
     data = bytearray(start[:HEADER_SIZE] + end[HEADER_SIZE:])
-    ends = [entry.offset for entry in trailer.frames[1:]] + [trailer.size]
+    ends = [*(entry.offset for entry in trailer.frames), trailer.size][1:]
     for ordinal, (entry, frame_end) in enumerate(zip(trailer.frames, ends, strict=True)):
         for copy in copies:
             part = memoryview(copy)[entry.offset : frame_end]

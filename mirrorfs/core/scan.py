@@ -170,7 +170,7 @@ def _scan_sealed(
     faults: list[str] = []
     bad: list[ScannedFrame] = []
     whole = True
-    ends = [entry.offset for entry in trailer.frames[1:]] + [trailer.size]
+    ends = [*(entry.offset for entry in trailer.frames), trailer.size][1:]
     for ordinal, (entry, end) in enumerate(zip(trailer.frames, ends, strict=True)):
         try:
             found = collector.add(entry.offset, ordinal)

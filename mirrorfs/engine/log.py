@@ -94,6 +94,14 @@ class Log:
         current = self._current
         return current is not None and not self._broken and current.fits(bodies)
 
+    def held(self, frame: int) -> Body | None:
+        """A frame whose bytes on the disk cannot be relied on, until it is sealed again; None for all else."""
+        if self._broken:
+            for name, body, _ in self._undurable:
+                if name == frame:
+                    return body
+        return None
+
     @property
     def unsynced(self) -> bool:
         """Whether frames were appended that are not known durable."""
@@ -126,7 +134,13 @@ class Log:
             return writer
 
         # No other method runs meanwhile (one task), and the fields change only after it succeeded.
-        self._current = await self._offload.sync(create)
+        try:
+            self._current = await self._offload.sync(create)
+        except DiskFull:
+            raise
+        except DiskError:
+            logger.warning("A new segment of the local log could not be made; trying once more.")
+            self._current = await self._offload.sync(create)
         self._next_sequence += 1
         return self._current
 

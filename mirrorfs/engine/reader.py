@@ -211,6 +211,10 @@ class Reader:
         row = self._state.index.get_frame(frame)
         if row is None:
             raise ReadFailed("the index names a frame that is in no segment.")
+        log = self._log()
+        body = log.held(frame) if log is not None else None
+        if body is not None:
+            return unpack(body)
         sequence, ordinal, offset, size = self._place(row)
         key = self._segment_key(sequence)
 

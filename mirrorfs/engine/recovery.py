@@ -1,11 +1,12 @@
 """Opening the local state: the index is brought to the end of the verified local log.
 
 Order of events, each of which may be the last before another power cut:
-1. open the index (or start one from the newest checkpoint, or from nothing);
-2. replay the local log from its position; an index that is ahead of the log drops its write-ahead
+1. remove the youngest segments that hold no commit: they never were part of the log;
+2. open the index (or start one from the newest checkpoint, or from nothing);
+3. replay the local log from its position; an index that is ahead of the log drops its write-ahead
    log, and if that does not help is rebuilt;
-3. cut the torn tail: truncate the last segment to its last whole commit and sync it, or remove it when
-   it holds none; only then is it named to anybody as `previous`.
+4. cut the torn tail: the last segment is written anew up to its last whole commit, durably; only then is
+   it named to anybody as `previous`.
 Nothing here appends to an existing segment. Running it twice gives the same as running it once.
 """
 
@@ -14,14 +15,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from mirrorfs.core.scan import ScannedSegment
+from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.checkpoints import CheckpointReader
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import ChainError, DamagedError
+from mirrorfs.errors import ChainError, DamagedError, DiskFull
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
@@ -71,7 +73,7 @@ class Recovery:
 
     async def run(self) -> Recovered:
         """Raises DamagedError: segments that are not the torn tail are damaged and no store has them."""
-        self._drop_unborn()
+        await self._drop_unborn()
         rebuilt = False
         try:
             index = self._files.open()
@@ -118,23 +120,33 @@ class Recovery:
                 " keep the state directory and restore from a store."
             ) from exc
 
-    def _drop_unborn(self) -> None:
-        """The youngest segment may have died before its header was durable.
+    async def _drop_unborn(self) -> None:
+        """Remove the youngest segments as long as they hold no commit: they never were part of the log.
 
-        Its header is synced before its first frame is written, so a file no longer than a header holds
-        nothing, whatever the bytes are.
+        What such a segment attests of the one before does not bind then. If that one was being mended,
+        the commits behind its cut may be whole, and are kept.
         """
-        names = self._disk.list(_DIRECTORY)
-        if not names:
-            return
-        file = self._disk.open(f"{_DIRECTORY}/{names[-1]}")
+        while names := self._disk.list(_DIRECTORY):
+            path = f"{_DIRECTORY}/{names[-1]}"
+            if not await self._offload.run(partial(self._is_unborn, path)):
+                return
+            self._disk.remove(path)
+            self._disk.sync_directory(_DIRECTORY)
+
+    def _is_unborn(self, path: str) -> bool:
+        file = self._disk.open(path)
         try:
-            size = file.size()
+            data = file.read(offset=0, size_bytes=file.size())
         finally:
             file.close()
-        if size <= HEADER_SIZE:
-            self._disk.remove(f"{_DIRECTORY}/{names[-1]}")
-            self._disk.sync_directory(_DIRECTORY)
+        if len(data) <= HEADER_SIZE:
+            # The header is synced before the first frame is written: whatever the bytes are, it is empty.
+            return True
+        try:
+            scan = scan_segment(data, self._keys, self._writer)
+        except DamagedError:
+            return False  # damage, for replay to judge
+        return scan.trailer is None and cut_of(scan) <= HEADER_SIZE and scan.known_durable <= HEADER_SIZE
 
     async def _from_checkpoint(self, index: Index) -> bool:
         segments = Segments(Stream.CHECKPOINT, disk=self._disk, offload=self._offload, stores=self._stores)
@@ -199,16 +211,24 @@ class Recovery:
         return LogPosition(next_sequence, last, end.journal_sequence, end.journal_hash)
 
     def _keep(self, path: str, *, size: int) -> None:
-        """Make the last segment durable, cut to `size`; one that only a store has is."""
+        """Make the last segment durable, cut to `size`; one that only a store has is.
+
+        What was read may be in the page cache only, and if the sync that should have made it durable
+        failed, the kernel may count its pages as clean: another sync would report success without effect.
+        So the bytes are written anew, beside the old ones.
+        """
         try:
             file = self._disk.open(path, writable=True)
         except FileNotFoundError:
             return
         try:
-            if file.size() != size:
-                file.truncate(size)
-            # What was read may never have reached the disk: it must, before anything builds on it.
-            file.sync()
+            try:
+                self._disk.write_whole(path, file.read(offset=0, size_bytes=size))
+            except DiskFull:
+                # A full disk must not stop recovery; a sync that failed before is then not made good.
+                if file.size() != size:
+                    file.truncate(size)
+                file.sync()
         finally:
             file.close()
         self._disk.sync_directory(_DIRECTORY)

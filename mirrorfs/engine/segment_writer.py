@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mirrorfs.errors import DiskError
 from mirrorfs.format.frame import NONCE_SIZE, Body, frame_size
 from mirrorfs.format.ids import SegmentId, Stream, frame_id, segment_object_key
 from mirrorfs.format.journal import Journal
@@ -96,7 +97,13 @@ class SegmentWriter:
         # A header is the one object whose loss makes history undecryptable, so it travels with checkpoints.
         self._appendix = identity.header_bytes if stream is Stream.CHECKPOINT else b""
         self._file: OpenFile = disk.create(LOCAL_PREFIX + self.key)
-        self._write(encode_header(self.header, identity.keys, identity.signer))
+        try:
+            self._write(encode_header(self.header, identity.keys, identity.signer))
+        except DiskError:
+            # Its name must be free for the next try.
+            self._file.close()
+            disk.remove(LOCAL_PREFIX + self.key)
+            raise
         self.durable_size = 0
         self.durable_digest = b""
         self.durable_times = (0, 0)

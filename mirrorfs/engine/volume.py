@@ -191,8 +191,10 @@ class MountedVolume:
         return volume
 
     async def _start(self, nursery: trio.Nursery) -> None:
+        # These hold no change of their own: what is in the segments decides what is safe.
+        now_ns = self._world.clock.now_ns()
         for found in self._objects.others():
-            self._offer(found.key, found.size, written_ns=0)
+            self._offer(found.key, found.size, written_ns=now_ns)
         for count, found in enumerate(self._objects.segments()):
             self._offer(found.key, found.size, written_ns=found.written_ns)
             if count % 500 == 499:

@@ -83,7 +83,9 @@ class Forge:
     ) -> None:
         """Append a journal frame with these values in it."""
         number = count if count is not None else int(bool(records))
-        payload = struct.pack("<QqQBBHI32s", sequence, 0, durable, flags, reserved, 0, number, previous) + records
+        payload = (
+            struct.pack("<QqQBBHI32s", sequence, 0, durable, flags, reserved, 0, number, previous) + records
+        )
         self.last_hash = hashlib.sha256(payload).digest()
         self.frame(kind=2, body=payload)
 

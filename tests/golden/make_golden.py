@@ -46,6 +46,7 @@ from mirrorfs.keys.slots import make_slot
 from mirrorfs.keys.token import Enrolment
 from tests.golden import hostile
 from tests.golden.expected_tree import TREE
+from tests.golden.material import Material
 from tests.golden.story import STORY, Commit, Data, Step, t
 
 HERE = Path(__file__).parent
@@ -74,6 +75,21 @@ class FixedEntropy:
         return b"".join(blocks)[:size_bytes]
 
 
+class OneCopy:
+    """An asynchronous iterator over copies, which a reader may drop half-way without a complaint."""
+
+    def __init__(self, *copies: bytes) -> None:
+        self._left = list(reversed(copies))
+
+    def __aiter__(self) -> OneCopy:
+        return self
+
+    async def __anext__(self) -> tuple[str, bytes]:
+        if not self._left:
+            raise StopAsyncIteration
+        return "golden", self._left.pop()
+
+
 class FileSource:
     """Segments of the main stream from a mapping of object keys to bytes."""
 
@@ -85,8 +101,8 @@ class FileSource:
         same = [segment for segment in found if segment.sequence == sequence]
         return sorted(same, key=lambda segment: (segment.epoch, segment.writer), reverse=True)
 
-    async def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
-        yield "golden", self._objects[segment_object_key(Stream.MAIN, segment)]
+    def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
+        return OneCopy(self._objects[segment_object_key(Stream.MAIN, segment)])
 
 
 class Builder:
@@ -278,10 +294,12 @@ def checkpoint(builder: Builder, objects: dict[str, bytes], scratch: Path) -> Wr
 def objects_of(root: Path) -> dict[str, bytes]:
     """Object keys and bytes under a directory."""
     base = root / "objects"
-    return {str(path.relative_to(base)): path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(base)): path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()
+    }
 
 
-def build(scratch: Path) -> tuple[dict[str, bytes], hostile.Material]:
+def build(scratch: Path) -> tuple[dict[str, bytes], Material]:
     """All objects of the golden volume, and what hostile files are made from."""
     entropy = FixedEntropy("golden volume 1")
     key_set = KeySet(root=entropy(32), writer=entropy(32), pruner=entropy(32), drill=entropy(32))
@@ -320,7 +338,7 @@ def build(scratch: Path) -> tuple[dict[str, bytes], hostile.Material]:
         INSTANCE_KEY: seal_control(Instance("home", entropy(16)), keys=keys, seed=seed),
     }
     objects = objects_of(scratch) | documents
-    return objects, hostile.Material(objects, keys, key_set, header, builder.torn)
+    return objects, Material(objects, keys, key_set, header, builder.torn)
 
 
 def write(directory: Path) -> None:

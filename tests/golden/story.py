@@ -82,7 +82,9 @@ def _frame(sequence: int, ordinal: int) -> int:
     return sequence << 20 | ordinal
 
 
-def _create(inode: int, name: str, *, mode: int, parent: int = 1, at: int, rdev: int = 0, target: bytes = b"") -> Create:
+def _create(
+    inode: int, name: str, *, mode: int, parent: int = 1, at: int, rdev: int = 0, target: bytes = b""
+) -> Create:
     # Cookies and generations count up with the inode here; the format only asks that none is used twice.
     cookie = 14 + inode
     return Create(parent, inode, inode, cookie, mode, 1000, 1000, rdev, t(at), name.encode(), target)
@@ -129,8 +131,13 @@ _SEGMENT_0: tuple[Step, ...] = (
             Setattr(
                 5,
                 SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_CTIME,
-                0, 33, 44, t(-5), t(-6), t(9),
-            ),  # fmt: skip
+                0,
+                33,
+                44,
+                t(-5),
+                t(-6),
+                t(9),
+            ),
         ),
     ),
     "seal",

@@ -286,6 +286,8 @@ class SimulatedDisk:
 
     def write_whole(self, path: str, data: bytes) -> None:
         self.step()
+        if self.used_bytes() + len(data) > self.capacity_bytes:
+            raise DiskFull("The disk is full: cannot replace; free some space.")
         self._names[path] = _Content(bytearray(data), bytearray(data))
         self._unsynced.pop(path, None)
         self.step()

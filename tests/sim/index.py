@@ -15,6 +15,7 @@ The machine may stop before and after each commit, move and removal. Not modelle
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -141,7 +142,10 @@ class SimulatedIndexFiles:
             if new == old:
                 result += new
             elif rng.random() < garble:
-                result += rng.randbytes(len(new))
+                # SQLite counts on it that a write does not damage durable bytes beside it in its sector
+                # ("powersafe overwrite"): the block is garbled from the first byte that was written.
+                kept = len(os.path.commonprefix((old, new)))
+                result += new[:kept] + rng.randbytes(len(new) - kept)
             elif rng.random() < keep:
                 result += new
             else:

@@ -70,8 +70,12 @@ _EXPLAINED = {
         r"^The local disk has space again",
         r"^A write to the local log failed",
     ),
-    Fault.ONE_ERROR: (r"^A write to the local log failed",),
-    Fault.DEAD: (r"^A write to the local log failed", r"^Writing stopped: "),
+    Fault.ONE_ERROR: (r"^A write to the local log failed", r"^A new segment of the local log could not be"),
+    Fault.DEAD: (
+        r"^A write to the local log failed",
+        r"^A new segment of the local log could not be",
+        r"^Writing stopped: ",
+    ),
 }
 
 
