@@ -89,9 +89,7 @@ class Store(Protocol):
     async def read_mutable(self, key: ObjectKey) -> tuple[bytes, Version]:
         """Return a small mutable object (at most 64 KiB) and its version. Raises ObjectNotFound."""
 
-    async def compare_and_swap(
-        self, key: ObjectKey, data: Sealed, *, expected: Version | None
-    ) -> Version:
+    async def compare_and_swap(self, key: ObjectKey, data: Sealed, *, expected: Version | None) -> Version:
         """Replace a small mutable object if its version is still `expected` (None: if absent).
 
         Raises: ObjectExists: another version is there; nothing changed.

@@ -21,14 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))
 
 MIB = 1024 * 1024
-PASSWORD = "correct horse battery"  # noqa: S105  # of throw-away filesystems
+PASSWORD = "correct horse battery"  # of throw-away filesystems
 TEXT_SEED = b"2026-03-01 14:05 patient seen, blood pressure 12/8, next visit in three months; "
 
 
@@ -146,7 +146,7 @@ def encfs(work: Path) -> Iterator[Path]:
         subprocess.run(["fusermount3", "-u", str(path)], check=False)
 
 
-FILESYSTEMS: dict[str, tuple[str | None, Callable[..., object]]] = {
+FILESYSTEMS: dict[str, tuple[str | None, Callable[[Path], AbstractContextManager[Path]]]] = {
     "disk": (None, plain),
     "null": (None, null),
     "mirrorfs": (None, mirrorfs),
@@ -168,7 +168,7 @@ def drop_caches() -> None:
 
 
 def text_block() -> bytes:
-    rng = random.Random(7)  # noqa: S311  # reproducible data, not secrets
+    rng = random.Random(7)  # reproducible data, not secrets
     lines = [TEXT_SEED + str(rng.randrange(10**9)).encode() + b"\n" for _ in range(20_000)]
     return b"".join(lines)[:MIB]
 
@@ -261,7 +261,7 @@ def unlinks(root: Path) -> float:
 
 def random_updates(root: Path, scale: float) -> float:
     count = int(300 * scale)
-    rng = random.Random(3)  # noqa: S311  # reproducible offsets
+    rng = random.Random(3)  # reproducible offsets
     path = root / "random"  # the file that the incompressible write left
     blocks = path.stat().st_size // 4096
     data = os.urandom(4096)
@@ -332,15 +332,25 @@ def workloads(root: Path, scale: float) -> dict[str, float]:
 # --- the run -------------------------------------------------------------------------------------
 
 
+def measure_one(
+    mounted: Callable[[Path], AbstractContextManager[Path]],
+    folder: Path,
+    scale: float,
+    found: dict[str, list[float]],
+) -> None:
+    """One filesystem, one round."""
+    with mounted(folder) as root:
+        for workload, rate in workloads(root, scale).items():
+            found.setdefault(workload, []).append(rate)
+
+
 def measure(names: list[str], rounds: int, scale: float, where: str | None) -> dict[str, dict[str, float]]:
     """Medians: filesystem -> workload -> rate."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
             with tempfile.TemporaryDirectory(prefix="mirrorfs-bench-", dir=where) as folder:
-                with FILESYSTEMS[name][1](Path(folder)) as root:  # type: ignore[attr-defined]  # all are
-                    for workload, rate in workloads(root, scale).items():
-                        found[name].setdefault(workload, []).append(rate)
+                measure_one(FILESYSTEMS[name][1], Path(folder), scale, found[name])
             print(f"round {number + 1}/{rounds}: {name} done", file=sys.stderr, flush=True)
     return {
         name: {workload: statistics.median(rates) for workload, rates in rows.items()}
@@ -369,7 +379,9 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="size of every workload, 1.0 by default")
     parser.add_argument("--only", nargs="+", choices=list(FILESYSTEMS))

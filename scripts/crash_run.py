@@ -24,9 +24,7 @@ def main() -> int:
     """Run the rounds."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200, metavar="N", help="how many (default 200)")
-    parser.add_argument(
-        "--seed", type=int, default=1, metavar="N", help="of operations and moments"
-    )
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of operations and moments")
     arguments = parser.parse_args()
     started_s = time.monotonic()
 

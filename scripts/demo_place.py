@@ -25,6 +25,7 @@ VOLUME = "demo"
 PROFILE = "mirrorfs-demo"
 BUCKET = "volume"
 COMMAND_DEADLINE_S = 600.0
+DETACH_TRIES = 5
 OTHER_GROUP = 1
 
 
@@ -173,10 +174,11 @@ class Place:
             subprocess.run(command, env=self._environment, timeout=60.0, **quiet)
         except subprocess.TimeoutExpired:
             print("    the volume was not unmounted in a minute; its mount is detached", flush=True)
-        if is_mounted(self.mountpoint):
+        for _ in range(DETACH_TRIES):
+            if not is_mounted(self.mountpoint):
+                break
             # Detached, the mount ends the daemon as soon as nothing uses it.
-            detach = ["fusermount3", "-u", "-z", str(self.mountpoint)]
-            subprocess.run(detach, **quiet)
+            subprocess.run(["fusermount3", "-u", "-z", str(self.mountpoint)], **quiet)
             time.sleep(1.0)
 
 

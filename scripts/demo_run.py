@@ -105,7 +105,10 @@ class Demo:
         deadline_s = time.monotonic() + CATCH_UP_DEADLINE_S
         while True:
             self._place.run("status", VOLUME)
-            if self._place.status()["light"] == "protected":
+            volume = self._place.status()
+            if not volume["mounted"]:
+                raise DemoFailed(f"the volume is not mounted any more: {volume['reason']}")
+            if volume["light"] == "protected":
                 break
             if time.monotonic() > deadline_s:
                 raise DemoFailed(f"the stores have not caught up in {CATCH_UP_DEADLINE_S:.0f} s")

@@ -19,8 +19,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from tests.sim.place import memory_directory
-from tests.sim.simulation import Fault, Simulation
+from tests.sim.place import memory_directory  # noqa: E402  # after the path is set
+from tests.sim.simulation import Fault, Simulation  # noqa: E402
 
 REPORT_EVERY = 500
 FAULTS = {
@@ -35,7 +35,7 @@ def run_seed(task: tuple[int, str]) -> tuple[int, str | None]:
     with tempfile.TemporaryDirectory(prefix="mirrorfs-sim-", dir=memory_directory()) as directory:
         try:
             Simulation(seed, Path(directory), faults=FAULTS[faults]).run()
-        except BaseException:  # a violation, or anything that the engine must not raise
+        except BaseException:  # noqa: BLE001  # a violation, or anything that the engine must not raise
             return seed, traceback.format_exc()
     return seed, None
 
@@ -54,7 +54,11 @@ def main() -> int:
         for done, (seed, failure) in enumerate(pool.imap_unordered(run_seed, tasks, chunksize=4), 1):
             if failure is not None:
                 commit = subprocess.run(
-                    ["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False
+                    ["git", "rev-parse", "--short", "HEAD"],
+                    cwd=REPO,
+                    capture_output=True,
+                    text=True,
+                    check=False,
                 ).stdout.strip()
                 print(failure)
                 print(f"seed {seed} (faults: {arguments.faults}, commit {commit or 'unknown'}): violation")

@@ -95,7 +95,7 @@ class Log:
         return current is not None and not self._broken and current.fits(bodies)
 
     def held(self, frame: int) -> Body | None:
-        """A frame whose bytes on the disk cannot be relied on, until it is sealed again; None for all else."""
+        """A frame whose bytes on the disk cannot be relied on until it is sealed again; else None."""
         if self._broken:
             for name, body, _ in self._undurable:
                 if name == frame:

@@ -15,7 +15,6 @@ The machine may stop before and after each commit, move and removal. Not modelle
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
@@ -144,7 +143,9 @@ class SimulatedIndexFiles:
             elif rng.random() < garble:
                 # SQLite counts on it that a write does not damage durable bytes beside it in its sector
                 # ("powersafe overwrite"): the block is garbled from the first byte that was written.
-                kept = len(os.path.commonprefix((old, new)))
+                kept = next(
+                    (i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), len(old)
+                )
                 result += new[:kept] + rng.randbytes(len(new) - kept)
             elif rng.random() < keep:
                 result += new

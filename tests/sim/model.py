@@ -301,7 +301,9 @@ class FileHistory:
     def _explains_pieces(self, found: bytes, operations: int, least: int, most: int) -> str | None:
         edges = {0, len(found)} | set(range(0, len(found), CHUNK)) | {len(self.base)}
         for event in self.events:
-            edges |= {event.size} if isinstance(event, Cut) else {event.offset, event.offset + len(event.data)}
+            edges |= (
+                {event.size} if isinstance(event, Cut) else {event.offset, event.offset + len(event.data)}
+            )
         states = [self.content(operations=operations, writes=count) for count in range(least, most + 1)]
         if len(found) < len(states[0]) and len(found) < min(map(len, states)):
             return f"size {len(found)} is below what was promised"

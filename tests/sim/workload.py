@@ -149,9 +149,7 @@ class Workload:
     def _entry(self, *, regular: bool = False) -> tuple[int, bytes]:
         tree = self._history.tree
         keys = [
-            key
-            for key, inode in tree.entries.items()
-            if not regular or stat.S_ISREG(tree.nodes[inode].mode)
+            key for key, inode in tree.entries.items() if not regular or stat.S_ISREG(tree.nodes[inode].mode)
         ]
         if not keys:
             raise NoEntry("nothing there yet")
