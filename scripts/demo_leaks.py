@@ -21,8 +21,8 @@ RUN_BYTES = 32
 NAME_MIN_BYTES = 6
 DISTINCT_MIN = 12
 """Different byte values in a run that is looked for: zeros and padding are everywhere."""
-RUNS_SMALL_MAX = 24
-RUNS_LARGE_MAX = 200
+RUNS_SMALL_MAX = 8
+RUNS_LARGE_MAX = 64
 LARGE_BYTES = 256 * 1024
 
 _WORD_BYTES = 8

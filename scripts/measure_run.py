@@ -36,6 +36,13 @@ def rss_bytes(volume: Mounted) -> int:
     raise AssertionError("no VmRSS")
 
 
+def cpu_s(volume: Mounted) -> float:
+    """Processor time of the daemon, which other load on the machine hardly changes."""
+    (pid,) = volume.daemon_pids()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def tree_bytes(root: Path) -> int:
     """Bytes of all files below."""
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
@@ -70,11 +77,13 @@ def mean_rate(rates: list[float]) -> float:
 def many_files(volume: Mounted, *, count: int) -> None:
     """Create files and see what it costs when there are many."""
     rates: list[float] = []
+    cpu: list[float] = [cpu_s(volume)]
     start_s = time.monotonic()
     directories = count // DIRECTORY_FILES
     print(f"RSS of the daemon before: {rss_bytes(volume) / MIB:.0f} MiB")
     for number in range(directories):
         rates.append(make_directory(volume.mountpoint, number))
+        cpu.append(cpu_s(volume))
         if (number + 1) in (1, 10) or (number + 1) % 100 == 0:
             print(
                 f"{(number + 1) * DIRECTORY_FILES:8d} files: {mean_rate(rates[-10:]):6.0f}"
@@ -82,6 +91,15 @@ def many_files(volume: Mounted, *, count: int) -> None:
                 flush=True,
             )
     print(f"creates at the end: {mean_rate(rates[-10:]) / mean_rate(rates[:10]):.2f} of the rate at first")
+    window = min(directories, 50)
+    files = window * DIRECTORY_FILES
+    first_us, last_us = (
+        seconds / files * 1e6 for seconds in (cpu[window] - cpu[0], cpu[-1] - cpu[-1 - window])
+    )
+    print(
+        f"processor time of the daemon per create: {first_us:.0f} us in the first {files},"
+        f" {last_us:.0f} us in the last"
+    )
     timed("flush", volume.flush)
     print(f"RSS of the daemon: {rss_bytes(volume) / MIB:.0f} MiB")
     index_bytes = sum(path.stat().st_size for path in volume.state.glob("index.db*"))

@@ -21,6 +21,29 @@ class LocalObject(NamedTuple):
     size: int
     """Bytes that belong to it: a segment that a crash cut may be longer on the disk."""
     written_ns: int
+    """Its changes were made after this moment; 0 of what holds none."""
+
+
+class SegmentAges:
+    """Since when the segments that are told in order may hold changes.
+
+    A commit gathers what was written since the one before it, and a segment of nothing but data frames is
+    named by a commit in a later one. So a segment's changes may be as old as the last commit before it.
+    """
+
+    def __init__(self, before_ns: int = 0) -> None:
+        """`before_ns`: time of the last commit before the first segment; 0: there was none."""
+        self._before_ns = before_ns
+
+    def open_since_ns(self, first_ns: int) -> int:
+        """Since when the segment that comes next may hold changes; `first_ns` of its first commit."""
+        return self._before_ns or first_ns
+
+    def closed(self, *, first_ns: int, last_ns: int) -> int:
+        """The same of the next segment, which is done with; both times are 0 if it has no commit."""
+        since_ns = self.open_since_ns(first_ns)
+        self._before_ns = max(self._before_ns, last_ns)
+        return since_ns
 
 
 class LocalObjects:
@@ -34,11 +57,12 @@ class LocalObjects:
     def segments(self) -> Iterator[LocalObject]:
         """Closed segments of the main stream in order."""
         sequence = 0
+        ages = SegmentAges()
         while True:
             rows = self._index.list_segments(from_sequence=sequence, limit=_SEGMENTS_PAGE)
             for row in rows:
                 key = segment_object_key(Stream.MAIN, SegmentId(row.sequence, row.epoch, row.writer))
-                yield LocalObject(key, row.size, row.first_ns)
+                yield LocalObject(key, row.size, ages.closed(first_ns=row.first_ns, last_ns=row.last_ns))
             if len(rows) < _SEGMENTS_PAGE:
                 return
             sequence = rows[-1].sequence + 1

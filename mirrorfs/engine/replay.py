@@ -138,7 +138,7 @@ class Replayer:
                     if attested_digest is None:
                         doubt = f"segment {current.segment.sequence}: {current.scan.fault}"
                 end = Previous(current.segment, size, digest)
-                following = await self._load(current.segment.sequence + 1, end, check=True)
+                following, end = await self._after_sealed(current, end)
                 whole = True
             else:
                 attested = await self._attested(current)
@@ -179,6 +179,14 @@ class Replayer:
             tail,
             damage,
         )
+
+    async def _after_sealed(self, current: _Loaded, end: Previous) -> tuple[_Loaded | None, Previous]:
+        """The segment after a sealed one, and what its header attests of it."""
+        following = await self._load(current.segment.sequence + 1, end, check=True)
+        if following is None and (attested := await self._attested(current)) is not None:
+            # Its trailer was written but not durably, so that it was ended before it.
+            return attested
+        return following, end
 
     async def _load(self, sequence: int, previous: Previous | None, *, check: bool) -> _Loaded | None:
         """The segment under a sequence number that continues the chain, in its best copy; None for none."""
@@ -331,7 +339,7 @@ class Replayer:
                 loaded.segment.epoch,
                 loaded.segment.writer,
                 end.size,
-                int(loaded.scan.trailer is not None),
+                int(loaded.scan.trailer is not None and end.size == len(loaded.data)),
                 end.digest,
                 journals[0].time_ns if journals else 0,
                 journals[-1].time_ns if journals else 0,

@@ -61,7 +61,7 @@ class Sealer:
         """
         files = [self._state.dirty[inode] for inode in inodes if inode in self._state.dirty]
         for file in files:
-            file.freeze()
+            self._state.dirty_bytes -= file.freeze()
         pieces: list[tuple[Group, DirtyPiece]] = []
         budget = BATCH_BYTES
         for file in files:
@@ -176,8 +176,11 @@ class Sealer:
                 state.dirty_bytes -= len(piece.data)
             elif piece in file.sealing:
                 file.sealing.remove(piece)
-                newer = file.frozen.take(file.frozen.size_bytes)
+                before = file.frozen.size_bytes
+                newer = file.frozen.take(before)
                 file.frozen.write(piece.offset, bytes(piece.data[: piece.length]))
                 for offset, data in newer:
                     file.frozen.write(offset, bytes(data))
-                state.dirty_bytes -= len(piece.data) - piece.length
+                # Less than the piece comes back: what was cut off, and what newer bytes cover, is gone.
+                state.dirty_bytes -= len(piece.data) - (file.frozen.size_bytes - before)
+                state.drop_if_clean(file)

@@ -49,7 +49,8 @@ class Segments:
         return silent
 
     async def _list_store(self, store: Store, prefix: str, from_sequence: int) -> None:
-        after = f"{prefix}{from_sequence - 1:016x}~" if from_sequence else ""
+        # The last key that a segment before could have.
+        after = f"{prefix}{from_sequence - 1:016x}-ffffffff-ffffffffffffffff" if from_sequence else ""
         while True:
             page = await store.list(prefix, start_after=after)
             for info in page:

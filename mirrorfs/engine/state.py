@@ -43,14 +43,19 @@ class DirtyFile:
         """Bytes not yet on their way into a frame."""
         return self.ranges.size_bytes + self.frozen.size_bytes
 
-    def freeze(self) -> None:
-        """Set everything dirty now apart, so that a commit knows when it has all of it."""
+    def freeze(self) -> int:
+        """Set everything dirty now apart, so that a commit knows when it has all of it.
+
+        Returns the older bytes that newer ones replaced.
+        """
+        before = self.waiting_bytes
         if not self.frozen:
             self.frozen, self.ranges = self.ranges, self.frozen
         else:
             # The older layer stays below: move the newer ranges over it.
             for offset, data in self.ranges.take(self.ranges.size_bytes):
                 self.frozen.write(offset, bytes(data))
+        return before - self.waiting_bytes
 
     def truncate(self, size: int) -> int:
         """Cut every layer. Returns the bytes dropped from the waiting ones."""

@@ -21,7 +21,7 @@ from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState
-from mirrorfs.engine.objects import LocalObjects
+from mirrorfs.engine.objects import LocalObjects, SegmentAges
 from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.recovery import Recovery
 from mirrorfs.errors import DamagedError, MirrorfsError, StoreError
@@ -49,7 +49,7 @@ class VolumeStatus:
     dirty_bytes: int
     pending_records_bytes: int
     open_since_ns: int
-    """Commit time of the oldest change in the open segment; 0 when all changes are in closed ones."""
+    """Changes in the open segment were made after this moment; 0 when all changes are in closed ones."""
     log_bytes_appended: int
     commits: int
     files: int
@@ -104,6 +104,7 @@ class MountedVolume:
         settings: VolumeSettings,
         checkpointer: Checkpointer,
         heads: Heads,
+        ages: SegmentAges,
     ) -> None:
         """Use `open`."""
         self._world = world
@@ -112,6 +113,7 @@ class MountedVolume:
         self._settings = settings
         self._checkpointer = checkpointer
         self._heads = heads
+        self._ages = ages
         self._objects = LocalObjects(world.disk, local.index, world.offload)
         self._published_position = -1
         self._tasks = trio.CancelScope()
@@ -141,7 +143,6 @@ class MountedVolume:
 
         Raises: InUseError: another writer has the volume. DamagedError: the local log cannot be used.
         """
-        opener = LeaseTaker(world, key_set, keys, header, stores, settings)
         writer_key = load_public_key(header.public_keys.writer)
         recovered = await Recovery(
             world.disk, files, world.offload, keys, writer_key, stores=stores, on_progress=on_progress
@@ -151,7 +152,8 @@ class MountedVolume:
             heads.load()
             await heads.compare(stores)
             known = recovered.index.get_meta("epoch")
-            leases, identity = await opener.take_leases(local_epoch=known if isinstance(known, int) else 0)
+            taker = LeaseTaker(world, key_set, keys, header, stores, settings)
+            leases, identity = await taker.take_leases(local_epoch=known if isinstance(known, int) else 0)
         except BaseException:
             recovered.index.close()
             raise
@@ -164,10 +166,12 @@ class MountedVolume:
             for store, lease in zip(stores, leases, strict=True)
         ]
         volume: MountedVolume
+        ages = SegmentAges(recovered.time_ns)
 
         def closed(row: SegmentRow, key: str) -> None:
+            since_ns = ages.closed(first_ns=row.first_ns, last_ns=row.last_ns)
             for one in attached:
-                one.mirror.offer(key, row.size, written_ns=row.first_ns)
+                one.mirror.offer(key, row.size, written_ns=since_ns)
 
         checkpointer = Checkpointer(
             world, identity, writer_key, index, on_written=lambda written: volume._checkpointed(written)
@@ -185,7 +189,7 @@ class MountedVolume:
             on_closed=closed,
             on_commit=checkpointer.committed,
         )
-        volume = cls(world, local, attached, settings, checkpointer, heads)
+        volume = cls(world, local, attached, settings, checkpointer, heads, ages)
         await local.start()
         await volume._start(nursery)
         return volume
@@ -275,13 +279,14 @@ class MountedVolume:
         """The state now; cheap."""
         local = self._local
         files, allocated = local.index.totals()
+        oldest_ns = local.log.oldest_ns
         fenced = next((s for one in self._stores if (s := one.lease.state().fenced) is not None), None)
         return VolumeStatus(
             position=local.committer.durable_position,
             durable_ns=local.committer.durable_ns,
             dirty_bytes=local.state.dirty_bytes,
             pending_records_bytes=local.state.pending_bytes,
-            open_since_ns=local.log.oldest_ns,
+            open_since_ns=self._ages.open_since_ns(oldest_ns) if oldest_ns else 0,
             log_bytes_appended=local.log.bytes_appended,
             commits=local.committer.commits,
             files=files,

@@ -171,8 +171,8 @@ class Simulation:
             self.disk.restart()
         self.disk.capacity_bytes = TOTAL_BYTES
         self._check_log()
-        # An unsynced end may be left for the next life to find.
-        self._torn = crashed or self._fault is not Fault.NONE
+        # An unsynced end may be left for all later lives to find.
+        self._torn = self._torn or crashed or self._fault is not Fault.NONE
 
     def _stopped(self) -> None:
         """The machine stops: the instant that counts for what must have survived."""
