@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mirrorfs.drivers.index_connection import closed_digest, remove_index
 from mirrorfs.drivers.index_sqlite import SqliteIndex
+from mirrorfs.drivers.local_disk import fsync_directory
 from mirrorfs.errors import DiskError, IndexDamaged
 
 
@@ -35,26 +36,43 @@ class SqliteIndexFiles:
             raise DiskError("The state directory cannot be read; check the local disk.") from exc
         if expected is not None:
             # Removed before anything is written: after a crash its absence says that the file moved on.
-            self._digest_path.unlink()
+            self._remove(self._digest_path)
+            if not Path(self._path).exists():
+                raise IndexDamaged("The index was removed while it was closed.")
             if not hmac.compare_digest(expected, closed_digest(self._path, self._digest_key)):
                 raise IndexDamaged("The index was changed while it was closed.")
         return SqliteIndex.open(self._path, self._key)
 
     def seal(self) -> None:
-        """After a clean close: leave the keyed hash."""
+        """After a clean close: leave the keyed hash. Raises DiskError.
+
+        It need not be durable: one that a power cut left half written only has the index rebuilt.
+        """
         digest = closed_digest(self._path, self._digest_key)
-        descriptor = os.open(self._digest_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, digest)
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(
+                self._digest_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+            )
+            try:
+                os.write(descriptor, digest)
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            raise DiskError("The state directory cannot be written; check the local disk.") from exc
 
     def drop_wal(self) -> None:
-        """Back to what was last moved into the database."""
-        for suffix in ("-wal", "-shm"):
-            Path(self._path + suffix).unlink(missing_ok=True)
+        """Back to what was last moved into the database, durably: no power cut brings the log back."""
+        self._remove(Path(self._path + "-wal"), Path(self._path + "-shm"))
 
     def remove(self) -> None:
-        """Remove the index and all that belongs to it."""
-        self._digest_path.unlink(missing_ok=True)
+        """Remove the index and all that belongs to it, for good."""
         remove_index(self._path)
+        self._remove(self._digest_path)
+
+    def _remove(self, *paths: Path) -> None:
+        try:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            fsync_directory(self._digest_path.parent)
+        except OSError as exc:
+            raise DiskError("The state directory cannot be written; check the local disk.") from exc

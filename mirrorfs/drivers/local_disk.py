@@ -219,14 +219,15 @@ class LocalDisk:
             pending, self._unsynced = self._unsynced, set()
         try:
             for one in sorted(pending | {directory}):
-                _call("sync", one.name, partial(_fsync_directory, one))
+                _call("sync", one.name, partial(fsync_directory, one))
         except (DiskError, FileNotFoundError):
             with self._lock:
                 self._unsynced |= pending
             raise
 
 
-def _fsync_directory(directory: Path) -> None:
+def fsync_directory(directory: Path) -> None:
+    """Make what was created in or removed from `directory` durable. Raises OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

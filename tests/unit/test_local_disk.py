@@ -7,6 +7,7 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -195,20 +196,25 @@ def test_errors_of_the_disk(disk: LocalDisk, monkeypatch: pytest.MonkeyPatch, nu
     file.close()
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[int]:
-    """A real limit at which writes fall short and then fail. Python ignores SIGXFSZ."""
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """A real limit at which writes fall short and then fail. Python ignores SIGXFSZ.
+
+    It holds for the whole process, so no test report may be written under it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    yield 10_000
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_the_system_cuts_short_is_an_error(disk: LocalDisk, file_size_limit: int) -> None:
+def test_a_write_that_the_system_cuts_short_is_an_error(disk: LocalDisk) -> None:
     file = disk.create("a")
-    with pytest.raises(DiskError):
-        file.write(b"x" * (file_size_limit + 1), offset=0)
-    assert file.size() == file_size_limit
+    with file_size_limit(10_000), pytest.raises(DiskError):
+        file.write(b"x" * 10_001, offset=0)
+    assert file.size() == 10_000
     file.close()
 
 
