@@ -23,7 +23,7 @@ import trio
 from mirrorfs.engine.log import Log, journal_body
 from mirrorfs.engine.sealer import BATCH_BYTES, Sealer
 from mirrorfs.engine.segment_writer import SegmentWriter
-from mirrorfs.engine.space import SpaceGuard
+from mirrorfs.engine.space import RESERVE_PATH, SpaceGuard
 from mirrorfs.engine.state import MIB, VolumeState
 from mirrorfs.errors import DamagedError, DiskError, DiskFull, MirrorfsError, NoSpaceLeft, WritesStopped
 from mirrorfs.format.journal import Journal
@@ -43,7 +43,6 @@ RETRY_S = 1.0
 NAMED_ROUNDS = 4
 APPEND_TRIES = 3
 RESERVE_BYTES = 16 * MIB
-RESERVE_PATH = "reserve"
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """Opening the local state: the index is brought to the end of the verified local log.
 
 Order of events, each of which may be the last before another power cut:
+0. remove the reserve file: what follows needs space, and the disk may have been full;
 1. remove the youngest segments that hold no commit: they never were part of the log;
 2. open the index (or start one from the newest checkpoint, or from nothing);
 3. replay the local log from its position; an index that is ahead of the log drops its write-ahead
@@ -23,6 +24,7 @@ from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
+from mirrorfs.engine.space import RESERVE_PATH
 from mirrorfs.errors import ChainError, DamagedError, DiskFull
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
@@ -73,6 +75,7 @@ class Recovery:
 
     async def run(self) -> Recovered:
         """Raises DamagedError: segments that are not the torn tail are damaged and no store has them."""
+        self._disk.remove(RESERVE_PATH)
         await self._drop_unborn()
         rebuilt = False
         try:

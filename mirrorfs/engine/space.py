@@ -15,6 +15,8 @@ SOFT_SHARE = 10
 """On small disks: one part in so many of the disk."""
 HARD_SHARE = 32
 LOOK_EVERY_NS = 250_000_000
+RESERVE_PATH = "reserve"
+"""A file that only takes space: removed where the journal or a recovery would find none."""
 
 
 class SpaceGuard:

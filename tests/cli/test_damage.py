@@ -219,6 +219,13 @@ def fill_until_refused(folder: Path, draw: random.Random) -> dict[str, bytes]:
     raise AssertionError("the disk never got full")
 
 
+def take_the_rest(disk: Path) -> None:
+    """The last bytes go to another program."""
+    with pytest.raises(OSError, match="No space"), (disk / "rest").open("wb") as rest:
+        for _ in range(300):
+            rest.write(bytes(MIB))
+
+
 def test_full_local_disk(tmp_path: Path) -> None:
     (tmp_path / "volume").mkdir()
     draw = random.Random(6)
@@ -236,9 +243,7 @@ def test_full_local_disk(tmp_path: Path) -> None:
             (volume.mountpoint / "fill-0000").unlink()
             del files["fill-0000"]
             # The last bytes go as well, as if another program took them.
-            with pytest.raises(OSError, match="No space"), (disk / "rest").open("wb") as rest:
-                for _ in range(300):
-                    rest.write(bytes(MIB))
+            take_the_rest(disk)
             with pytest.raises(OSError) as caught:
                 write(volume.mountpoint / "more", b"more")
             assert caught.value.errno == errno.ENOSPC
@@ -267,6 +272,26 @@ def test_full_local_disk(tmp_path: Path) -> None:
             volume.mount()
             assert contents(volume, files) == files
             volume.umount()
+
+
+def test_recovery_on_a_full_disk_uses_the_reserve(tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    draw = random.Random(9)
+    with small_disk(tmp_path / "disk", 150) as disk:
+        (disk / "state").mkdir(mode=0o700)
+        with mounted_volume(tmp_path / "volume", state_home=disk / "state") as volume:
+            files = {f"file-{number}": draw.randbytes(MIB) for number in range(20)}
+            for name, data in files.items():
+                write(volume.mountpoint / name, data)
+            assert (volume.state / "reserve").exists()
+            volume.kill()
+            take_the_rest(disk)
+            volume.mount()
+            assert contents(volume, files) == files
+            (disk / "rest").unlink()
+            volume.umount()
+            volume.mount()
+            assert contents(volume, files) == files
 
 
 def test_killed_while_the_local_disk_is_full(tmp_path: Path) -> None:
