@@ -60,6 +60,7 @@ class LocalVolume:
         self.index: Index = recovered.index
         self.identity = identity
         self.state = VolumeState(self.index, world.clock, read_only=False)
+        self.state.applier.emptied |= recovered.undecided
         self.space = SpaceGuard(world.disk, world.clock)
         self._on_closed = on_closed
         self._owner = owner

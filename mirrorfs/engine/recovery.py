@@ -48,6 +48,8 @@ class Recovered:
     time_ns: int
     rebuilt: bool
     """The index was rebuilt from the log."""
+    undecided: frozenset[int] = frozenset()
+    """ReplayEnd.undecided, for the next commit."""
 
 
 class Recovery:
@@ -97,7 +99,7 @@ class Recovery:
             index.close()
             raise DamagedError(f"The local log is damaged and no store has a good copy: {end.damage}.")
         start = await self._cut(index, end)
-        return Recovered(index, start, end.position, end.time_ns, rebuilt)
+        return Recovered(index, start, end.position, end.time_ns, rebuilt, end.undecided)
 
     async def _prepare(self, index: Index) -> bool:
         """Start an empty index from the newest local checkpoint. Returns whether it did."""

@@ -56,6 +56,8 @@ class ReplayEnd:
     """The last segment when it is not sealed (local logs only)."""
     damage: str | None
     """Why replay could not go on although there is more; None when the log simply ends."""
+    undecided: frozenset[int] = frozenset()
+    """Frames that stay in the log and that no commit followed: the next commit is where they die."""
 
 
 @dataclass(slots=True)
@@ -167,6 +169,7 @@ class Replayer:
             current = following
         if not self._anchored:
             raise ChainError("the log does not contain the position of the index.")
+        undecided = self._put_frames()
         self._save()
         next_sequence = last.segment.sequence + 1 if last is not None else sequence
         return ReplayEnd(
@@ -178,6 +181,7 @@ class Replayer:
             next_sequence,
             tail,
             damage,
+            undecided,
         )
 
     async def _after_sealed(self, current: _Loaded, end: Previous) -> tuple[_Loaded | None, Previous]:
@@ -311,14 +315,8 @@ class Replayer:
             )
 
     def _apply_commit(self) -> None:
-        index, applier = self._index, self._applier
-        last = self._group[-1]
-        for sequence, frame in self._frames:
-            if not frame.length and index.get_frame(frame.frame) is not None:
-                continue  # a damaged frame, whose name is a guess
-            index.put_frame(FrameRow(frame.frame, frame.offset, frame.size, frame.length, 0, 0))
-            applier.emptied.add(frame.frame)
-            self._relocate(sequence, frame)
+        applier, last = self._applier, self._group[-1]
+        applier.emptied |= self._put_frames()
         for found in self._group:
             for record in decode_records(found.journal.records):
                 applier.apply(record)
@@ -326,10 +324,22 @@ class Replayer:
         self.position, self.time_ns = last.position, last.journal.time_ns
         self.journal_sequence, self.journal_hash = last.journal.sequence, last.digest
         self._group.clear()
-        self._frames.clear()
         self._uncommitted += 1
         if self._uncommitted >= COMMITS_PER_TRANSACTION:
             self._save()
+
+    def _put_frames(self) -> frozenset[int]:
+        """Rows for the frames since the last commit, which nothing names yet. Returns their ids."""
+        index = self._index
+        found: set[int] = set()
+        for sequence, frame in self._frames:
+            if not frame.length and index.get_frame(frame.frame) is not None:
+                continue  # a damaged frame, whose name is a guess
+            index.put_frame(FrameRow(frame.frame, frame.offset, frame.size, frame.length, 0, 0))
+            found.add(frame.frame)
+            self._relocate(sequence, frame)
+        self._frames.clear()
+        return frozenset(found)
 
     def _close_segment(self, loaded: _Loaded, end: Previous) -> None:
         journals = [found.journal for found in loaded.scan.journals if found.end <= end.size]

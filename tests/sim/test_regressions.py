@@ -54,6 +54,8 @@ SEEDS = [
     (65, (Fault.DEAD,)),
     # A trailer that was written but not durably hid the cut that the next header attests.
     (1128, tuple(Fault)),
+    # Frames at the end of a sealed segment, without a commit, had no rows after recovery.
+    (8419, (Fault.NONE,)),
 ]
 
 
