@@ -173,16 +173,9 @@ class Replayer:
         self._save()
         next_sequence = last.segment.sequence + 1 if last is not None else sequence
         return ReplayEnd(
-            self.position,
-            self.journal_sequence,
-            self.journal_hash,
-            self.time_ns,
-            last,
-            next_sequence,
-            tail,
-            damage,
-            undecided,
-        )
+            self.position, self.journal_sequence, self.journal_hash, self.time_ns, last, next_sequence, tail,
+            damage, undecided,
+        )  # fmt: skip
 
     async def _after_sealed(self, current: _Loaded, end: Previous) -> tuple[_Loaded | None, Previous]:
         """The segment after a sealed one, and what its header attests of it."""
