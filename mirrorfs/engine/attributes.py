@@ -53,6 +53,7 @@ class Attributes:
         return self._state.live(self.row(inode))
 
     def _check_growth(self) -> None:
+        """For what makes the volume larger. Raises ReadOnlyVolume, WritesStopped, NoSpaceLeft."""
         self._state.check_writable()
         if self._state.stalled or self._space.soft():
             raise NoSpaceLeft("the local disk is full")

@@ -77,9 +77,7 @@ class FileSystem(Namespace):
     def opened(self, inode: int, *, writable: bool) -> None:
         """A handle was opened. Raises ReadOnlyVolume, WritesStopped, NoSpaceLeft for a writable one."""
         if writable:
-            self._state.check_writable()
-            if self._state.stalled or self._space.soft():
-                raise NoSpaceLeft("the local disk is full")
+            self._check_growth()
             self._state.writers[inode] = self._state.writers.get(inode, 0) + 1
 
     def released(self, inode: int, *, writable: bool) -> None:
