@@ -128,6 +128,12 @@ class Offload(Protocol):
     async def sync(self, work: Callable[[], T]) -> T:
         """Run an fsync-like wait, under a limiter of its own."""
 
+    def syncs_are_brief(self) -> bool:
+        """Whether syncs were lately so short that to wait for one costs less than to go to a thread."""
+
+    def sync_here(self, work: Callable[[], T]) -> T:
+        """Run an fsync-like wait in the caller's thread; nothing else on the loop runs meanwhile."""
+
 
 class OpenFile(Protocol):
     """An open local file. Methods block; errors are DiskError, DiskFull."""

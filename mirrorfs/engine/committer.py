@@ -1,12 +1,15 @@
-"""The writer task: the only one that appends to the log and commits the index.
+"""The writer: appends to the log and commits the index.
 
-One commit: seal what must be durable; then, without an await, put all records so far into the journal,
-write its position into the index, COMMIT and BEGIN; then one fdatasync for all who wait. A commit that
-is asked for while one runs shares the next (group commit).
+One commit: seal what must be durable; then, without an await, put all records so far into the journal
+and write its position into the index's open transaction; then one fdatasync for all who wait. A commit
+that is asked for while one runs shares the next (group commit).
+
+A small fsync, on a disk that syncs quickly, is served by `commit_now` in the caller's step, without a
+task switch or a thread; everything else goes through the writer task. The two never run at once:
+`commit_now` does nothing unless the task is waiting for work.
 
 Invariants
-- The index is committed only with its journal frame appended before it, in the same step.
-- The write-ahead log of the index is moved into the database only while every commit is durable.
+- No record comes between a journal frame and the index's note of it: both are in one step.
 - A record that names an inode (rename, link, exchange), or follows its truncate and close, enters no
   journal frame before that inode's data: `state.named` is empty when the journal frame is built.
 - On failure everything stays in memory, is tried again, and nothing is reported durable.
@@ -15,15 +18,17 @@ Invariants
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from mirrorfs.engine.index_commits import IndexCommits
 from mirrorfs.engine.log import Log, journal_body
+from mirrorfs.engine.reserve import Reserve
 from mirrorfs.engine.sealer import BATCH_BYTES, Sealer
 from mirrorfs.engine.segment_writer import SegmentWriter
-from mirrorfs.engine.space import RESERVE_PATH, SpaceGuard
+from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import MIB, VolumeState
 from mirrorfs.errors import DamagedError, DiskError, DiskFull, MirrorfsError, NoSpaceLeft, WritesStopped
 from mirrorfs.format.journal import Journal
@@ -38,11 +43,11 @@ SEAL_AT = 4 * MIB
 """Sealing begins in the background above this many dirty bytes."""
 PENDING_MAX = 1 * MIB
 """Bytes of records that make a commit happen early."""
-BACKFILL_AT = 8 * MIB
 RETRY_S = 1.0
 NAMED_ROUNDS = 4
+SYNC_NOW_MAX = 256 * 1024
+"""Bytes in the log that a sync on the loop may have to write out."""
 APPEND_TRIES = 3
-RESERVE_BYTES = 16 * MIB
 
 
 @dataclass(slots=True)
@@ -73,7 +78,6 @@ class Committer:
         self._state = state
         self._log = log
         self._sealer = sealer
-        self._disk = disk
         self._space_guard = space
         self._offload = offload
         self._mirror_delay_s = mirror_delay_s
@@ -81,8 +85,13 @@ class Committer:
         self._wake = trio.Event()
         self._waiters: list[_Waiter] = []
         self._space = trio.Event()
-        self._reserve = False
-        self._restart_wal = False
+        self._reserve = Reserve(disk, space, offload)
+        self._index = IndexCommits(state, log, offload)
+        self._waiting = False
+        """The task waits for work: `commit_now` may do it."""
+        self._appended: tuple[int, int] | None = None
+        """(position, time) of the last commit, while it is not durable."""
+        self._appended_bytes = 0
         self._stopped = False
         self._aging: SegmentWriter | None = None
         self._aging_since = 0.0
@@ -126,36 +135,60 @@ class Committer:
         if waiter.error is not None:
             raise waiter.error
 
+    def commit_now(self, inode: int) -> bool:
+        """What `commit` of one inode does, done at once if that is quick; False: use `commit`.
+
+        After False everything is as it was, or further on the way that `commit` takes it.
+        """
+        state = self._state
+        if not self._waiting or self._waiters or state.stalled or state.fatal is not None:
+            return False
+        if not self._offload.syncs_are_brief() or self._log.unsynced_bytes > SYNC_NOW_MAX:
+            return False
+        if not self._sealer.seal_now({inode, *state.named}):
+            return False
+        try:
+            if state.pending and not self._append_now():
+                return False
+        except DiskError:
+            return False  # the task mends the log
+        except DamagedError as exc:
+            self._stop(exc)
+            return False
+        if self._log.unsynced and not self._offload.sync_here(self._log.sync_now):
+            return False
+        self._note_durable()
+        return True
+
+    def _append_now(self) -> bool:
+        """All records so far into the journal, if the open segment takes them. Raises as `_note_appended`."""
+        log = self._log
+        journals = log.prepare_commit(self._state.pending, time_ns=self._state.clock.now_ns())
+        bodies = [journal_body(payload) for _, payload in journals]
+        if not log.ready_for(bodies):
+            return False
+        self._note_appended(log.append_journal(journals, bodies), journals)
+        return True
+
     # --- the task ----------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. A failure of the disk is retried; any other stops writing for good."""
-        await self._restore_reserve()
+        await self._reserve.restore()
         task_status.started()
         next_commit = trio.current_time() + COMMIT_INTERVAL_S
         while True:
+            self._waiting = True
             with trio.move_on_at(min(next_commit, self._roll_due())):
                 await self._wake.wait()
+            self._waiting = False
             self._wake = trio.Event()
             due = (
                 trio.current_time() >= next_commit
                 or self._state.pending_bytes > PENDING_MAX
                 or self._state.stalled
             )
-            try:
-                if self._waiters:
-                    await self._serve_waiters()
-                elif due:
-                    await self._commit_everything()
-                elif self._state.dirty_bytes > SEAL_AT:
-                    await self._sealer.seal_some()
-                if trio.current_time() >= self._roll_due():
-                    await self._log.roll()
-                await self._recovered()
-            except DiskError as exc:
-                await self._stall(exc)
-            except DamagedError as exc:
-                self._stop(exc)
+            await self._turn(due=due)
             if self._stopped:
                 return
             if self._state.dirty_bytes <= DIRTY_MAX:
@@ -164,6 +197,27 @@ class Committer:
                 next_commit = trio.current_time() + COMMIT_INTERVAL_S
             if self._state.dirty_bytes > SEAL_AT or self._waiters:
                 self._wake.set()
+
+    async def _turn(self, *, due: bool) -> None:
+        """What there is to do now, but not after `commit_now` stopped the writing."""
+        if self._stopped:
+            return
+        try:
+            if self._waiters:
+                await self._serve_waiters()
+            elif due:
+                await self._commit_everything()
+            elif self._state.dirty_bytes > SEAL_AT:
+                await self._sealer.seal_some()
+            if trio.current_time() >= self._roll_due():
+                await self._log.roll()
+                self._note_durable()
+            await self._index.backfill()
+            await self._recovered()
+        except DiskError as exc:
+            await self._stall(exc)
+        except DamagedError as exc:
+            self._stop(exc)
 
     def _roll_due(self) -> float:
         """When the open segment is old enough to be sealed."""
@@ -181,11 +235,12 @@ class Committer:
         error: MirrorfsError | None = WritesStopped("The writer of the volume stopped; mount it again.")
         try:
             if any(waiter.everything for waiter in waiters):
-                await self._commit(list(self._state.dirty))
+                await self._commit(list(self._state.dirty), with_index=True)
             else:
                 await self._commit(sorted({inode for waiter in waiters for inode in waiter.inodes}))
             if any(waiter.seal for waiter in waiters):
                 await self._log.roll()
+                self._note_durable()
             error = None
         except DiskError as exc:
             error = _answer(exc)
@@ -206,30 +261,18 @@ class Committer:
             await self._sealer.seal_some()
         if self._waiters:
             await self._serve_waiters()
-        await self._commit(list(self._state.dirty))
+        await self._commit(list(self._state.dirty), with_index=True)
 
-    async def _commit(self, inodes: list[int]) -> None:
+    async def _commit(self, inodes: list[int], *, with_index: bool = False) -> None:
         state, log = self._state, self._log
         await self._sealer.seal_all(inodes)
-        if not state.pending:
-            await log.sync()
-            return
-        position, journals = await self._append_journal()
         # From the append to the COMMIT nothing awaits: the journal holds exactly what the index holds.
-        try:
-            self._commit_index(position, time_ns=journals[-1][0].time_ns)
-        except DiskError as exc:
-            # The log has these records, the index may not: only a new mount brings them together again.
-            raise DamagedError(
-                f"The local index could not be written ({exc}); unmount and mount again."
-            ) from exc
+        if state.pending:
+            self._note_appended(*await self._append_journal(), with_index=with_index)
+        elif with_index:
+            self._index.commit()
         await log.sync()
-        self.durable_position = position
-        self.durable_ns = journals[-1][0].time_ns
-        self.commits += 1
-        if not self._restart_wal and state.index.wal_bytes() > BACKFILL_AT:
-            await self._backfill()
-        self._on_commit(position, sum(len(payload) for _, payload in journals))
+        self._note_durable()
 
     async def _append_journal(self) -> tuple[int, list[tuple[Journal, bytes]]]:
         """All records so far, in the log. Returns in the step in which they were appended.
@@ -264,31 +307,24 @@ class Committer:
             state.named |= inodes
             raise
 
-    def _commit_index(self, position: int, *, time_ns: int) -> None:
-        """The index's half of a commit, in the same step as the journal's. Raises DiskError."""
-        state, log, index = self._state, self._log, self._state.index
-        state.applier.settle_deaths(position)
-        state.applier.save_counters()
-        index.put_meta("position", position)
-        index.put_meta("journal_sequence", log.journal_sequence)
-        index.put_meta("journal_hash", log.journal_hash)
-        index.put_meta("time_ns", time_ns)
-        index.commit()
-        state.pending.clear()
-        state.pending_bytes = 0
-        if self._restart_wal and log.sync_now():
-            # Still the same step: every commit is durable and no operation has come since.
-            index.finish_backfill()
-            self._restart_wal = False
+    def _note_appended(
+        self, position: int, journals: Sequence[tuple[Journal, bytes]], *, with_index: bool = False
+    ) -> None:
+        """All records are in the log; call it in the same step. Raises DamagedError."""
+        self._appended = position, journals[-1][0].time_ns
+        self._appended_bytes += sum(len(payload) for _, payload in journals)
+        if self._aging is not self._log.current:
+            self._wake.set()  # a segment began to age: the task may have to wake earlier now
+        self._index.note(position, journals, commit=with_index)
 
-    async def _backfill(self) -> None:
-        """Every commit is durable now, and none runs before this returns (one task).
-
-        Operations go on meanwhile, in an open transaction that reads from the write-ahead log; so that
-        log restarts only when the small remainder is moved between a COMMIT and a BEGIN.
-        """
-        await self._offload.run(self._state.index.backfill)
-        self._restart_wal = True
+    def _note_durable(self) -> None:
+        """The log was synced: tell of the last commit, before another begins."""
+        if self._appended is None or self._log.unsynced:
+            return
+        (self.durable_position, self.durable_ns), size = self._appended, self._appended_bytes
+        self._appended, self._appended_bytes = None, 0
+        self.commits += 1
+        self._on_commit(self.durable_position, size)
 
     # --- failures ----------------------------------------------------------------------------
 
@@ -305,38 +341,21 @@ class Committer:
             waiter.error = _answer(exc)
             waiter.done.set()
         self._waiters.clear()
-        if self._reserve:
-            # The space kept back for this: the next try uses it for the journal.
-            self._disk.remove(RESERVE_PATH)
-            self._reserve = False
+        self._reserve.spend()  # the next try uses it for the journal
         await trio.sleep(RETRY_S)
         self._wake.set()
 
     async def _recovered(self) -> None:
         if self._state.stalled and not self._state.pending and not self._space_guard.hard():
             self._state.stalled = False
-            await self._restore_reserve()
+            await self._reserve.restore()
             logger.warning("The local disk has space again; writing goes on.")
-
-    async def _restore_reserve(self) -> None:
-        """Keep space back for the journal, while there is plenty."""
-        self._disk.remove(RESERVE_PATH)
-        if self._space_guard.soft(extra_bytes=RESERVE_BYTES):
-            return
-
-        def fill() -> None:
-            file = self._disk.create(RESERVE_PATH)
-            file.write(bytes(RESERVE_BYTES), offset=0)
-            file.sync()
-            file.close()
-
-        await self._offload.run(fill)
-        self._reserve = True
 
     def _stop(self, exc: MirrorfsError) -> None:
         logger.critical("Writing stopped: %s", exc)
         self._state.fatal = str(exc)
         self._stopped = True
+        self._wake.set()
         self.made_space()
         for waiter in self._waiters:
             waiter.error = WritesStopped(str(exc))

@@ -135,7 +135,7 @@ class FileSystem(Namespace):
 
     async def fsync(self, inode: int) -> None:
         """Make all records so far and this file's data durable in the local log."""
-        if self._committer is not None:
+        if self._committer is not None and not self._committer.commit_now(inode):
             await self._committer.commit({inode})
 
     async def sync(self) -> None:

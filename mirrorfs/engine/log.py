@@ -8,7 +8,8 @@ Invariants
   repeated, and no fdatasync is tried twice (the kernel may have marked the pages clean).
 - Where a frame lies is told (`on_relocated`) only when it lies there durably: while mending fails, readers
   go on finding it behind the cut of the old segment.
-- All methods are called by one task (the writer task), never concurrently.
+- All methods are called by the writer task, or in one step while that task waits for work: never
+  concurrently.
 """
 
 from __future__ import annotations
@@ -96,16 +97,19 @@ class Log:
 
     def held(self, frame: int) -> Body | None:
         """A frame whose bytes on the disk cannot be relied on until it is sealed again; else None."""
-        if self._broken:
-            for name, body, _ in self._undurable:
-                if name == frame:
-                    return body
-        return None
+        if not self._broken:
+            return None
+        return next((body for name, body, _ in self._undurable if name == frame), None)
 
     @property
     def unsynced(self) -> bool:
         """Whether frames were appended that are not known durable."""
         return bool(self._undurable)
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """Bytes of the open segment that are not known durable."""
+        return self._current.size - self._current.durable_size if self._current is not None else 0
 
     @property
     def oldest_ns(self) -> int:
@@ -277,6 +281,15 @@ class Log:
             self._abandon(placed)
             raise
         return self._where_now(placed)
+
+    def append_now(self, bodies: Sequence[Body]) -> list[Placed]:
+        """`append_data` in one step, of frames that the log is `ready_for`. Raises DiskError as that does."""
+        placed: list[Placed] = []
+        self._append_all(bodies, placed)
+        if self._broken:
+            self._abandon(placed)
+            raise DiskError("A write to the local log failed; it has to be mended.")
+        return placed
 
     def _append_all(self, bodies: Sequence[Body], placed: list[Placed]) -> None:
         """Append to the open segment, up to a failed write: that one and the rest are left to the caller."""

@@ -1,8 +1,9 @@
 """From dirty bytes to data frames: compress in threads, append in order, name the extents.
 
-Only the writer task calls this. Across the awaits inside, files may be written, truncated, unlinked:
-the pieces under way stay readable in `DirtyFile.sealing`, truncates shorten them there, and what they
-then still are becomes the Extents record, in one synchronous step after the append.
+Only the writer task calls what awaits, and nothing else is called while it does. Across those awaits,
+files may be written, truncated, unlinked: the pieces under way stay readable in `DirtyFile.sealing`,
+truncates shorten them there, and what they then still are becomes the Extents record, in one
+synchronous step after the append.
 """
 
 from __future__ import annotations
@@ -72,6 +73,37 @@ class Sealer:
                     pieces, budget = [], BATCH_BYTES
         await self._seal(pieces, inline=inline)
 
+    def seal_now(self, inodes: Iterable[int]) -> bool:
+        """`seal_all` of a little data, in one step. False: too much, or the log does not take it now.
+
+        After False the same bytes are dirty as before.
+        """
+        state = self._state
+        files = [state.dirty[inode] for inode in inodes if inode in state.dirty]
+        if sum(file.waiting_bytes for file in files) > INLINE_MAX:
+            return False
+        pieces: list[tuple[Group, DirtyPiece]] = []
+        for file in files:
+            state.dirty_bytes -= file.freeze()
+            while file.frozen:
+                self._take(file, pieces, INLINE_MAX)
+        if not pieces:
+            return True
+        plans = plan_frames(pieces)
+        try:
+            bodies = [self._make(plan) for plan in plans]
+            if not self._log.ready_for(bodies):
+                return False
+            self._name(plans, self._log.append_now(bodies))
+            plans.clear()
+        except DiskError:
+            self._bury(self._log.take_strays())
+            return False
+        finally:
+            self._put_back(piece for plan in plans for piece in plan.pieces)
+        self._on_progress()
+        return True
+
     def _take(self, file: DirtyFile, pieces: list[tuple[Group, DirtyPiece]], limit: int) -> int:
         source = file.frozen or file.ranges
         group = Group(file.uid, file.parent)
@@ -119,13 +151,7 @@ class Sealer:
             self._state.applier.emptied.add(place.frame)
 
     async def _make_bodies(self, plans: Sequence[FramePlan], *, inline: bool) -> list[Body]:
-        level = self._level
-
-        def make(plan: FramePlan) -> Body:
-            first = plan.pieces[0].data
-            payload = first if len(plan.pieces) == 1 else b"".join([piece.data for piece in plan.pieces])
-            return make_body(Kind.DATA, payload, level=level)
-
+        make = self._make
         if inline or sum(plan.length for plan in plans) <= INLINE_MAX:
             return [make(plan) for plan in plans]
         bodies: dict[int, Body] = {}
@@ -144,6 +170,11 @@ class Sealer:
                     nursery.start_soon(make_many, numbers)
                     numbers, size = [], 0
         return [bodies[number] for number in range(len(plans))]
+
+    def _make(self, plan: FramePlan) -> Body:
+        first = plan.pieces[0].data
+        payload = first if len(plan.pieces) == 1 else b"".join([piece.data for piece in plan.pieces])
+        return make_body(Kind.DATA, payload, level=self._level)
 
     def _name(self, plans: Sequence[FramePlan], placed: Sequence[Placed]) -> None:
         """Record the extents of appended frames; synchronous."""

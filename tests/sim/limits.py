@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from types import ModuleType
 from unittest import mock
 
-from mirrorfs.engine import committer, filesystem, log, sealer, segment_writer
+from mirrorfs.engine import committer, filesystem, index_commits, log, reserve, sealer, segment_writer
 
 KIB = 1024
 
-_ALWAYS: tuple[tuple[ModuleType, str, int], ...] = ((committer, "RESERVE_BYTES", 64 * KIB),)
+_ALWAYS: tuple[tuple[ModuleType, str, int], ...] = ((reserve, "RESERVE_BYTES", 64 * KIB),)
 """Sixteen mebibytes of zeros per mount would be most of the run time."""
 
 _SMALL: tuple[tuple[ModuleType, str, int], ...] = (
@@ -26,12 +26,17 @@ _SMALL: tuple[tuple[ModuleType, str, int], ...] = (
     (committer, "DIRTY_MAX", 96 * KIB),
     (filesystem, "DIRTY_MAX", 96 * KIB),
     (committer, "PENDING_MAX", 2 * KIB),
-    (committer, "BACKFILL_AT", 48 * KIB),
+    (committer, "SYNC_NOW_MAX", 8 * KIB),
+    (index_commits, "BACKFILL_AT", 48 * KIB),
+    (index_commits, "LAG_BYTES_MAX", 2 * KIB),
+    (index_commits, "LAG_COMMITS_MAX", 5),
     (log, "INLINE_MAX", 4 * KIB),
     (sealer, "INLINE_MAX", 4 * KIB),
     (sealer, "COMPRESS_TOGETHER", 16 * KIB),
     (log, "FRAME_LENGTH_MAX", 600),
     (segment_writer, "SEGMENT_SIZE_MAX", 320 * KIB),
+    (segment_writer, "PREPARED_MIN", 1 * KIB),
+    (segment_writer, "PREPARED_MAX", 8 * KIB),
 )
 
 

@@ -71,6 +71,12 @@ class InlineOffload:
     async def sync(self, work: Callable[[], T]) -> T:
         return await self.run(work)
 
+    def syncs_are_brief(self) -> bool:
+        return self._random.random() < 0.5
+
+    def sync_here(self, work: Callable[[], T]) -> T:
+        return work()
+
 
 class SeededEntropy:
     """ports.Entropy: bytes that look random and never repeat within a seed."""
