@@ -128,6 +128,9 @@ class Offload(Protocol):
     async def sync(self, work: Callable[[], T]) -> T:
         """Run an fsync-like wait, under a limiter of its own."""
 
+    def is_working(self) -> bool:
+        """Whether work or a sync is under way in a thread."""
+
     def syncs_are_brief(self) -> bool:
         """Whether syncs were lately so short that to wait for one costs less than to go to a thread."""
 
@@ -146,6 +149,9 @@ class OpenFile(Protocol):
 
     def size(self) -> int:
         """Bytes in the file."""
+
+    def write_out(self) -> None:
+        """Have what was written go to the disk soon, so that `sync` has less to wait for; no promise."""
 
     def truncate(self, size_bytes: int) -> None:
         """Cut the file."""

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import trio
 
 from mirrorfs import errors
+from mirrorfs.drivers.process import keep_freed_memory
 from mirrorfs.fuse.mount import WORKERS, serve
 from mirrorfs.fuse.operations import MirrorOperations
 
@@ -102,6 +103,9 @@ class NullFileSystem:
         self.written_bytes = 0
         root = self._new(mode=stat.S_IFDIR | 0o755, uid=0, gid=0, rdev=0, target=b"", parent=ROOT)
         root.nlink = 2
+
+    def is_working(self) -> bool:
+        return False
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -457,6 +461,7 @@ def main() -> None:
     parser.add_argument("--hold-reads", action="store_true")
     parser.add_argument("--read-only", action="store_true")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the daemon of a volume does
     filesystem = NullFileSystem(fault_name=arguments.fault_name.encode(), hold_reads=arguments.hold_reads)
     trio.run(
         lambda: run(

@@ -23,7 +23,7 @@ from mirrorfs.cli.config import volume_paths
 from mirrorfs.cli.failures import describe, sentence_of, single_error
 from mirrorfs.cli.key_pipe import read_session
 from mirrorfs.cli.view_session import session_kind
-from mirrorfs.drivers.process import harden_process
+from mirrorfs.drivers.process import harden_process, keep_freed_memory
 from mirrorfs.errors import MirrorfsError
 
 LOG_SIZE_MAX_BYTES: Final = 1024 * 1024
@@ -96,6 +96,7 @@ class PlainFormatter(logging.Formatter):
 def main(argv: list[str]) -> int:
     """Read the keys, mount, serve, close."""
     harden_process()
+    keep_freed_memory()
     os.chdir("/")
     status = StatusPipe(int(argv[1]))
     for inherited in argv[1:3]:

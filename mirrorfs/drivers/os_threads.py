@@ -46,6 +46,10 @@ class ThreadOffload:
             partial(self.sync_here, work), limiter=self._syncs, abandon_on_cancel=False
         )
 
+    def is_working(self) -> bool:
+        """As in ports.Offload."""
+        return bool(self._work.borrowed_tokens or self._syncs.borrowed_tokens)
+
     def syncs_are_brief(self) -> bool:
         """As in ports.Offload: by a moving average, so that one slow sync sends the next ones to threads."""
         return self._average_ns < BRIEF_NS

@@ -1,7 +1,8 @@
 """What this process asks of the kernel so that secrets stay in memory, and what it can find out.
 
 Core dumps and ptrace are refused always; locking memory and the I/O-flusher mode need privileges and
-are taken where they are to be had. `unencrypted_swap` and `hibernation_possible` are for warnings.
+are taken where they are to be had. `keep_freed_memory` is for speed, `unencrypted_swap` and
+`hibernation_possible` are for warnings.
 """
 
 from __future__ import annotations
@@ -23,6 +24,16 @@ _MCL_CURRENT: Final = 1
 _MCL_FUTURE: Final = 2
 _MCL_ONFAULT: Final = 4
 _CAP_IPC_LOCK: Final = 14
+# <malloc.h>
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
+
+HEAP_BUFFER_MAX: Final = 4 * 1024 * 1024
+"""Larger buffers are mapped by themselves and given back at once."""
+HEAP_KEPT: Final = 16 * 1024 * 1024
+"""Free memory at the end of an arena that is kept."""
+ARENAS_MAX: Final = 4
 
 UMASK: Final = 0o077
 _CRYPT_UUID: Final = "CRYPT-"
@@ -59,6 +70,23 @@ def harden_process() -> Hardening:
         memory_locked=_lock_memory(libc),
         io_flusher=libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0,
     )
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep freed buffers of some MiB instead of giving each back to the kernel.
+
+    A buffer of 1 MiB that is mapped anew costs 256 page faults: ten times what it takes to encrypt it.
+    Call before threads. False where the C library is not glibc: slower, nothing else.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = (
+        (_M_MMAP_THRESHOLD, HEAP_BUFFER_MAX),
+        (_M_TRIM_THRESHOLD, HEAP_KEPT),
+        (_M_ARENA_MAX, ARENAS_MAX),
+    )
+    return all([mallopt(name, value) == 1 for name, value in settings])
 
 
 def _lock_memory(libc: ctypes.CDLL) -> bool:

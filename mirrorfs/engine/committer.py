@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import trio
 
 from mirrorfs.engine.index_commits import IndexCommits
-from mirrorfs.engine.log import Log, journal_body
+from mirrorfs.engine.journals import journal_body
+from mirrorfs.engine.log import Log
 from mirrorfs.engine.reserve import Reserve
 from mirrorfs.engine.sealer import BATCH_BYTES, Sealer
 from mirrorfs.engine.segment_writer import SegmentWriter

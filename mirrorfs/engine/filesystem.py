@@ -12,6 +12,7 @@ from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import DirtyFile, VolumeState
 from mirrorfs.errors import FileTooLarge, NoEntry, NoSpaceLeft
 from mirrorfs.format.limits import FILE_SIZE_MAX, NAME_MAX
+from mirrorfs.ports import Offload
 
 BLOCK_SIZE = 4096
 _INODES = 1 << 40
@@ -34,12 +35,18 @@ class FileSystem(Namespace):
     """Everything fuse/ calls. Only read, write, fsync and sync await."""
 
     def __init__(
-        self, state: VolumeState, space: SpaceGuard, reader: Reader, committer: Committer | None
+        self,
+        state: VolumeState,
+        space: SpaceGuard,
+        reader: Reader,
+        committer: Committer | None,
+        offload: Offload,
     ) -> None:
         """`committer` is None for a read-only view."""
         super().__init__(state, space)
         self._reader = reader
         self._committer = committer
+        self._offload = offload
         self._xattrs = state.index.count_xattrs() > 0
 
     @property
@@ -51,6 +58,10 @@ class FileSystem(Namespace):
     def fatal(self) -> str | None:
         """Why writing stopped for good, if it did."""
         return self._state.fatal
+
+    def is_working(self) -> bool:
+        """Whether threads are at work for the volume."""
+        return self._offload.is_working()
 
     def has_xattrs(self) -> bool:
         """Whether any inode may have extended attributes."""
@@ -126,6 +137,7 @@ class FileSystem(Namespace):
             file = state.dirty[inode] = DirtyFile(
                 inode, uid=row.uid, parent=state.parent_of.get(inode, -inode)
             )
+        state.written_ns = state.clock.boottime_ns()
         before = file.ranges.size_bytes
         file.ranges.write(offset, data)
         state.dirty_bytes += file.ranges.size_bytes - before
@@ -135,7 +147,10 @@ class FileSystem(Namespace):
 
     async def fsync(self, inode: int) -> None:
         """Make all records so far and this file's data durable in the local log."""
-        if self._committer is not None and not self._committer.commit_now(inode):
+        if self._committer is None:
+            return
+        self._state.written_ns = self._state.clock.boottime_ns()
+        if not self._committer.commit_now(inode):
             await self._committer.commit({inode})
 
     async def sync(self) -> None:

@@ -98,7 +98,7 @@ class LocalVolume:
             stores=stores,
             nursery=nursery,
         )
-        self.filesystem = FileSystem(self.state, self.space, self.reader, self.committer)
+        self.filesystem = FileSystem(self.state, self.space, self.reader, self.committer, world.offload)
         self._nursery = nursery
 
     def _closed(self, row: SegmentRow, key: str) -> None:

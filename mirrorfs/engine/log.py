@@ -19,12 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import trio
+
+from mirrorfs.engine.journals import journals_of_commit
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, Placed, SegmentWriter, WriterIdentity
 from mirrorfs.errors import DiskError, DiskFull
-from mirrorfs.format.frame import Body, Kind, make_body
+from mirrorfs.format.frame import Body
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, frame_id, split_frame_id
-from mirrorfs.format.journal import GENESIS_HASH, Journal, encode_journal, journal_hash
-from mirrorfs.format.limits import FRAME_LENGTH_MAX
+from mirrorfs.format.journal import GENESIS_HASH, Journal, journal_hash
 from mirrorfs.format.rows import RelocationRow, SegmentRow
 from mirrorfs.format.segment import Previous
 from mirrorfs.ports import Disk, Entropy, Offload
@@ -276,11 +278,25 @@ class Log:
                 if inline or sum(len(body.data) for body in part) <= INLINE_MAX:
                     append()
                 else:
-                    await self._offload.run(append)
+                    await self._run_and_hash(append)
         except DiskError:
             self._abandon(placed)
             raise
         return self._where_now(placed)
+
+    async def _run_and_hash(self, append: Callable[[], None]) -> None:
+        """Append in one thread and, in another, hash what was written before."""
+        current = self._current
+        assert current is not None
+
+        def append_and_write_out() -> None:
+            append()
+            current.write_out()
+
+        async with trio.open_nursery() as nursery:
+            if current.unhashed_bytes > INLINE_MAX:
+                nursery.start_soon(self._offload.run, current.hash_written)
+            nursery.start_soon(self._offload.run, append_and_write_out)
 
     def append_now(self, bodies: Sequence[Body]) -> list[Placed]:
         """`append_data` in one step, of frames that the log is `ready_for`. Raises DiskError as that does."""
@@ -315,27 +331,15 @@ class Log:
         return strays
 
     def prepare_commit(self, records: Sequence[bytes], *, time_ns: int) -> list[tuple[Journal, bytes]]:
-        """Split records into journal payloads of one commit; pure, nothing is written."""
-        batches: list[list[bytes]] = [[]]
-        size = 0
-        for record in records:
-            if batches[-1] and size + len(record) > FRAME_LENGTH_MAX:
-                batches.append([])
-                size = 0
-            batches[-1].append(record)
-            size += len(record)
+        """Journal frames for one commit, and their payloads; nothing is written."""
         durable = self._current.durable_size if self._current is not None else 0
-        sequence, digest = self.journal_sequence, self.journal_hash
-        journals: list[tuple[Journal, bytes]] = []
-        for number, batch in enumerate(batches):
-            sequence += 1
-            journal = Journal(
-                sequence, time_ns, durable, number + 1 < len(batches), len(batch), digest, b"".join(batch)
-            )
-            payload = encode_journal(journal)
-            digest = journal_hash(payload)
-            journals.append((journal, payload))
-        return journals
+        return journals_of_commit(
+            records,
+            time_ns=time_ns,
+            durable_size=durable,
+            sequence=self.journal_sequence,
+            digest=self.journal_hash,
+        )
 
     def append_journal(self, journals: Sequence[tuple[Journal, bytes]], bodies: Sequence[Body]) -> int:
         """Append the journal frames of one commit. Synchronous: no operation slips in between.
@@ -392,8 +396,3 @@ class Log:
             return False
         self._undurable.clear()
         return True
-
-
-def journal_body(payload: bytes) -> Body:
-    """The frame body of a journal payload."""
-    return make_body(Kind.JOURNAL, payload)

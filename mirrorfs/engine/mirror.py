@@ -30,6 +30,7 @@ import trio
 from mirrorfs.engine.backoff import Backoff
 from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
 from mirrorfs.engine.rate import Rate
+from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, Item, UploadQueue, prefix_of
 from mirrorfs.errors import (
     DamagedError,
@@ -52,7 +53,6 @@ PARKED_MAX = 64
 PARK_S = 30.0
 PAGES_MAX = 10_000
 WARN_AFTER_FAILURES = 3
-
 _logger = logging.getLogger(__name__)
 
 
@@ -69,6 +69,7 @@ class Mirror:
         load_held: Callable[[], Iterable[str]],
         save_held: Callable[[str], None],
         clock: Clock,
+        pace: UploadPace,
         random: Callable[[], float],
         parallel: int = UPLOADS_PARALLEL,
     ) -> None:
@@ -90,6 +91,7 @@ class Mirror:
         self._lease_fresh = lease_fresh
         self._save_held = save_held
         self._clock = clock
+        self._pace = pace
         self._parallel = parallel
         self._held = set(load_held())
         self._queue = UploadQueue()
@@ -211,6 +213,7 @@ class Mirror:
         while True:
             item = await self._next_item()
             try:
+                await self._pace.wait(item.written_ns, hurried=lambda: bool(self._waiters))
                 await self._upload(item)
             finally:
                 # Whatever stopped it: in flight means that a task has it, and this one no longer has.
@@ -245,9 +248,7 @@ class Mirror:
         try:
             data = await self._read_object(item.key)
             if len(data) != item.size_bytes:
-                raise DamagedError(
-                    f"The local object {item.key} has not its {item.size_bytes} bytes any more."
-                )
+                raise DamagedError(f"The local object {item.key} is not {item.size_bytes} bytes any more.")
         except (MirrorfsError, OSError) as exc:
             # The text of an OSError is the system's and may hold a path.
             known = isinstance(exc, MirrorfsError)

@@ -119,7 +119,7 @@ class ReadOnlyVolume:
             stores=stores,
             nursery=nursery,
         )
-        filesystem = FileSystem(state, SpaceGuard(world.disk, world.clock), files_reader, None)
+        filesystem = FileSystem(state, SpaceGuard(world.disk, world.clock), files_reader, None, world.offload)
         return cls(index, files_reader, filesystem, position=end.position, time_ns=end.time_ns)
 
     def close(self) -> None:

@@ -25,6 +25,8 @@ from mirrorfs.ports import Offload
 
 BATCH_BYTES = 8 * MIB
 """Bytes sealed before waiting fsyncs get their turn; well below a segment."""
+PART_BYTES = 2 * MIB
+"""Bytes appended while the next ones are compressed."""
 COMPRESS_TOGETHER = 512 * 1024
 """Small frames are compressed several to a thread hop."""
 
@@ -120,29 +122,52 @@ class Sealer:
             return
         plans = plan_frames(pieces)
         try:
-            bodies = await self._make_bodies(plans, inline=inline)
-            await self._append(plans, bodies, inline=inline)
+            if inline:
+                bodies = [self._make(plan) for plan in plans]
+                await self._append(plans, len(plans), bodies, inline=True)
+            else:
+                await self._make_and_append(plans)
         except BaseException:
             # Also when cancelled: the bytes not named yet go back under what was written since.
             self._put_back(piece for plan in plans for piece in plan.pieces)
             raise
         self._on_progress()
 
-    async def _append(self, plans: list[FramePlan], bodies: list[Body], *, inline: bool) -> None:
-        """Append and name; what is named leaves the two lists."""
-        while plans:
-            # A batch of 8 MiB may still be more frames than one append takes: go by size.
-            end, size = 0, 0
-            while end < len(plans) and (not end or size + len(bodies[end].data) <= BATCH_BYTES):
-                size += len(bodies[end].data)
-                end += 1
-            try:
-                placed = await self._log.append_data(bodies[:end], inline=inline)
-            except DiskError:
-                self._bury(self._log.take_strays())
-                raise
-            self._name(plans[:end], placed)
-            del plans[:end], bodies[:end]
+    async def _make_and_append(self, plans: list[FramePlan]) -> None:
+        """Compress, append and name; some frames are compressed while those before them are appended."""
+        counts = _parts(plans)
+        bodies = await self._make_bodies(plans[: counts[0]])
+        for number, count in enumerate(counts):
+            if number + 1 == len(counts):
+                await self._append(plans, count, bodies)
+                return
+            ahead = plans[count : count + counts[number + 1]]
+            failure: DiskError | None = None
+            async with trio.open_nursery() as nursery:
+                made: list[Body] = []
+                nursery.start_soon(self._make_into, made, ahead)
+                try:
+                    await self._append(plans, count, bodies)
+                except DiskError as exc:
+                    failure = exc
+            if failure is not None:
+                raise failure
+            bodies = made
+
+    async def _make_into(self, bodies: list[Body], plans: Sequence[FramePlan]) -> None:
+        bodies += await self._make_bodies(plans)
+
+    async def _append(
+        self, plans: list[FramePlan], count: int, bodies: Sequence[Body], *, inline: bool = False
+    ) -> None:
+        """Append and name the first plans; these then leave the list, in the same step."""
+        try:
+            placed = await self._log.append_data(bodies, inline=inline)
+        except DiskError:
+            self._bury(self._log.take_strays())
+            raise
+        self._name(plans[:count], placed)
+        del plans[:count]
 
     def _bury(self, strays: Sequence[Placed]) -> None:
         """Frames that no record will name: replay finds them in the log, so the index knows them too."""
@@ -150,9 +175,9 @@ class Sealer:
             self._state.index.put_frame(FrameRow(place.frame, place.offset, place.size, place.length, 0, 0))
             self._state.applier.emptied.add(place.frame)
 
-    async def _make_bodies(self, plans: Sequence[FramePlan], *, inline: bool) -> list[Body]:
+    async def _make_bodies(self, plans: Sequence[FramePlan]) -> list[Body]:
         make = self._make
-        if inline or sum(plan.length for plan in plans) <= INLINE_MAX:
+        if sum(plan.length for plan in plans) <= INLINE_MAX:
             return [make(plan) for plan in plans]
         bodies: dict[int, Body] = {}
 
@@ -215,3 +240,16 @@ class Sealer:
                 # Less than the piece comes back: what was cut off, and what newer bytes cover, is gone.
                 state.dirty_bytes -= len(piece.data) - (file.frozen.size_bytes - before)
                 state.drop_if_clean(file)
+
+
+def _parts(plans: Sequence[FramePlan]) -> list[int]:
+    """How many plans go together, part by part: PART_BYTES or a little more each, the last one the rest."""
+    counts = [0]
+    size = 0
+    for plan in plans:
+        if size >= PART_BYTES:
+            counts.append(0)
+            size = 0
+        counts[-1] += 1
+        size += plan.length
+    return counts

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mirrorfs.engine.running_digest import RunningDigest
 from mirrorfs.errors import DiskError, DiskFull
 from mirrorfs.format.frame import NONCE_SIZE, Body, frame_size
 from mirrorfs.format.ids import SegmentId, Stream, frame_id, segment_object_key
@@ -100,7 +100,7 @@ class SegmentWriter:
         self._entropy = entropy
         self._cipher = cipher_for(self.header, identity.keys)
         self.entries: list[FrameEntry] = []
-        self._digest = hashlib.sha256()
+        self._digest = RunningDigest()
         self.size = 0
         self.first_journal = self.last_journal = 0
         self.first_ns = self.last_ns = 0
@@ -115,7 +115,6 @@ class SegmentWriter:
             disk.remove(LOCAL_PREFIX + self.key)
             raise
         self.durable_size = 0
-        self.durable_digest = b""
         self.durable_times = (0, 0)
         """Commit times of the first and last journal frame within the durable bytes."""
         self.sealed = False
@@ -123,9 +122,9 @@ class SegmentWriter:
         """The file's length: behind `size` it holds zeros."""
         self._step = PREPARED_MIN
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | bytearray) -> None:
         self._file.write(data, offset=self.size)
-        self._digest.update(data)
+        self._digest.add(data)
         self.size += len(data)
 
     @property
@@ -179,13 +178,27 @@ class SegmentWriter:
 
     def sync(self) -> None:
         """fdatasync; everything written before the call is durable after it."""
-        size, digest, times = self.size, self._digest.copy(), (self.first_ns, self.last_ns)
+        size, times = self.size, (self.first_ns, self.last_ns)
         if size > self._prepared:
             self._prepared = size
             if not self.sealed and size - self.durable_size <= SMALL_COMMIT:
                 self._prepare()
         self._file.sync()
-        self.durable_size, self.durable_digest, self.durable_times = size, digest.digest(), times
+        self.durable_size, self.durable_times = size, times
+        self._digest.mark()
+
+    def write_out(self) -> None:
+        """Have what was appended go to the disk already."""
+        self._file.write_out()
+
+    @property
+    def unhashed_bytes(self) -> int:
+        """Bytes that `hash_written` has to do."""
+        return self._digest.waiting_bytes
+
+    def hash_written(self) -> None:
+        """Hash what was written. Heavy; the one method that may run in a thread beside another."""
+        self._digest.catch_up()
 
     def _prepare(self) -> None:
         """Write zeros behind the frames; this sync has to make a longer file durable anyway."""
@@ -220,7 +233,7 @@ class SegmentWriter:
         """What the next header attests of this segment: all of it once sealed, else up to the durable cut."""
         if self.sealed:
             return Previous(self.segment, self.size, self._digest.digest())
-        return Previous(self.segment, self.durable_size, self.durable_digest)
+        return Previous(self.segment, self.durable_size, self._digest.marked_digest())
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -98,6 +98,8 @@ class VolumeState:
         """Inodes truncated while open for writing: at the last close their data has to go first."""
         self.parent_of: dict[int, int] = {}
         """Directory of recently created files, so that neighbours share frames; a hint only."""
+        self.written_ns = 0
+        """CLOCK_BOOTTIME of the last write or fsync."""
         self.fatal: str | None = None
         self.stalled = False
         """The local disk is full: nothing new is accepted until what is in memory is durable."""

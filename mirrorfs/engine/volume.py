@@ -24,6 +24,7 @@ from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import LocalObjects, SegmentAges
 from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.recovery import Recovery
+from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.errors import DamagedError, MirrorfsError, StoreError
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
@@ -76,10 +77,12 @@ def _attach(
     objects: LocalObjects,
     index: Index,
     world: World,
+    settings: VolumeSettings,
     *,
-    instance: str,
+    pace: UploadPace,
     random: Callable[[], float],
 ) -> _Attached:
+    instance = settings.instances[store.name]
     mirror = Mirror(
         store,
         instance=instance,
@@ -88,6 +91,7 @@ def _attach(
         load_held=lambda: index.held(instance),
         save_held=lambda key: index.put_held(instance, key),
         clock=world.clock,
+        pace=pace,
         random=random,
     )
     return _Attached(store, lease, mirror)
@@ -159,10 +163,12 @@ class MountedVolume:
             raise
         objects = LocalObjects(world.disk, recovered.index, world.offload)
         index = recovered.index
+        local: LocalVolume
+        pace = UploadPace(
+            world.clock, written_ns=lambda: local.state.written_ns, delay_s=settings.mirror_delay_s
+        )
         attached = [
-            _attach(
-                store, lease, objects, index, world, instance=settings.instances[store.name], random=random
-            )
+            _attach(store, lease, objects, index, world, settings, pace=pace, random=random)
             for store, lease in zip(stores, leases, strict=True)
         ]
         volume: MountedVolume

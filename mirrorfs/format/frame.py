@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 import zstandard
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from mirrorfs.errors import AuthenticationError, FormatError, LimitError
 from mirrorfs.format.limits import (
@@ -41,6 +45,13 @@ _WINDOW_MAX = 1 << 23
 # Compressing is kept only when it saves at least one part in 16: less is not worth a decompression
 # at each read.
 _WORTH_SHIFT = 4
+# Long payloads are first tried in part: images and archives, which do not shrink, then cost nearly nothing.
+_PROBE_FROM = 64 * 1024
+_PROBES = 4
+_PROBE_SIZE = 4 * 1024
+_IN_PLACE_FROM = 32 * 1024
+"""Envelopes from this size on are encrypted piece by piece into the frame: that saves copies of them, and
+costs some microseconds."""
 
 
 class Kind(IntEnum):
@@ -120,10 +131,21 @@ def make_body(kind: Kind, payload: bytes | bytearray | memoryview, *, level: int
     length = len(payload)
     if length > length_max(kind):
         raise LimitError("frame payload is too long.")
-    packed = _compressor(level).compress(payload)
-    if len(packed) < length - (length >> _WORTH_SHIFT):
-        return Body(kind, Codec.ZSTD, packed, length)
+    if length < _PROBE_FROM or _shrinks(payload, level):
+        packed = _compressor(level).compress(payload)
+        if len(packed) < length - (length >> _WORTH_SHIFT):
+            return Body(kind, Codec.ZSTD, packed, length)
     return Body(kind, Codec.RAW, bytes(payload), length)
+
+
+def _shrinks(payload: bytes | bytearray | memoryview, level: int) -> bool:
+    """Whether any of a few samples, from the first byte to the last, is worth compressing."""
+    view, compress = memoryview(payload), _compressor(level).compress
+    step = (len(view) - _PROBE_SIZE) // (_PROBES - 1)
+    for start in range(0, step * _PROBES, step):
+        if len(compress(view[start : start + _PROBE_SIZE])) < _PROBE_SIZE - (_PROBE_SIZE >> _WORTH_SHIFT):
+            return True
+    return False
 
 
 def padded_size(kind: Kind, size: int, *, pad_data: bool) -> int:
@@ -158,11 +180,12 @@ def parse_frame_header(data: bytes | memoryview, *, position: int = 0) -> FrameH
 class FrameCipher:
     """Seals and opens the frames of one segment. Thread-safe: it keeps no state but the key."""
 
-    __slots__ = ("_aead", "_prefix")
+    __slots__ = ("_aead", "_aes", "_prefix")
 
     def __init__(self, key: bytes, *, identity: bytes) -> None:
         """`identity` is the segment's identity block (segment.py), bound into every AAD."""
         self._aead = AESGCM(key)
+        self._aes = AES(key)
         self._prefix = _AAD_LABEL + bytes((FORMAT_VERSION,)) + identity
 
     def seal(
@@ -174,7 +197,7 @@ class FrameCipher:
         nonce: bytes,
         birth: tuple[int, int],
         pad_data: bool,
-    ) -> bytes:
+    ) -> bytes | bytearray:
         """Seal one frame for its place.
 
         Args:
@@ -189,14 +212,31 @@ class FrameCipher:
         used = _ENVELOPE.size + len(body.data)
         padded = padded_size(body.kind, used, pad_data=pad_data)
         header = FRAME_HEADER.pack(padded + TAG_SIZE, ordinal, nonce, *birth)
-        envelope = b"".join(
-            (
-                _ENVELOPE.pack(body.kind, body.codec, 0, len(body.data), body.length),
-                body.data,
-                bytes(padded - used),
-            )
+        aad = self._prefix + _AAD.pack(offset) + header
+        pieces = (
+            _ENVELOPE.pack(body.kind, body.codec, 0, len(body.data), body.length),
+            body.data,
+            bytes(padded - used),
         )
-        return header + self._aead.encrypt(nonce, envelope, self._prefix + _AAD.pack(offset) + header)
+        if padded < _IN_PLACE_FROM:
+            return header + self._aead.encrypt(nonce, b"".join(pieces), aad)
+        return self._seal_in_place(header, pieces, padded, nonce=nonce, aad=aad)
+
+    def _seal_in_place(
+        self, header: bytes, pieces: Sequence[bytes | memoryview], size: int, *, nonce: bytes, aad: bytes
+    ) -> bytearray:
+        """The same bytes, without a copy of the envelope or of the frame."""
+        frame = bytearray(len(header) + size + TAG_SIZE)
+        frame[: len(header)] = header
+        encryptor = Cipher(self._aes, GCM(nonce)).encryptor()
+        encryptor.authenticate_additional_data(aad)
+        rest = memoryview(frame)[len(header) :]
+        for piece in pieces:
+            # Every piece is followed by at least the tag: update_into wants a block more than it fills.
+            rest = rest[encryptor.update_into(piece, rest) :]
+        encryptor.finalize()
+        rest[:] = encryptor.tag
+        return frame
 
     def open_body(
         self, data: bytes | memoryview, *, offset: int, ordinal: int | None = None

@@ -78,6 +78,9 @@ class FileSystemPort(Protocol):
     @property
     def read_only(self) -> bool: ...
 
+    def is_working(self) -> bool:
+        """Whether threads are at work for the volume; cheap, asked per request."""
+
     def lookup(self, parent: int, name: bytes) -> Inode:
         """The inode under a name; '.' and '..' too. Raises NoEntry."""
 

@@ -109,7 +109,7 @@ async def serve(
         allow_devices=allow_devices,
     )
     path = absolute(mountpoint)
-    with busy_polling(enabled=busy_poll):
+    with busy_polling(enabled=busy_poll, is_working=operations.is_working):
         try:
             pyfuse3.init(operations, path, options)
         except RuntimeError as error:

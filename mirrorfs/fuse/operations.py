@@ -102,6 +102,10 @@ class MirrorOperations(pyfuse3.Operations):
         if self._on_unexpected is not None:
             self._on_unexpected(error)
 
+    def is_working(self) -> bool:
+        """Whether threads of the engine are at work."""
+        return self._fs.is_working()
+
     def init(self) -> None:
         self.initialised.set()
 

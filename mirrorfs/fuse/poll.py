@@ -5,7 +5,8 @@ Waking a sleeping process costs more than serving a small request. pyfuse3 await
 stand-in put there polls the descriptor for up to SPIN_NS first. That made 4 KiB creates of a
 do-nothing filesystem 1.4 to 2.5 times as fast.
 
-Three rules keep it harmless:
+Four rules keep it harmless:
+- It spins only while no thread of the volume is at work: it would take CPU and interpreter from it.
 - It spins only after a request that came soon after the one before; an idle mount sleeps.
 - At least every TURN_NS it passes a real checkpoint, spinning or not, so that other tasks, timers,
   threads' results and cancellation get their turn however fast requests come.
@@ -63,10 +64,17 @@ class AdaptivePoll:
     """The part of trio.lowlevel that pyfuse3 uses, with a wait_readable that spins first.
 
     Args:
+        is_working: whether threads are at work that waiting must leave the CPU to.
         now_ns: a monotonic clock in nanoseconds.
     """
 
-    def __init__(self, *, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
+    def __init__(
+        self,
+        *,
+        is_working: Callable[[], bool] = lambda: False,
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._is_working = is_working
         self._now_ns = now_ns
         self._ready: dict[int, Callable[[int], object]] = {}
         self._closing: set[int] = set()
@@ -91,7 +99,7 @@ class AdaptivePoll:
             self._turn_ends_ns = start_ns + TURN_NS
         if fd in self._closing:
             raise trio.ClosedResourceError
-        if self._is_busy:
+        if self._is_busy and not self._is_working():
             is_ready = self._ready.get(fd) or self._watch(fd)
             until_ns = start_ns + SPIN_NS
             while True:
@@ -124,7 +132,7 @@ class _Trio:
 
 
 @contextlib.contextmanager
-def busy_polling(*, enabled: bool = True) -> Iterator[None]:
+def busy_polling(*, enabled: bool = True, is_working: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Within the block pyfuse3 polls as described above, where enabled and of use.
 
     Enter it before pyfuse3.init, which makes the lock of the session.
@@ -134,7 +142,7 @@ def busy_polling(*, enabled: bool = True) -> Iterator[None]:
         return
     namespace = vars(pyfuse3)
     original = namespace["trio"]
-    namespace["trio"] = _Trio(AdaptivePoll())
+    namespace["trio"] = _Trio(AdaptivePoll(is_working=is_working))
     try:
         yield
     finally:

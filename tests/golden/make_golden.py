@@ -205,8 +205,7 @@ class Builder:
         writer.sync()
         path = self.root / "objects" / writer.key
         writer.close()
-        if size is not None:
-            path.write_bytes(path.read_bytes()[:size])
+        path.write_bytes(path.read_bytes()[: writer.size if size is None else size])
         data = path.read_bytes()
         self._previous = Previous(writer.segment, len(data), hashlib.sha256(data).digest())
         self.last_key, self.last_size, self.last_digest = writer.key, len(data), self._previous.digest
@@ -219,7 +218,8 @@ class Builder:
         start = self.current.size
         journal = Journal(self._journal + 1, t(50), cut, False, 0, self._hash, b"")
         self._append(make_body(Kind.JOURNAL, encode_journal(journal)), journal)
-        data = (self.root / "objects" / self.current.key).read_bytes()
+        # Behind the frames the writer keeps zeros, for the next ones to overwrite.
+        data = (self.root / "objects" / self.current.key).read_bytes()[: self.current.size]
         self.torn = data[: (start + len(data)) // 2]
         self._lost.clear()
         self._close(size=cut)

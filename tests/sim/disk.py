@@ -161,6 +161,9 @@ class SimulatedFile:
         self._content.truncate(size_bytes)
         self._disk.step()
 
+    def write_out(self) -> None:
+        """It promises nothing, so it does nothing: any write may reach the disk at any time anyway."""
+
     def sync(self) -> None:
         disk, content = self._disk, self._content
         disk.step()

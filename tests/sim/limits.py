@@ -12,7 +12,16 @@ from contextlib import contextmanager
 from types import ModuleType
 from unittest import mock
 
-from mirrorfs.engine import committer, filesystem, index_commits, log, reserve, sealer, segment_writer
+from mirrorfs.engine import (
+    committer,
+    filesystem,
+    index_commits,
+    journals,
+    log,
+    reserve,
+    sealer,
+    segment_writer,
+)
 
 KIB = 1024
 
@@ -33,7 +42,8 @@ _SMALL: tuple[tuple[ModuleType, str, int], ...] = (
     (log, "INLINE_MAX", 4 * KIB),
     (sealer, "INLINE_MAX", 4 * KIB),
     (sealer, "COMPRESS_TOGETHER", 16 * KIB),
-    (log, "FRAME_LENGTH_MAX", 600),
+    (sealer, "PART_BYTES", 8 * KIB),
+    (journals, "FRAME_LENGTH_MAX", 600),
     (segment_writer, "SEGMENT_SIZE_MAX", 320 * KIB),
     (segment_writer, "PREPARED_MIN", 1 * KIB),
     (segment_writer, "PREPARED_MAX", 8 * KIB),

@@ -71,6 +71,9 @@ class InlineOffload:
     async def sync(self, work: Callable[[], T]) -> T:
         return await self.run(work)
 
+    def is_working(self) -> bool:
+        return False
+
     def syncs_are_brief(self) -> bool:
         return self._random.random() < 0.5
 

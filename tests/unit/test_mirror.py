@@ -22,6 +22,7 @@ from mirrorfs.engine.mirror import (
     Mirror,
 )
 from mirrorfs.engine.mirror_state import StateWord
+from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.engine.upload_queue import Item, UploadQueue
 from mirrorfs.errors import DiskError, InUseError, LimitError, ObjectExists, StoreDenied
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
@@ -86,6 +87,8 @@ class Rig:
         self.objects: dict[str, bytes] = {}
         self.held: list[str] = [] if held is None else held
         self.lease: Callable[[], None] = lambda: None
+        self.written_ns = -(10**18)
+        """Of the last local write: long ago."""
         self.mirror = self.restart()
 
     def restart(self) -> Mirror:
@@ -98,6 +101,7 @@ class Rig:
             load_held=lambda: list(self.held),
             save_held=self.held.append,
             clock=TrioClock(),
+            pace=UploadPace(TrioClock(), written_ns=lambda: self.written_ns, delay_s=10.0),
             random=random.Random(7).random,
         )
         return self.mirror
