@@ -16,9 +16,9 @@ SYNCS_MAX: Final = 4
 """fsyncs that wait at a time: one for the log, the rest for segments being sealed and small files."""
 
 
-BRIEF_NS: Final = 500_000
+BRIEF_NS: Final = 1_000_000
 """Syncs that take less than this on average are worth waiting for: to hand one to a thread and to be woken
-by it costs 0.1 to 0.2 ms, and for that long, at most, other requests stand still."""
+by it costs 0.2 to 0.5 ms, and for that long, on average, other requests stand still."""
 WEIGHT: Final = 8
 """The newest sync counts for one part in so many of the average."""
 

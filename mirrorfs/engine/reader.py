@@ -14,10 +14,11 @@ import trio
 
 from mirrorfs.core.extents import unpack_extents
 from mirrorfs.engine.log import Log
+from mirrorfs.engine.read_ahead import Place, ReadAhead, runs
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.state import MIB, VolumeState
 from mirrorfs.errors import DamagedError, DiskError, MirrorfsError, ReadFailed, StoreError
-from mirrorfs.format.frame import FrameCipher, unpack
+from mirrorfs.format.frame import Body, FrameCipher, unpack
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key, split_frame_id
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import CHUNK_SIZE
@@ -32,7 +33,6 @@ FRAMES_MAX_BYTES = 64 * MIB
 FILES_MAX = 128
 CIPHERS_MAX = 4096
 OFFLOAD_FROM = 64 * 1024
-PREFETCH_FRAMES = 2
 
 
 class FrameCache:
@@ -88,7 +88,7 @@ class Reader:
         self._loading: dict[int, trio.Event] = {}
         self._files: OrderedDict[str, OpenFile] = OrderedDict()
         self._ciphers: OrderedDict[str, FrameCipher] = OrderedDict()
-        self._expected: dict[int, int] = {}
+        self._ahead = ReadAhead(state.index, is_wanted=self._is_wanted, start=self._start_loading)
 
     async def read(self, inode: int, offset: int, size: int) -> bytes:
         """Bytes of a file, short at its end. Raises ReadFailed when no copy of a frame is good."""
@@ -126,7 +126,7 @@ class Reader:
         dirty = state.dirty.get(inode)
         if dirty is not None:
             dirty.read_into(buffer, offset)
-        self._read_ahead(inode, offset, size)
+        self._ahead.note(inode, offset, size)
         return bytes(buffer)
 
     def _within_one_frame(self, inode: int, offset: int, size: int) -> bytes | None:
@@ -138,7 +138,7 @@ class Reader:
                 plain = self.cache.get(extent.frame)
                 if plain is None:
                     return None
-                self._read_ahead(inode, offset, size)
+                self._ahead.note(inode, offset, size)
                 at = extent.frame_offset + start - extent.start
                 return plain[at : at + size]
         return None
@@ -157,26 +157,48 @@ class Reader:
                     spans.append((low - offset, high - low, frame, frame_offset + low - base - start))
         return spans
 
-    def _read_ahead(self, inode: int, offset: int, size: int) -> None:
-        expected = self._expected.get(inode)
-        end = offset + size
-        if len(self._expected) > FILES_MAX:
-            self._expected.clear()
-        self._expected[inode] = end
-        if expected != offset or self._nursery is None:
-            return
-        chunk = end // CHUNK_SIZE
-        for ahead in range(chunk, chunk + PREFETCH_FRAMES + 1):
-            for extent in unpack_extents(self._state.index.get_extents(inode, ahead))[:PREFETCH_FRAMES]:
-                if self.cache.get(extent.frame) is None and extent.frame not in self._loading:
-                    self._nursery.start_soon(self._prefetch, extent.frame)
+    # --- read-ahead --------------------------------------------------------------------------
 
-    async def _prefetch(self, frame: int) -> None:
-        try:
-            await self.load(frame)
-        except MirrorfsError:
-            # Whoever reads it for real gets the error; it was logged where it arose.
+    def _is_wanted(self, frame: int) -> bool:
+        return frame not in self._loading and self.cache.get(frame) is None
+
+    def _start_loading(self, frames: Sequence[int]) -> None:
+        if self._nursery is None:
             return
+        rows = (self._state.index.get_frame(frame) for frame in frames)
+        for run in runs(self._place(row) for row in rows if row is not None):
+            # Marked before any await, so that nobody else loads them.
+            for place in run:
+                self._loading[place.frame] = trio.Event()
+            self._nursery.start_soon(self._prefetch, run)
+
+    async def _prefetch(self, run: Sequence[Place]) -> None:
+        """Load frames that are marked as being loaded. Errors are for whoever reads them for real."""
+        try:
+            if self._held(run[0].frame) is None:
+                for place, plain in zip(run, await self._from_disk(run), strict=True):
+                    self.cache.put(place.frame, plain)
+        except FileNotFoundError:
+            await self._prefetch_singly(run)
+        except MirrorfsError:
+            return
+        finally:
+            for place in run:
+                self._loaded(place.frame)
+
+    async def _prefetch_singly(self, run: Sequence[Place]) -> None:
+        """The same from the stores, a request each."""
+        try:
+            for place in run:
+                self.cache.put(place.frame, await self._fetch(place.frame))
+                self._loaded(place.frame)
+        except MirrorfsError:
+            return
+
+    def _loaded(self, frame: int) -> None:
+        event = self._loading.pop(frame, None)
+        if event is not None:
+            event.set()
 
     # --- frames ------------------------------------------------------------------------------
 
@@ -190,59 +212,74 @@ class Reader:
             if event is None:
                 break
             await event.wait()
-        event = self._loading[frame] = trio.Event()
+        self._loading[frame] = trio.Event()
         try:
             plain = await self._fetch(frame)
             self.cache.put(frame, plain)
             return plain
         finally:
-            del self._loading[frame]
-            event.set()
+            self._loaded(frame)
 
-    def _place(self, row: FrameRow) -> tuple[int, int, int, int]:
-        """(sequence, ordinal, offset, size) of where a frame lies now."""
+    def _place(self, row: FrameRow) -> Place:
+        """Where a frame lies now."""
         moved = self._state.index.get_relocation(row.frame)
         if moved is not None:
-            return moved.sequence, moved.ordinal, moved.offset, moved.size
+            return Place(row.frame, moved.sequence, moved.ordinal, moved.offset, moved.size)
         sequence, ordinal = split_frame_id(row.frame)
-        return sequence, ordinal, row.offset, row.size
+        return Place(row.frame, sequence, ordinal, row.offset, row.size)
+
+    def _held(self, frame: int) -> Body | None:
+        log = self._log()
+        return log.held(frame) if log is not None else None
 
     async def _fetch(self, frame: int) -> bytes:
         row = self._state.index.get_frame(frame)
         if row is None:
             raise ReadFailed("the index names a frame that is in no segment.")
-        log = self._log()
-        body = log.held(frame) if log is not None else None
+        body = self._held(frame)
         if body is not None:
             return unpack(body)
-        sequence, ordinal, offset, size = self._place(row)
-        key = self._segment_key(sequence)
-
+        place = self._place(row)
+        key = self._segment_key(place.sequence)
         try:
-            file = self._local(key)
-            if key not in self._ciphers:
-                self._learn(key, file.read(offset=0, size_bytes=HEADER_SIZE))
-
-            def from_disk() -> bytes:
-                return self._open(key, file.read(offset=offset, size_bytes=size), offset, ordinal)
-
-            return from_disk() if size < OFFLOAD_FROM else await self._offload.run(from_disk)
+            return (await self._from_disk((place,)))[0]
         except FileNotFoundError:
             pass
         except (DamagedError, DiskError) as exc:
-            logger.warning("Local object %s, offset %d: %s Trying the stores.", key, offset, exc)
+            logger.warning("Local object %s, offset %d: %s Trying the stores.", key, place.offset, exc)
         for store in self._stores:
             try:
                 if key not in self._ciphers:
                     self._learn(key, await store.get_range(ObjectKey(key), offset=0, size_bytes=HEADER_SIZE))
-                data = await store.get_range(ObjectKey(key), offset=offset, size_bytes=size)
-                return self._open(key, data, offset, ordinal)
+                data = await store.get_range(ObjectKey(key), offset=place.offset, size_bytes=place.size)
+                return self._open(key, data, place)
             except (DamagedError, StoreError) as exc:
-                logger.warning("Store %s, object %s, offset %d: %s", store.name, key, offset, exc)
-        logger.error("No good copy of object %s, offset %d.", key, offset)
+                logger.warning("Store %s, object %s, offset %d: %s", store.name, key, place.offset, exc)
+        logger.error("No good copy of object %s, offset %d.", key, place.offset)
         raise ReadFailed(
             "no copy of these bytes is good; run mirrorfs status to see which stores are reachable."
         )
+
+    async def _from_disk(self, run: Sequence[Place]) -> list[bytes]:
+        """Plaintexts of frames that lie next to one another.
+
+        Raises: FileNotFoundError: the segment is not here. DamagedError, DiskError.
+        """
+        key = self._segment_key(run[0].sequence)
+        file = self._local(key)
+        if key not in self._ciphers:
+            self._learn(key, file.read(offset=0, size_bytes=HEADER_SIZE))
+        start = run[0].offset
+        size = run[-1].offset + run[-1].size - start
+
+        def work() -> list[bytes]:
+            data = memoryview(file.read(offset=start, size_bytes=size))
+            return [
+                self._open(key, data[place.offset - start : place.offset - start + place.size], place)
+                for place in run
+            ]
+
+        return work() if size < OFFLOAD_FROM else await self._offload.run(work)
 
     def _segment_key(self, sequence: int) -> str:
         log = self._log()
@@ -262,8 +299,8 @@ class Reader:
         if len(self._ciphers) > CIPHERS_MAX:
             self._ciphers.popitem(last=False)
 
-    def _open(self, key: str, data: bytes, offset: int, ordinal: int) -> bytes:
-        _, body = self._ciphers[key].open_body(data, offset=offset, ordinal=ordinal)
+    def _open(self, key: str, data: bytes | memoryview, place: Place) -> bytes:
+        _, body = self._ciphers[key].open_body(data, offset=place.offset, ordinal=place.ordinal)
         return unpack(body)
 
     def _local(self, key: str) -> OpenFile:

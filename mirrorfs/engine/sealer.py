@@ -25,10 +25,13 @@ from mirrorfs.ports import Offload
 
 BATCH_BYTES = 8 * MIB
 """Bytes sealed before waiting fsyncs get their turn; well below a segment."""
-PART_BYTES = 2 * MIB
+PART_BYTES = 4 * MIB
 """Bytes appended while the next ones are compressed."""
-COMPRESS_TOGETHER = 512 * 1024
-"""Small frames are compressed several to a thread hop."""
+COMPRESS_TOGETHER = 2 * MIB
+"""Frames are compressed several to a thread hop: one costs as much as half a mebibyte of work."""
+SEAL_NOW_MAX = 1 * MIB
+"""Bytes that `seal_now` compresses and appends on the loop: less than a millisecond, and several thread
+hops take longer."""
 
 assert BATCH_BYTES * 2 <= SEGMENT_SIZE_MAX
 
@@ -82,13 +85,13 @@ class Sealer:
         """
         state = self._state
         files = [state.dirty[inode] for inode in inodes if inode in state.dirty]
-        if sum(file.waiting_bytes for file in files) > INLINE_MAX:
+        if sum(file.waiting_bytes for file in files) > SEAL_NOW_MAX:
             return False
         pieces: list[tuple[Group, DirtyPiece]] = []
         for file in files:
             state.dirty_bytes -= file.freeze()
             while file.frozen:
-                self._take(file, pieces, INLINE_MAX)
+                self._take(file, pieces, SEAL_NOW_MAX)
         if not pieces:
             return True
         plans = plan_frames(pieces)

@@ -43,6 +43,7 @@ _SMALL: tuple[tuple[ModuleType, str, int], ...] = (
     (sealer, "INLINE_MAX", 4 * KIB),
     (sealer, "COMPRESS_TOGETHER", 16 * KIB),
     (sealer, "PART_BYTES", 8 * KIB),
+    (sealer, "SEAL_NOW_MAX", 4 * KIB),
     (journals, "FRAME_LENGTH_MAX", 600),
     (segment_writer, "SEGMENT_SIZE_MAX", 320 * KIB),
     (segment_writer, "PREPARED_MIN", 1 * KIB),
