@@ -3,11 +3,15 @@
 A chunk's extents are sorted by start and never overlap; what they do not cover is a hole and reads as
 zeros. Every change reports the bytes it freed, frame by frame, so that the caller can count what is
 still alive in each frame.
+
+A chunk of a database may have 256 extents or more: what concerns a few of them looks for these in the
+packed form, and leaves the others alone.
 """
 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +19,7 @@ from mirrorfs.errors import FormatError
 from mirrorfs.format.limits import CHUNK_SIZE
 
 _EXTENT = struct.Struct("<IIQI")
+_START = struct.Struct("<I")
 
 
 class Extent(NamedTuple):
@@ -50,6 +55,39 @@ def unpack_extents(packed: bytes | None) -> list[Extent]:
     if end > CHUNK_SIZE:
         raise FormatError("extents leave their chunk.")
     return extents
+
+
+def _first_from(packed: bytes, start: int) -> int:
+    """Index of the first packed extent that does not begin before `start`."""
+    count, rest = divmod(len(packed), _EXTENT.size)
+    if rest:
+        raise FormatError("extents are cut short.")
+    size, unpack = _EXTENT.size, _START.unpack_from
+    return bisect_left(range(count), start, key=lambda index: unpack(packed, index * size)[0])
+
+
+def extents_within(packed: bytes | None, low: int, high: int) -> list[Extent]:
+    """The extents that have bytes in [low, high) of the chunk, whole; perhaps one more before them.
+
+    Raises FormatError as unpack_extents, for what it looks at.
+    """
+    if not packed:
+        return []
+    if len(packed) == _EXTENT.size:
+        return unpack_extents(packed)
+    first = max(_first_from(packed, low + 1) - 1, 0)
+    return unpack_extents(packed[first * _EXTENT.size : _first_from(packed, high) * _EXTENT.size])
+
+
+def overlay_packed(packed: bytes | None, new: Extent) -> tuple[bytes, list[Freed]]:
+    """`overlay` on the packed form."""
+    if not packed:
+        return _EXTENT.pack(*new), []
+    # The extent before is taken along: it may reach into the new one, or continue in it.
+    first = max(_first_from(packed, new.start) - 1, 0) * _EXTENT.size
+    last = _first_from(packed, new.start + new.length) * _EXTENT.size
+    extents, freed = overlay(unpack_extents(packed[first:last]), new)
+    return b"".join((packed[:first], pack_extents(extents), packed[last:])), freed
 
 
 def overlay(extents: Sequence[Extent], new: Extent) -> tuple[list[Extent], list[Freed]]:

@@ -30,6 +30,8 @@ from mirrorfs.format.signing import WriterPublicKey
 
 _FAULTS_NAMED = 4
 _TRIES_MAX = 4096
+_ZEROS_FIRST = 4
+"""The size of a frame, which is never zero."""
 _NAME_AT = 20
 """Offset of the birth sequence in a frame header."""
 
@@ -207,7 +209,7 @@ def _scan_open(
 ) -> ScannedSegment:
     fault: str | None = None
     offset, ordinal = HEADER_SIZE, 0
-    while offset < len(view):
+    while offset < len(view) and not _only_zeros(view, offset):
         try:
             end, kind = collector.add(offset, ordinal)
             if kind is Kind.TRAILER:
@@ -222,6 +224,12 @@ def _scan_open(
     return ScannedSegment(
         header, collector.journals, None, offset, digest, fault, collector.durable, tuple(collector.frames)
     )
+
+
+def _only_zeros(view: memoryview, offset: int) -> bool:
+    """Whether the writer's frames end here: it keeps zeros behind them, for the next ones to overwrite."""
+    first = view[offset : offset + _ZEROS_FIRST]
+    return not any(first) and bytes(len(view) - offset) == view[offset:]
 
 
 def _journals_behind(

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from mirrorfs.core.extents import Extent, Freed, overlay, pack_extents, trim, unpack_extents
+from mirrorfs.core.extents import Extent, Freed, overlay_packed, pack_extents, trim, unpack_extents
 from mirrorfs.errors import DamagedError
 from mirrorfs.format.limits import CHUNK_SIZE, FIRST_COOKIE, ROOT_INODE
 from mirrorfs.format.record import (
@@ -187,9 +187,10 @@ class Applier:
             while length:
                 chunk, start = divmod(offset, CHUNK_SIZE)
                 step = min(length, CHUNK_SIZE - start)
-                old = unpack_extents(index.get_extents(r.inode, chunk))
-                new, freed = overlay(old, Extent(start, step, frame, frame_offset))
-                index.put_extents(ExtentRow(r.inode, chunk, pack_extents(new)))
+                packed, freed = overlay_packed(
+                    index.get_extents(r.inode, chunk), Extent(start, step, frame, frame_offset)
+                )
+                index.put_extents(ExtentRow(r.inode, chunk, packed))
                 added += step - self._free(freed)
                 self._revive(frame, step)
                 offset, length, frame_offset = offset + step, length - step, frame_offset + step

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from mirrorfs.core.extents import unpack_extents
+from mirrorfs.core.extents import extents_within
 from mirrorfs.engine.log import Log
 from mirrorfs.engine.read_ahead import Place, ReadAhead, runs
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
@@ -133,7 +133,7 @@ class Reader:
         chunk, start = divmod(offset, CHUNK_SIZE)
         if start + size > CHUNK_SIZE:
             return None
-        for extent in unpack_extents(self._state.index.get_extents(inode, chunk)):
+        for extent in extents_within(self._state.index.get_extents(inode, chunk), start, start + size):
             if extent.start <= start and start + size <= extent.start + extent.length:
                 plain = self.cache.get(extent.frame)
                 if plain is None:
@@ -149,9 +149,8 @@ class Reader:
         end = offset + size
         for chunk in range(offset // CHUNK_SIZE, (end - 1) // CHUNK_SIZE + 1):
             base = chunk * CHUNK_SIZE
-            for start, length, frame, frame_offset in unpack_extents(
-                self._state.index.get_extents(inode, chunk)
-            ):
+            packed = self._state.index.get_extents(inode, chunk)
+            for start, length, frame, frame_offset in extents_within(packed, offset - base, end - base):
                 low, high = max(base + start, offset), min(base + start + length, end)
                 if low < high:
                     spans.append((low - offset, high - low, frame, frame_offset + low - base - start))

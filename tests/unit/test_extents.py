@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mirrorfs.core.extents import Extent, Freed, overlay, pack_extents, trim, unpack_extents
+from mirrorfs.core.extents import (
+    Extent,
+    Freed,
+    extents_within,
+    overlay,
+    overlay_packed,
+    pack_extents,
+    trim,
+    unpack_extents,
+)
 from mirrorfs.errors import FormatError
 from mirrorfs.format.limits import CHUNK_SIZE
 
@@ -37,6 +48,36 @@ B = Extent(300, 100, 2, 50)
 )
 def test_overlay(new: Extent, expected: list[Extent], freed: list[Freed]) -> None:
     assert overlay([A, B], new) == (expected, freed)
+    assert overlay_packed(pack_extents([A, B]), new) == (pack_extents(expected), freed)
+
+
+RANGES = st.tuples(st.integers(0, 60), st.integers(1, 20), st.integers(1, 3), st.integers(0, 9))
+
+
+@given(st.lists(RANGES, max_size=12), st.integers(-5, 90), st.integers(0, 40))
+def test_the_packed_form_is_worked_on_as_the_list_is(
+    ranges: list[tuple[int, int, int, int]], low: int, size: int
+) -> None:
+    extents: list[Extent] = []
+    packed: bytes | None = None
+    for fields in ranges:
+        new = Extent._make(fields)
+        extents, freed = overlay(extents, new)
+        packed, freed_too = overlay_packed(packed, new)
+        assert (packed, freed_too) == (pack_extents(extents), freed)
+    high = low + size
+    inside = [one for one in extents if one.start < high and one.start + one.length > low]
+    found = extents_within(packed, low, high)
+    assert [one for one in found if one in inside] == inside
+    assert len(found) <= len(inside) + 1
+
+
+def test_a_packed_form_that_is_cut_short_is_refused() -> None:
+    cut = pack_extents([A, B])[:-1]
+    with pytest.raises(FormatError):
+        overlay_packed(cut, A)
+    with pytest.raises(FormatError):
+        extents_within(cut, 0, 10)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import zstandard
 
 from mirrorfs.errors import AuthenticationError, FormatError, LimitError
+from mirrorfs.format import frame
 from mirrorfs.format.frame import (
     FRAME_HEADER_SIZE,
     Body,
@@ -27,7 +28,7 @@ NONCE = bytes(range(12))
 
 
 def sealed(body: Body, *, offset: int = 316, ordinal: int = 3, birth: tuple[int, int] = (7, 3)) -> bytes:
-    return CIPHER.seal(body, offset=offset, ordinal=ordinal, nonce=NONCE, birth=birth, pad_data=True)
+    return bytes(CIPHER.seal(body, offset=offset, ordinal=ordinal, nonce=NONCE, birth=birth, pad_data=True))
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -44,6 +45,35 @@ def test_round_trip(kind: Kind, payload: bytes) -> None:
 def test_codec_is_what_pays() -> None:
     assert make_body(Kind.DATA, b"a" * 1000).codec is Codec.ZSTD
     assert make_body(Kind.DATA, os.urandom(1000)).codec is Codec.RAW
+
+
+@pytest.mark.parametrize("size", [64 * 1024, FRAME_LENGTH_MAX])
+def test_long_payloads_that_do_not_shrink_are_kept_as_they_are(size: int) -> None:
+    noise = os.urandom(size)
+    body = make_body(Kind.DATA, noise)
+    assert (body.codec, body.data, body.length) == (Codec.RAW, noise, size)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_long_payload_that_shrinks_at_one_of_the_samples_is_compressed(place: int) -> None:
+    size, part = 256 * 1024, 64 * 1024
+    payload = bytearray(os.urandom(size))
+    payload[place * part : (place + 1) * part] = bytes(part)
+    assert make_body(Kind.DATA, payload).codec is Codec.ZSTD
+
+
+def test_a_frame_sealed_in_place_has_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (0, 1, 4000, 100_000):
+        for pad_data in (True, False):
+            body = make_body(Kind.DATA, os.urandom(size))
+            made = []
+            for threshold in (0, 1 << 30):
+                monkeypatch.setattr(frame, "_IN_PLACE_FROM", threshold)
+                made.append(
+                    CIPHER.seal(body, offset=1, ordinal=2, nonce=NONCE, birth=(3, 4), pad_data=pad_data)
+                )
+            assert made[0] == made[1]
+            assert unpack(CIPHER.open_body(made[0], offset=1, ordinal=2)[1]) == body.data
 
 
 def test_every_flipped_bit_is_noticed() -> None:

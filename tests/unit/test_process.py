@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,65 @@ async def test_started_work_ends_in_spite_of_cancelling_and_errors_come_through(
 
     with pytest.raises(KeyError):
         await offload.sync(fail)
+
+
+def slowed(seconds: float) -> Callable[[], None]:
+    """A sync that takes as long, as the clock of the offload sees it."""
+    return lambda: clock_ns.__setitem__(0, clock_ns[0] + int(seconds * 1e9))
+
+
+clock_ns = [0]
+
+
+async def test_syncs_are_brief_once_they_have_shown_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirrorfs.drivers.os_threads.time.monotonic_ns", lambda: clock_ns[0])
+    offload = ThreadOffload()
+    assert not offload.syncs_are_brief()  # nothing is known
+    await offload.sync(slowed(0.0002))
+    assert offload.syncs_are_brief()
+    offload.sync_here(slowed(0.1))
+    assert not offload.syncs_are_brief()  # one slow sync, and the next ones go to threads
+    count = 0
+    while not offload.syncs_are_brief():
+        await offload.sync(slowed(0.0001))
+        count += 1
+    assert 10 < count < 100
+
+
+async def test_a_sync_here_gives_result_and_errors_and_counts_both() -> None:
+    offload = ThreadOffload()
+    assert offload.sync_here(lambda: 7) == 7
+
+    def fail() -> None:
+        raise KeyError("from the disk")
+
+    with pytest.raises(KeyError):
+        offload.sync_here(fail)
+
+
+async def test_work_in_threads_is_seen() -> None:
+    offload = ThreadOffload()
+    seen: list[bool] = []
+
+    def look() -> None:
+        trio.from_thread.run_sync(lambda: seen.append(offload.is_working()))
+
+    await offload.run(look)
+    await offload.sync(look)
+    assert seen == [True, True]
+    assert not offload.is_working()
+
+
+def test_freed_memory_is_kept_where_the_c_library_can() -> None:
+    # In a process of its own: the setting is for good.
+    program = (
+        "import ctypes, sys; from mirrorfs.drivers.process import keep_freed_memory\n"
+        "kept = keep_freed_memory()\n"
+        "assert kept == hasattr(ctypes.CDLL(None), 'mallopt')\n"
+        "import resource; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "bytes(3 << 20); before = faults()\n"
+        "for _ in range(50): bytes(3 << 20)\n"
+        "print(faults() - before if kept else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 768 * 5  # each would fault in 768 pages
