@@ -387,9 +387,6 @@ class NullFileSystem:
     async def fsync(self, inode: int) -> None:
         return
 
-    async def sync(self) -> None:
-        return
-
 
 async def run(
     filesystem: NullFileSystem,

@@ -172,6 +172,3 @@ class FileSystemPort(Protocol):
 
     async def fsync(self, inode: int) -> None:
         """This file's data and all namespace records so far are durable on return."""
-
-    async def sync(self) -> None:
-        """Everything is durable on return."""

@@ -369,4 +369,5 @@ class MirrorOperations(pyfuse3.Operations):
 
     @async_handler
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        await self._fs.sync()
+        # All names so far, and the data that must not come after them; not every file's.
+        await self._fs.fsync(fh)
