@@ -32,6 +32,7 @@ GOALS: Mapping[str, Goal] = {
     "write-text-stored": Goal(),  # the peers keep one copy, MirrorFS three: told, not judged
     "create": Goal(1.2, 0.75),
     "create-fsync": Goal(1.5),
+    "create-empty": Goal(1.0),
     "dicom": Goal(1.5),
     "untar": Goal(1.2),
     "append": Goal(1.0),

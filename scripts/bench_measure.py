@@ -1,8 +1,9 @@
 """Rounds: every filesystem in turn, every workload in each, with what it cost the daemon.
 
-Untimed around every workload: what it needs; for cold ones settling, a remount and dropping the kernel's
-caches; afterwards, if `settle`, waiting until the filesystem has nothing left to do. Processor time and
-peak memory are those of the work and of this wait together, so that postponed work is not free.
+Untimed around every workload: what it needs; for cold ones a remount, if the daemon has touched their
+files since the last one, and dropping the kernel's caches; afterwards, if `settle`, waiting until the
+filesystem has nothing left to do. Processor time and peak memory are those of the work and of this wait
+together, so that postponed work is not free.
 """
 
 from __future__ import annotations
@@ -75,13 +76,22 @@ def settle(filesystem: Filesystem, options: Options) -> None:
         os.sync()
 
 
-def make_cold(filesystem: Filesystem, options: Options) -> None:
-    """Nothing of the files is in memory any more."""
-    settle(filesystem, options)
-    if options.remount and filesystem.keeps_files:
-        filesystem.umount()
-        filesystem.mount()
-    drop_caches()
+class Warmth:
+    """Which workloads' files the daemon has touched since it was mounted."""
+
+    def __init__(self) -> None:
+        self._touched: set[str] = set()
+
+    def touch(self, workload: Workload) -> None:
+        """A workload is about to run."""
+        self._touched.update((workload.name, *workload.needs))
+
+    def must_remount(self, workload: Workload) -> bool:
+        """Whether it would be warm for the daemon; then a remount follows."""
+        warm = workload.cold and not self._touched.isdisjoint(workload.needs)
+        if warm:
+            self._touched.clear()
+        return warm
 
 
 def stored(filesystem: Filesystem) -> int:
@@ -93,7 +103,8 @@ def time_job(filesystem: Filesystem, job: Job, options: Options) -> Sample:
     """Do the work and see what it cost."""
     pids = filesystem.pids()
     reset_peak(pids)
-    stored_before, cpu_before_s = stored(filesystem), cpu_s(pids)
+    stored_before = stored(filesystem) if job.written_bytes else 0
+    cpu_before_s = cpu_s(pids)
     start_s = time.perf_counter()
     job.work()
     elapsed_s = time.perf_counter() - start_s
@@ -105,16 +116,23 @@ def time_job(filesystem: Filesystem, job: Job, options: Options) -> Sample:
         cpu_s=cpu_s(pids) - cpu_before_s,
         peak_bytes=peak_bytes(pids),
         written_bytes=job.written_bytes,
-        stored_bytes=stored(filesystem) - stored_before,
+        stored_bytes=stored(filesystem) - stored_before if job.written_bytes else 0,
     )
 
 
-def measure_workload(filesystem: Filesystem, workload: Workload, scene: Scene, options: Options) -> Sample:
+def measure_workload(
+    filesystem: Filesystem, workload: Workload, scene: Scene, warmth: Warmth, options: Options
+) -> Sample:
     """One workload; what a filesystem cannot do is told in the sample."""
     try:
         job = workload.prepare(scene)
+        if warmth.must_remount(workload) and options.remount and filesystem.keeps_files:
+            settle(filesystem, options)
+            filesystem.umount()
+            filesystem.mount()
+        warmth.touch(workload)
         if workload.cold:
-            make_cold(filesystem, options)
+            drop_caches()
         return time_job(filesystem, job, options)
     except (OSError, sqlite3.Error, subprocess.CalledProcessError) as error:
         return Sample(0.0, error=f"{type(error).__name__}: {error}")
@@ -129,8 +147,10 @@ def one_round(
         filesystem.make()
         filesystem.mount()
         scene = Scene(root=filesystem.root, scale=options.scale, tar=tar, flush=filesystem.flush)
+        warmth = Warmth()
         return {
-            workload.name: measure_workload(filesystem, workload, scene, options) for workload in workloads
+            workload.name: measure_workload(filesystem, workload, scene, warmth, options)
+            for workload in workloads
         }
     finally:
         try:

@@ -1,7 +1,8 @@
 """What the benchmark does to every filesystem: plain programs' file calls, made in this process.
 
 A workload prepares what it needs, untimed, and hands back the work to be timed. Those that are `cold` are
-timed after a remount and with the kernel's caches dropped. The order of WORKLOADS is that of a round.
+timed after a remount and with the kernel's caches dropped. The order of WORKLOADS is that of a round; it
+brings cold ones together, because some filesystems take seconds to mount.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Workload:
     needs: tuple[str, ...] = ()
     """Workloads that leave behind what this one works on."""
     cold: bool = False
+    """Whether the daemon must not have touched, since it was mounted, what this needs."""
     fsync_bound: bool = False
     """Whether only filesystems whose fsync reaches the disk are its measure."""
 
@@ -198,6 +200,16 @@ def _walk(scene: Scene) -> Job:
     return Job(scene.count(SMALL_FILES), work)
 
 
+def _stat(scene: Scene) -> Job:
+    paths = _small_names(scene)
+
+    def work() -> None:
+        for path in paths:
+            os.stat(path)
+
+    return Job(len(paths), work)
+
+
 def _small_reads(scene: Scene) -> Job:
     # In an order of its own: nobody reads a directory as it was written.
     paths = _small_names(scene)
@@ -222,11 +234,19 @@ def _unlink(scene: Scene) -> Job:
     return Job(len(paths), work)
 
 
-def _list(scene: Scene) -> Job:
+def _create_empty(scene: Scene) -> Job:
     folder, count = scene.root / "listed", scene.count(LISTED_FILES)
     folder.mkdir()
-    for number in range(count):
-        os.close(os.open(f"{folder}/report-{number:06d}.txt", os.O_WRONLY | os.O_CREAT, 0o644))
+
+    def work() -> None:
+        for number in range(count):
+            os.close(os.open(f"{folder}/report-{number:06d}.txt", os.O_WRONLY | os.O_CREAT, 0o644))
+
+    return Job(count, work)
+
+
+def _list(scene: Scene) -> Job:
+    folder, count = scene.root / "listed", scene.count(LISTED_FILES)
 
     def work() -> None:
         if len(os.listdir(folder)) != count:
@@ -385,6 +405,7 @@ WORKLOADS: tuple[Workload, ...] = (
     ),
     Workload("create", "4 KiB creates", "/s", _create),
     Workload("create-fsync", "4 KiB creates + fsync", "/s", _create_synced, fsync_bound=True),
+    Workload("create-empty", "empty creates in one directory", "/s", _create_empty),
     Workload("dicom", "DICOM ingest, 512 KiB", "/s", _dicom, fsync_bound=True),
     Workload("untar", "untar small files", "files/s", _untar),
     Workload("append", "open + append + close", "/s", _append),
@@ -399,6 +420,9 @@ WORKLOADS: tuple[Workload, ...] = (
         "read-random-cold", "cold read, incompressible", "MiB/s", _read("random", warm=False),
         needs=("write-random",), cold=True,
     ),
+    Workload("walk", "cold walk + stat", "/s", _walk, needs=("create",), cold=True),
+    Workload("list", "cold listing of 10,000", "entries/s", _list, needs=("create-empty",), cold=True),
+    Workload("small-reads", "cold small reads", "/s", _small_reads, needs=("create",), cold=True),
     Workload(
         "read-text-warm", "warm read, text", "MiB/s", _read("text", warm=True), needs=("write-text",)
     ),
@@ -410,11 +434,11 @@ WORKLOADS: tuple[Workload, ...] = (
         "update-fdatasync", "random 4 KiB write + fdatasync", "/s", _update,
         needs=("write-random",), fsync_bound=True,
     ),
-    Workload("walk", "cold walk + stat", "/s", _walk, needs=("create",), cold=True),
-    Workload("small-reads", "cold small reads", "/s", _small_reads, needs=("create",), cold=True),
-    Workload("list", "cold listing of 10,000", "entries/s", _list, cold=True),
     Workload("unlink", "unlinks", "/s", _unlink, needs=("create",)),
 )  # fmt: skip
+
+STAT = Workload("stat", "cold stat by name", "/s", _stat, needs=("create",), cold=True)
+"""Looking up names without listing them first; counted (--requests), not timed."""
 
 
 def with_needed(names: Sequence[str]) -> list[Workload]:

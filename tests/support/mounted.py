@@ -191,6 +191,7 @@ def mounted_volume(
     mirror_delay_s: float | None = None,
     state_home: Path | None = None,
     stores: Mapping[str, Path] | None = None,
+    store_urls: Mapping[str, str] | None = None,
 ) -> Iterator[Mounted]:
     """Make a volume in an empty directory and mount it.
 
@@ -200,6 +201,7 @@ def mounted_volume(
         mirror_delay_s: None for the default.
         state_home: another place for the local state, an existing private directory.
         stores: other places for the stores, existing directories, by name; default `a` and `b`.
+        store_urls: stores of any kind instead, by name; the volume then knows no directories of them.
     """
     (folder / "mnt").mkdir()
     (folder / "config").mkdir(mode=0o700)
@@ -207,7 +209,9 @@ def mounted_volume(
     if state_home is None:
         state_home = folder / "state"
         state_home.mkdir(mode=0o700)
-    if stores is None:
+    if store_urls is not None:
+        stores = {}
+    elif stores is None:
         stores = {name: folder / f"store-{name}" for name in ("a", "b")}
         for place in stores.values():
             place.mkdir()
@@ -227,7 +231,9 @@ def mounted_volume(
             environment=environment,
             mount_options=mount_options,
         )
-        urls = [f"--store={name}=file://{place}" for name, place in stores.items()]
+        if store_urls is None:
+            store_urls = {name: f"file://{place}" for name, place in stores.items()}
+        urls = [f"--store={name}={url}" for name, url in store_urls.items()]
         volume.must(
             "init", volume.name, *urls, "--token", token.uri(), "--create-key",
             "--kdf-memory-mib", str(KDF_MEMORY_MIB),
