@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.bench_filesystems import Filesystem, Null
+from scripts.bench_filesystems import BenchError, Filesystem, Null
 from scripts.bench_machine import description, disk_kind
 from scripts.bench_measure import MEMORY, Options, can_drop_caches, measure
 from scripts.bench_mirrorfs import Mirrorfs
@@ -57,7 +57,7 @@ def facts(kinds: Sequence[type[Filesystem]], options: Options, command: str) -> 
     folder = Path(options.folder or tempfile.gettempdir())
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     lines = [
-        f"`{command}` on {today}: medians of {options.rounds} rounds, the file systems in turns.",
+        f"`{command}` on {today}: median of {options.rounds} rounds, the file systems in turns.",
         description(folder),
         "Stores of MirrorFS (two directories), rclone and S3QL: "
         + (disk_kind(MEMORY) if options.stores_in_memory else "on the same disk")
@@ -184,6 +184,9 @@ def main(argv: Sequence[str]) -> int:
     except NoMarkers as error:
         print(f"{arguments.markdown}: {error}", file=sys.stderr)
         return 2
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
