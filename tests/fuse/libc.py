@@ -10,6 +10,8 @@ from pathlib import Path
 
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW, AT_EACCESS, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = 0x100, 0x200, 0x400, 0x1000
+UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,11 +35,50 @@ _libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
 _libc.closedir.argtypes = [ctypes.c_void_p]
 
 
-def renameat2(source: Path, target: Path, flags: int) -> None:
-    """rename with flags. Raises OSError."""
-    if _libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags) != 0:
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+def _check(result: int) -> None:
+    if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def renameat2(source: Path | str, target: Path | str, flags: int) -> None:
+    """rename with flags. Raises OSError."""
+    _check(_libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags))
+
+
+def access(path: str, mode: int, flags: int = 0) -> None:
+    """faccessat, which tells why not. Raises OSError."""
+    _check(_libc.faccessat(AT_FDCWD, os.fsencode(path), mode, flags))
+
+
+def utimensat(path: str, atime: tuple[int, int], mtime: tuple[int, int], flags: int = 0) -> None:
+    """Set times of (seconds, nanoseconds); UTIME_NOW and UTIME_OMIT are nanoseconds. Raises OSError."""
+    times = (_Timespec * 2)(atime, mtime)
+    _check(_libc.utimensat(AT_FDCWD, os.fsencode(path), times, flags))
+
+
+def linkat(source: str, target: str, flags: int) -> None:
+    """link with flags. Raises OSError."""
+    _check(_libc.linkat(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags))
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """The system call, without glibc's substitute. Raises OSError."""
+    _check(_libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
+
+
+def sync_file_range(descriptor: int, offset: int, length: int, flags: int) -> None:
+    """Raises OSError."""
+    _check(_libc.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), flags))
+
+
+def syncfs(descriptor: int) -> None:
+    """Raises OSError."""
+    _check(_libc.syncfs(descriptor))
 
 
 class Listing:

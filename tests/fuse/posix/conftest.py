@@ -1,0 +1,51 @@
+"""Every case of this directory runs on ext4 first, then on one mount that all of them share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.fuse.conftest import FILESYSTEMS
+
+_numbers = count()
+
+
+@pytest.fixture(scope="session", params=FILESYSTEMS)
+def filesystem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One filesystem for all modules: mounting takes longer than hundreds of cases."""
+    kind: str = request.param
+    with FILESYSTEMS[kind](tmp_path_factory.mktemp(kind)) as directory:
+        directory.chmod(0o755)
+        yield directory
+
+
+@pytest.fixture
+def on_mount(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the mount: only a case of exceptions.py may ask."""
+    kind: str = request.node.callspec.params["filesystem"]
+    return kind == "mirrorfs"
+
+
+@pytest.fixture
+def here(filesystem: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory that anybody may write to, root's, and the working directory of the test.
+
+    Names in the tests are relative to it: the directories above are pytest's and closed to others.
+    """
+    directory = filesystem / f"case-{next(_numbers)}"
+    directory.mkdir()
+    directory.chmod(0o777)
+    monkeypatch.chdir(directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def plain_umask() -> Iterator[None]:
+    """Modes in the tests are what the cases say."""
+    old = os.umask(0o022)
+    yield
+    os.umask(old)
