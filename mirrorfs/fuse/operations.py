@@ -61,6 +61,7 @@ XATTR_VALUE_MAX: Final = 64 * 1024
 
 S_IFLNK: Final = 0o120000
 PERMISSIONS: Final = 0o7777
+SET_ID: Final = 0o6000
 
 
 def _is_writable(flags: int) -> bool:
@@ -307,11 +308,19 @@ class MirrorOperations(pyfuse3.Operations):
         info = self._open(inode, writable=_is_writable(flags))
         if flags & os.O_TRUNC:  # libfuse asks for atomic O_TRUNC: the kernel sends no setattr of its own
             try:
-                self._fs.setattr(inode, size=0)
+                self._truncate(inode, by=ctx.uid)
             except BaseException:
                 await self._close(inode, _is_writable(flags))
                 raise
         return info
+
+    def _truncate(self, inode: InodeT, *, by: int) -> None:
+        """What an open with O_TRUNC does, the loss of set-id bits included: nobody but us can do that."""
+        mode = self._fs.getattr(inode).mode
+        if by == 0 or not mode & SET_ID:
+            self._fs.setattr(inode, size=0)
+            return
+        self._fs.setattr(inode, size=0, mode=mode & PERMISSIONS & ~SET_ID)
 
     @async_handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from tests.fuse.conftest import FILESYSTEMS
+from tests.fuse.posix.differences import DIFFERENCES
 
 _numbers = count()
 
@@ -21,13 +22,6 @@ def filesystem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     with FILESYSTEMS[kind](tmp_path_factory.mktemp(kind)) as directory:
         directory.chmod(0o755)
         yield directory
-
-
-@pytest.fixture
-def on_mount(request: pytest.FixtureRequest) -> bool:
-    """Whether this is the mount: only a case of exceptions.py may ask."""
-    kind: str = request.node.callspec.params["filesystem"]
-    return kind == "mirrorfs"
 
 
 @pytest.fixture
@@ -49,3 +43,15 @@ def plain_umask() -> Iterator[None]:
     old = os.umask(0o022)
     yield
     os.umask(old)
+
+
+@pytest.fixture
+def differs(filesystem: Path, request: pytest.FixtureRequest) -> Callable[[str], bool]:
+    """Whether this is the mount, for a difference that differences.py names."""
+    kind: str = request.node.callspec.params["filesystem"]
+
+    def asked(name: str) -> bool:
+        assert name in DIFFERENCES
+        return kind == "mirrorfs"
+
+    return asked
