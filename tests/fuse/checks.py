@@ -18,7 +18,8 @@ def refused(number: int, call: Callable[[], object]) -> None:
     """Assert that the call fails with exactly that errno."""
     with pytest.raises(OSError) as caught:
         call()
-    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
+    actual, expected = errno.errorcode[caught.value.errno or 0], errno.errorcode[number]
+    assert actual == expected, f"{actual} instead of {expected}"
 
 
 def pattern(size: int, seed: int = 1) -> bytes:
