@@ -142,7 +142,7 @@ def test_flags_that_exclude_one_another_or_do_not_exist(here: Path, flags: int) 
 
 
 @pytest.mark.parametrize("call", [os.rename, os.link])
-def test_to_another_filesystem(here: Path, tmp_path: Path, call: Callable[[str, Path], None]) -> None:
+def test_to_another_filesystem(here: Path, call: Callable[[str, Path], None]) -> None:
     write("file", b"contents")
     # /dev/shm is another filesystem than both.
     target = Path("/dev/shm") / f"mirrorfs-{os.getpid()}"
