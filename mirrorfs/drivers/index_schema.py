@@ -50,7 +50,7 @@ CREATE TABLE inodes (
 CREATE INDEX inodes_orphan ON inodes (inode) WHERE nlink = 0;
 
 CREATE TABLE dentries (
-    cookie INTEGER PRIMARY KEY,     -- readdir position, unique in the volume, never reused
+    cookie INTEGER PRIMARY KEY,     -- readdir position, unique in the volume, never another name's
     parent INTEGER NOT NULL,        -- inode of the directory
     name BLOB NOT NULL,
     inode INTEGER NOT NULL

@@ -203,7 +203,8 @@ class Namespace(Attributes):
             Rename(
                 parent,
                 new_parent,
-                state.applier.next_cookie,
+                # A replaced name keeps its place, or a listing under way would show it twice.
+                state.applier.next_cookie if entry is None else entry.cookie,
                 state.clock.now_ns(),
                 int(exchange),
                 name,
