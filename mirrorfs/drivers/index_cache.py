@@ -13,8 +13,10 @@ Invariants:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Generic, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from mirrorfs.drivers.index_schema import Table
 
 
 class _Ordered(Protocol):
@@ -114,3 +116,31 @@ class WriteBack(Generic[K, V]):
             self._rows.move_to_end(oldest)
         else:
             del self._rows[oldest]
+
+
+def cached_table(
+    query: Callable[[str, tuple[object, ...]], list[tuple[Any, ...]]],
+    query_many: Callable[[str, Iterable[tuple[object, ...]]], None],
+    table: Table,
+    row_type: Any,
+    *,
+    clean_max: int,
+    dirty_max: int,
+) -> WriteBack[Any, Any]:
+    """A cache of one table's rows, as `row_type`, by their keys.
+
+    Args:
+        query, query_many: run a statement, once or for each of several bindings.
+    """
+    select, upsert, delete = table.select_key(), table.upsert(), table.delete()
+    single = table.key_count == 1
+
+    def load(key: Any) -> Any:
+        rows = query(select, (key,) if single else key)
+        return row_type._make(rows[0]) if rows else None
+
+    def store(puts: list[Any], deletes: list[Any]) -> None:
+        query_many(upsert, puts)
+        query_many(delete, [(key,) for key in deletes] if single else deletes)
+
+    return WriteBack(load=load, store=store, clean_max=clean_max, dirty_max=dirty_max)

@@ -28,7 +28,7 @@ import apsw
 
 from mirrorfs.drivers import index_schema as schema
 from mirrorfs.drivers import index_statements as sql
-from mirrorfs.drivers.index_cache import WriteBack
+from mirrorfs.drivers.index_cache import WriteBack, cached_table
 from mirrorfs.drivers.index_connection import (
     CACHE_KIB,
     SNAPSHOT_CACHE_KIB,
@@ -84,6 +84,8 @@ class SqliteIndex:
             schema.EXTENTS: self._extents,
             schema.FRAMES: self._frames,
         }
+        self._last_name: tuple[int, bytes, DentryRow | None] | None = None
+        """The name that was asked for last, and its row; None once any name has changed."""
         self._meta: dict[str, int | bytes] = {}
         self._meta_dirty: set[str] = set()
         self._inode_count = self._allocated = self._xattr_count = 0
@@ -111,7 +113,7 @@ class SqliteIndex:
 
     def _start(self) -> None:
         wal_path = self._path + "-wal"
-        # What a crash left may count frames that are not valid any more: too many is harmless.
+        # What a crash left may count frames that are not valid any more: harmless.
         wal_size = os.path.getsize(wal_path) if os.path.exists(wal_path) else 0
         self._wal_frames = max(0, wal_size - WAL_HEADER_BYTES) // WAL_FRAME_BYTES
         self._connection.set_wal_hook(self._wal_grew)
@@ -149,21 +151,10 @@ class SqliteIndex:
         self._connection.close(True)
         return translated(exc)
 
-    def _cache(
-        self, table: schema.Table, row_type: Any, *, clean_max: int, dirty_max: int
-    ) -> WriteBack[Any, Any]:
-        select, upsert, delete = table.select_key(), table.upsert(), table.delete()
-        single = table.key_count == 1
-
-        def load(key: Any) -> Any:
-            rows = self._query(select, (key,) if single else key)
-            return row_type._make(rows[0]) if rows else None
-
-        def store(puts: list[Any], deletes: list[Any]) -> None:
-            self._query_many(upsert, puts)
-            self._query_many(delete, [(key,) for key in deletes] if single else deletes)
-
-        return WriteBack(load=load, store=store, clean_max=clean_max, dirty_max=dirty_max)
+    def _cache(self, table: schema.Table, row_type: Any, *, clean_max: int, dirty_max: int) -> Any:
+        return cached_table(
+            self._query, self._query_many, table, row_type, clean_max=clean_max, dirty_max=dirty_max
+        )
 
     # --- inodes --------------------------------------------------------------------------------
 
@@ -196,14 +187,22 @@ class SqliteIndex:
     # --- dentries ------------------------------------------------------------------------------
 
     def get_dentry(self, parent: int, name: bytes) -> DentryRow | None:
+        # One request asks for one name several times: to answer, to check, to carry out.
+        last = self._last_name
+        if last is not None and last[1] == name and last[0] == parent:
+            return last[2]
         rows = self._query(sql.GET_DENTRY, (parent, name))
-        return DentryRow._make(rows[0]) if rows else None
+        row = DentryRow._make(rows[0]) if rows else None
+        self._last_name = parent, name, row
+        return row
 
     def put_dentry(self, row: DentryRow) -> None:
         """Insert; a row with that cookie, or with that parent and name, is replaced."""
+        self._last_name = None
         self._query(sql.PUT_DENTRY, row)
 
     def delete_dentry(self, row: DentryRow) -> None:
+        self._last_name = None
         self._query(sql.DELETE_DENTRY, (row.cookie,))
 
     def list_dentries(self, parent: int, *, after_cookie: int, limit: int) -> list[DentryRow]:
@@ -323,6 +322,7 @@ class SqliteIndex:
         elif spec is schema.INODES:
             self._inode_count += len(rows)
             self._allocated += sum(InodeRow._make(row).allocated for row in rows)
+        self._last_name = None
         if spec in self._caches:
             self._caches[spec].raise_newest(max(map(spec.key_of, rows)))
 
@@ -350,6 +350,7 @@ class SqliteIndex:
     def rollback(self) -> None:
         for cache in self._caches.values():
             cache.forget()
+        self._last_name = None
         self._meta_dirty.clear()
         self._query("ROLLBACK")
         self._begin()

@@ -8,7 +8,7 @@ not fit the tree means that the log and the index disagree: DamagedError, never 
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mirrorfs.core.extents import Extent, Freed, overlay_packed, pack_extents, trim, unpack_extents
@@ -39,6 +39,8 @@ from mirrorfs.format.rows import DentryRow, ExtentRow, InodeRow, XattrRow
 from mirrorfs.ports import Index
 
 _TRIM_BATCH = 256
+_CHUNKS_SINGLY = 8
+"""So many chunks are asked for one by one, which the index answers from memory more often than not."""
 
 
 class Applier:
@@ -176,7 +178,7 @@ class Applier:
 
     def _truncate(self, r: Truncate) -> None:
         row = self._inode(r.inode)
-        freed = self._drop_extents(r.inode, r.size) if r.size < row.size else 0
+        freed = self._drop_extents(row, r.size) if r.size < row.size else 0
         self._index.put_inode(row._replace(size=r.size, allocated=row.allocated - freed))
 
     def _extents(self, r: Extents) -> None:
@@ -211,7 +213,7 @@ class Applier:
         if row.nlink:
             raise DamagedError("the log removes an inode that still has names; restore from the stores.")
         if stat.S_ISREG(row.mode) and row.allocated:
-            self._drop_extents(r.inode, 0)
+            self._drop_extents(row, 0)
         self._index.delete_xattrs(r.inode)
         self._index.delete_inode(r.inode)
 
@@ -241,25 +243,35 @@ class Applier:
         self._index.put_inode(row._replace(nlink=nlink, ctime_ns=time_ns))
         return is_directory
 
-    def _drop_extents(self, inode: int, size: int) -> int:
+    def _drop_extents(self, row: InodeRow, size: int) -> int:
         """Drop what lies at or beyond `size`. Returns the bytes that were mapped there."""
-        index = self._index
-        chunk, start = divmod(size, CHUNK_SIZE)
+        first, start = divmod(size, CHUNK_SIZE)
+        end = -(-row.size // CHUNK_SIZE)
         freed_bytes = 0
+        for chunk, packed in self._chunks(row.inode, first, end):
+            kept, freed = trim(unpack_extents(packed), start if chunk == first else 0)
+            freed_bytes += self._free(freed)
+            if kept:
+                self._index.put_extents(ExtentRow(row.inode, chunk, pack_extents(kept)))
+            else:
+                self._index.delete_extents(row.inode, chunk)
+        return freed_bytes
+
+    def _chunks(self, inode: int, first: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Chunks in [first, end) that are no holes, which nothing lies beyond, and their packed extents."""
+        if end - first <= _CHUNKS_SINGLY:
+            for chunk in range(first, end):
+                packed = self._index.get_extents(inode, chunk)
+                if packed:
+                    yield chunk, packed
+            return
         while True:
-            rows = index.list_extents(inode, from_chunk=chunk, limit=_TRIM_BATCH)
+            rows = self._index.list_extents(inode, from_chunk=first, limit=_TRIM_BATCH)
             for row in rows:
-                kept, freed = trim(
-                    unpack_extents(row.packed), start if row.chunk == size // CHUNK_SIZE else 0
-                )
-                freed_bytes += self._free(freed)
-                if kept:
-                    index.put_extents(ExtentRow(inode, row.chunk, pack_extents(kept)))
-                else:
-                    index.delete_extents(inode, row.chunk)
+                yield row.chunk, row.packed
             if len(rows) < _TRIM_BATCH:
-                return freed_bytes
-            chunk = rows[-1].chunk + 1
+                return
+            first = rows[-1].chunk + 1
 
     def _free(self, freed: list[Freed]) -> int:
         total = 0

@@ -46,9 +46,9 @@ _WINDOW_MAX = 1 << 23
 # at each read.
 _WORTH_SHIFT = 4
 # Long payloads are first tried in part: images and archives, which do not shrink, then cost nearly nothing.
-_PROBE_FROM = 64 * 1024
+_PROBE_FROM = 256 * 1024
 _PROBES = 4
-_PROBE_SIZE = 4 * 1024
+_PROBE_SIZE = 16 * 1024
 _IN_PLACE_FROM = 32 * 1024
 """Envelopes from this size on are encrypted piece by piece into the frame: that saves copies of them, and
 costs some microseconds."""

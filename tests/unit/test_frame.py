@@ -47,7 +47,7 @@ def test_codec_is_what_pays() -> None:
     assert make_body(Kind.DATA, os.urandom(1000)).codec is Codec.RAW
 
 
-@pytest.mark.parametrize("size", [64 * 1024, FRAME_LENGTH_MAX])
+@pytest.mark.parametrize("size", [64 * 1024, 256 * 1024, FRAME_LENGTH_MAX])
 def test_long_payloads_that_do_not_shrink_are_kept_as_they_are(size: int) -> None:
     noise = os.urandom(size)
     body = make_body(Kind.DATA, noise)
