@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -18,10 +19,20 @@ _numbers = count()
 @pytest.fixture(scope="session", params=FILESYSTEMS)
 def filesystem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One filesystem for all modules: mounting takes longer than hundreds of cases."""
+    if os.geteuid() != 0:
+        pytest.skip("the cases of other users need root's rights")
     kind: str = request.param
-    with FILESYSTEMS[kind](tmp_path_factory.mktemp(kind)) as directory:
-        directory.chmod(0o755)
-        yield directory
+    directory = tmp_path_factory.mktemp(kind)
+    assert find_type(directory) == "ext4", "the cases are proven on ext4: choose a --basetemp there"
+    with FILESYSTEMS[kind](directory) as tested:
+        tested.chmod(0o755)
+        yield tested
+
+
+def find_type(directory: Path) -> str:
+    """The type of the file system that a directory is on."""
+    command = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(directory)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture

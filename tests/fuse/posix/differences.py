@@ -15,8 +15,9 @@ DIFFERENCES: dict[str, str] = {
     "ioctl": "pyfuse3 passes none on: no chattr, no lsattr, no map of the disk's blocks",
     "birth-time": "FUSE asks for it with statx, which pyfuse3 does not pass on",
     "largest-file": "ext4 ends at 16 TiB, the mount far beyond",
+    "most-subdirectories": "each has a link to its parent, and 65000 links are the limit of the format",
     "direct-io": "there is no device whose blocks direct I/O would have to meet",
-    "devices-and-set-id": "mounted nodev and nosuid, as all FUSE mounts, unless asked otherwise",
+    "devices-and-set-id": "mounted nodev and nosuid, as FUSE mounts are",
     "range-of-times": "the format keeps times as signed 64-bit nanoseconds: 1677 to 2262",
     "setgid-without-group-execution": "the kernel's FUSE clears setgid only beside group execution",
 }

@@ -26,6 +26,7 @@ Differs = Callable[[str], bool]
 REPOSITORY = Path(__file__).parents[3]
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT = 0x01, 0x02, 0x08, 0x10, 0x20
 BLOCK = 4096
+LINKS_MAX = 65_000
 
 
 @pytest.fixture
@@ -212,6 +213,18 @@ def test_sparse_giants(file: int, differs: Differs, size: int) -> None:
     os.fsync(file)
     assert os.pread(file, 10, size - 5) == b"\0\0end"
     os.ftruncate(file, 0)
+
+
+def test_most_subdirectories(here: Path, differs: Differs) -> None:
+    for number in range(LINKS_MAX - 2):
+        os.mkdir(f"{number}")
+    assert os.stat(".").st_nlink == LINKS_MAX
+    if differs("most-subdirectories"):
+        refused(errno.EMLINK, lambda: os.mkdir("one-too-many"))
+        os.mkdir("0/elsewhere")
+        refused(errno.EMLINK, lambda: os.rename("0/elsewhere", "moved"))
+        os.rmdir("1")
+    os.mkdir("one-too-many")
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 100), (1, BLOCK), (3, 99)])
