@@ -16,7 +16,7 @@ from tests.fuse.posix.differences import DIFFERENCES
 _numbers = count()
 
 
-@pytest.fixture(scope="session", params=FILESYSTEMS)
+@pytest.fixture(scope="package", params=FILESYSTEMS)
 def filesystem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One filesystem for all modules: mounting takes longer than hundreds of cases."""
     if os.geteuid() != 0:

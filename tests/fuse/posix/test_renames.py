@@ -204,7 +204,10 @@ def test_both_directories_must_be_writable(here: Path, flags: str, closed: str, 
         give(f"{name}/own", ANNA)
         give(name, BERT, 0o755 if name == closed else 0o777)
     target = "target/own" if flags == "exchange" else "target/new"
-    act = lambda: caller.does(lambda: renameat2("source/own", target, FLAGS[flags]))  # noqa: E731
+
+    def act() -> None:
+        caller.does(lambda: renameat2("source/own", target, FLAGS[flags]))
+
     if caller is ROOT:
         act()
     else:
