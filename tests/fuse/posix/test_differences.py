@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import re
+import shutil
 import stat
 import struct
 import subprocess
@@ -19,7 +20,8 @@ import pytest
 from tests.fuse.checks import MIB, refused
 from tests.fuse.libc import RENAME_WHITEOUT, fallocate, renameat2
 from tests.fuse.posix.differences import DIFFERENCES
-from tests.fuse.posix.objects import exists, mode_of, read, write
+from tests.fuse.posix.objects import mode_of, read, write
+from tests.fuse.posix.users import ANNA, BERT, give
 
 Differs = Callable[[str], bool]
 
@@ -249,11 +251,18 @@ def test_device_nodes_are_kept_but_not_opened(here: Path, differs: Differs) -> N
 
 
 def test_set_id_bits_are_kept_but_do_nothing(here: Path, differs: Differs) -> None:
+    shutil.copy("/usr/bin/id", "program")
+    give("program", BERT, 0o6755)
+    assert mode_of("program") == 0o6755
+    outcome = ANNA.does(
+        lambda: subprocess.run(["./program", "-u"], check=True, capture_output=True, text=True)
+    )
     options = os.statvfs(".").f_flag
-    assert bool(options & os.ST_NOSUID) == bool(options & os.ST_NODEV) == differs("devices-and-set-id")
-    write("program", b"x")
-    os.chmod("program", 0o6755)
-    assert mode_of("program") == 0o6755 and exists("program")
+    if differs("devices-and-set-id"):
+        assert options & os.ST_NOSUID and options & os.ST_NODEV
+        assert int(outcome.stdout) == ANNA.uid
+    else:
+        assert int(outcome.stdout) == BERT.uid
 
 
 # --- the table -------------------------------------------------------------------------------
