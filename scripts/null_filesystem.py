@@ -188,6 +188,7 @@ class NullFileSystem:
         gid: int,
         rdev: int = 0,
         target: bytes = b"",
+        umask: int = 0,
     ) -> Node:
         directory = self._directory(parent)
         self._check_free(directory, name)
@@ -197,6 +198,7 @@ class NullFileSystem:
             gid = directory.gid
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
+        mode &= ~(0 if stat.S_ISLNK(mode) else umask)
         node = self._new(mode=mode, uid=uid, gid=gid, rdev=rdev, target=target, parent=0)
         node.nlink = 2 if stat.S_ISDIR(mode) else 1
         self._add(directory, name, node)
@@ -326,6 +328,9 @@ class NullFileSystem:
         node.ctime_ns = time.time_ns() if ctime_ns is None else ctime_ns
         return node
 
+    def accessed(self, inode: int) -> None:
+        return
+
     def has_xattrs(self) -> bool:
         return self._any_xattr
 
@@ -343,6 +348,7 @@ class NullFileSystem:
         *,
         create_only: bool = False,
         replace_only: bool = False,
+        drop_setgid: bool = False,
     ) -> None:
         xattrs = self.getattr(inode).xattrs
         if create_only and name in xattrs:

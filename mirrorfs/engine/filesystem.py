@@ -47,7 +47,6 @@ class FileSystem(Namespace):
         self._reader = reader
         self._committer = committer
         self._offload = offload
-        self._xattrs = state.index.count_xattrs() > 0
 
     @property
     def read_only(self) -> bool:
@@ -65,14 +64,7 @@ class FileSystem(Namespace):
 
     def has_xattrs(self) -> bool:
         """Whether any inode may have extended attributes."""
-        return self._xattrs
-
-    def setxattr(
-        self, inode: int, name: bytes, value: bytes, *, create_only: bool = False, replace_only: bool = False
-    ) -> None:
-        """See Namespace."""
-        super().setxattr(inode, name, value, create_only=create_only, replace_only=replace_only)
-        self._xattrs = True
+        return self._state.index.count_xattrs() > 0
 
     def statfs(self) -> Statfs:
         """Space is that of the local disk: every byte written lands there first."""

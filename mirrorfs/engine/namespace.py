@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import stat
 
+from mirrorfs.core.acl import inherited, is_minimal, permission_bits
 from mirrorfs.engine.attributes import Attributes
 from mirrorfs.errors import (
     DirectoryNotEmpty,
@@ -19,6 +20,7 @@ from mirrorfs.errors import (
     NotPermitted,
     TooManyLinks,
 )
+from mirrorfs.format.acl import ACL_ACCESS, ACL_DEFAULT, Acl, encode_acl
 from mirrorfs.format.limits import (
     LINKS_MAX,
     NAME_MAX,
@@ -30,6 +32,7 @@ from mirrorfs.format.record import (
     Forget,
     Link,
     Rename,
+    Setxattr,
     Truncate,
     Unlink,
 )
@@ -51,9 +54,11 @@ class Namespace(Attributes):
         entry = self._state.index.get_dentry(parent, name)
         if entry is not None:
             return self.getattr(entry.inode)
-        directory = self._directory(parent)
         if name == b".":
+            # Of a file too: so the kernel asks for an inode of which it has the number only, from a
+            # file handle (NFS, open_by_handle_at).
             return self.getattr(parent)
+        directory = self._directory(parent)
         if name == b"..":
             return self.getattr(directory.parent)
         raise NoEntry("no such entry")
@@ -72,9 +77,22 @@ class Namespace(Attributes):
     # --- names -------------------------------------------------------------------------------
 
     def create(
-        self, parent: int, name: bytes, *, mode: int, uid: int, gid: int, rdev: int = 0, target: bytes = b""
+        self,
+        parent: int,
+        name: bytes,
+        *,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int = 0,
+        target: bytes = b"",
+        umask: int = 0,
     ) -> InodeRow:
-        """A new file, directory, symbolic link, device node, FIFO or socket."""
+        """A new file, directory, symbolic link, device node, FIFO or socket.
+
+        The mode loses the bits of the umask, or, in a directory with a default access list, what that
+        list does not grant; symbolic links keep their mode.
+        """
         state = self._state
         self._check_growth()
         self._check_name(name)
@@ -92,8 +110,16 @@ class Namespace(Attributes):
             gid = directory.gid
             if is_directory:
                 mode |= stat.S_ISGID
+        acls: tuple[Setxattr, ...] = ()
         applier = state.applier
         inode = applier.next_inode
+        now_ns = state.clock.now_ns()
+        if not stat.S_ISLNK(mode):
+            default = self._default_acl(parent)
+            if default is None:
+                mode &= ~umask
+            else:
+                mode, acls = _inherit(default, inode, mode, now_ns)
         state.record(
             Create(
                 parent,
@@ -104,11 +130,13 @@ class Namespace(Attributes):
                 uid,
                 gid,
                 rdev,
-                state.clock.now_ns(),
+                now_ns,
                 name,
                 target,
             )
         )
+        for acl in acls:
+            state.record(acl)
         if stat.S_ISREG(mode):
             if len(state.parent_of) >= PARENT_HINTS_MAX:
                 state.parent_of.clear()
@@ -285,3 +313,14 @@ class Namespace(Attributes):
             raise NameTooLong("name is too long")
         if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
             raise InvalidCall("not a name")
+
+
+def _inherit(default: Acl, inode: int, mode: int, time_ns: int) -> tuple[int, tuple[Setxattr, ...]]:
+    """(mode, records after the Create) of a new inode in a directory with a default access list."""
+    acl = inherited(default, mode)
+    records = []
+    if not is_minimal(acl):
+        records.append(Setxattr(inode, time_ns, ACL_ACCESS, encode_acl(acl)))
+    if stat.S_ISDIR(mode):
+        records.append(Setxattr(inode, time_ns, ACL_DEFAULT, encode_acl(default)))
+    return mode & ~0o777 | permission_bits(acl), tuple(records)

@@ -97,8 +97,12 @@ class FileSystemPort(Protocol):
         gid: int,
         rdev: int = 0,
         target: bytes = b"",
+        umask: int = 0,
     ) -> Inode:
-        """A new inode of any type; mode holds type and permissions. Raises EntryExists."""
+        """A new inode of any type; mode holds type and permissions. Raises EntryExists.
+
+        The umask counts where the directory has no default access list.
+        """
 
     def link(self, inode: int, parent: int, name: bytes) -> Inode: ...
     def unlink(self, parent: int, name: bytes) -> Inode: ...
@@ -129,6 +133,9 @@ class FileSystemPort(Protocol):
     ) -> Inode:
         """Change what is not None; mode is permission bits only (the type never changes)."""
 
+    def accessed(self, inode: int) -> None:
+        """The contents were read: the access time follows as relatime has it. Cheap; never fails."""
+
     def readlink(self, inode: int) -> bytes: ...
 
     def readdir(self, inode: int, *, after_cookie: int, limit: int) -> Sequence[Dentry]:
@@ -145,7 +152,9 @@ class FileSystemPort(Protocol):
         *,
         create_only: bool = False,
         replace_only: bool = False,
-    ) -> None: ...
+        drop_setgid: bool = False,
+    ) -> None:
+        """With an access list the permission bits follow; drop_setgid takes the setgid bit as well."""
 
     def listxattr(self, inode: int) -> Sequence[bytes]: ...
     def removexattr(self, inode: int, name: bytes) -> None: ...

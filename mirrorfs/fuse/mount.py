@@ -22,6 +22,7 @@ import pyfuse3
 import trio
 
 from mirrorfs.errors import InUseError, MirrorfsError, UsageError
+from mirrorfs.fuse.kernel_mount import mount_as_root
 from mirrorfs.fuse.mount_table import MountRecord, absolute, detach, find_mount, unmount
 from mirrorfs.fuse.operations import MirrorOperations
 from mirrorfs.fuse.poll import busy_polling
@@ -110,15 +111,7 @@ async def serve(
     )
     path = absolute(mountpoint)
     with busy_polling(enabled=busy_poll, is_working=operations.is_working):
-        try:
-            pyfuse3.init(operations, path, options)
-        except RuntimeError as error:
-            if "mount" in str(error):  # else there is no session yet, and close would crash on it
-                pyfuse3.close(unmount=False)
-            raise MirrorfsError(
-                "The mount was refused; check that fuse3 is installed, that the mountpoint is yours, and "
-                "for --allow-other that /etc/fuse.conf has user_allow_other."
-            ) from error
+        _start_session(operations, path, options)
         record: MountRecord | None = None
         try:
             record = find_mount(path)
@@ -130,6 +123,25 @@ async def serve(
             if record is not None and find_mount(path) == record:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(detach, path)
+
+
+def _start_session(operations: MirrorOperations, path: str, options: set[str]) -> None:
+    """Mount, and have pyfuse3 serve the mount. Raises MirrorfsError: the mount was refused."""
+    device = mount_as_root(path, options)
+    try:
+        # libfuse takes a path /dev/fd/N for a mount that has been made, and closes N at its end.
+        pyfuse3.init(operations, path if device is None else f"/dev/fd/{device}", options)
+    except RuntimeError as error:
+        if "mount" in str(error):  # else there is no session yet, and close would crash on it
+            pyfuse3.close(unmount=False)
+        elif device is not None:
+            os.close(device)
+        if device is not None:
+            detach(path)
+        raise MirrorfsError(
+            "The mount was refused; check that fuse3 is installed, that the mountpoint is yours, and "
+            "for --allow-other that /etc/fuse.conf has user_allow_other."
+        ) from error
 
 
 async def _session(

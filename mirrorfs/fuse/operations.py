@@ -3,12 +3,14 @@
 What the kernel does here by itself, so that no request is made or needed for it:
 - It owns size and mtime of a file with dirty pages and merges what we answer; ctime and mtime updates
   arrive as setattr. It places O_APPEND writes; it reads through write-only handles to fill pages.
-- Permissions (default_permissions), the umask, POSIX and flock locks, the limits on paths, the
-  clearing of setuid bits.
+- Permissions (default_permissions, access lists with them), POSIX and flock locks, the limits on
+  paths, the clearing of setuid bits. The umask is ours (kernel_mount.py).
 - Names, absent names too, and attributes stay valid for a day: this mount is the only writer, and all
   its changes pass through this kernel.
 
-A file handle is `inode << 1 | writable`, a directory's is its inode: there is no table of handles.
+A file handle is `inode << 2 | unnoticed << 1 | writable`, a directory's is its inode: there is no table
+of handles. Reads through an unnoticed one leave the access time alone: it was opened with O_NOATIME, or
+for writing only, and then the kernel reads to fill the page that a write changes in part.
 
 Lookup counts grow with every entry a reply carries, and only once nothing can fail any more: an error
 reply carries none.
@@ -45,6 +47,7 @@ from mirrorfs.fuse.attributes import absent_attributes, dot_attributes, entry_at
 from mirrorfs.fuse.errno_table import async_handler, handler, log_unexpected
 from mirrorfs.fuse.filesystem_port import FileSystemPort, Inode
 from mirrorfs.fuse.references import References
+from mirrorfs.fuse.xattrs import ACL_ACCESS, XATTR_NAME_MAX, XATTR_VALUE_MAX, check_namespace, is_stranger
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +58,8 @@ much as getdents did (about 200 in glibc's 32 KiB)."""
 DOT: Final = 1
 DOT_DOT: Final = 2
 
-XATTR_NAMESPACES: Final = (b"user.", b"security.", b"trusted.")
-XATTR_NAME_MAX: Final = 255
-XATTR_VALUE_MAX: Final = 64 * 1024
+WRITABLE: Final = 1
+UNNOTICED: Final = 2
 
 S_IFLNK: Final = 0o120000
 PERMISSIONS: Final = 0o7777
@@ -68,10 +70,9 @@ def _is_writable(flags: int) -> bool:
     return flags & os.O_ACCMODE != os.O_RDONLY
 
 
-def _check_namespace(name: bytes) -> None:
-    # ACLs are "system."; the kernel asks for them on `ls -l`, and "not supported" is the whole answer.
-    if not name.startswith(XATTR_NAMESPACES):
-        raise FUSEError(errno.EOPNOTSUPP)
+def _handle(inode: int, flags: int) -> FileHandleT:
+    unnoticed = bool(flags & os.O_NOATIME) or flags & os.O_ACCMODE == os.O_WRONLY
+    return FileHandleT(inode << 2 | unnoticed << 1 | _is_writable(flags))
 
 
 class MirrorOperations(pyfuse3.Operations):
@@ -85,7 +86,7 @@ class MirrorOperations(pyfuse3.Operations):
 
     supports_dot_lookup = True
     enable_writeback_cache = True
-    enable_acl = False
+    enable_acl = True
 
     def __init__(
         self, filesystem: FileSystemPort, *, on_unexpected: Callable[[Exception], None] | None = None
@@ -130,14 +131,17 @@ class MirrorOperations(pyfuse3.Operations):
     def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        row = self._fs.create(parent_inode, name, mode=mode, uid=ctx.uid, gid=ctx.gid, rdev=rdev)
+        row = self._fs.create(
+            parent_inode, name, mode=mode, uid=ctx.uid, gid=ctx.gid, rdev=rdev, umask=ctx.umask
+        )
         return self._known(row)
 
     @handler
     def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        return self._known(self._fs.create(parent_inode, name, mode=mode, uid=ctx.uid, gid=ctx.gid))
+        row = self._fs.create(parent_inode, name, mode=mode, uid=ctx.uid, gid=ctx.gid, umask=ctx.umask)
+        return self._known(row)
 
     @handler
     def symlink(
@@ -152,8 +156,8 @@ class MirrorOperations(pyfuse3.Operations):
     def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        row = self._fs.create(parent_inode, name, mode=mode, uid=ctx.uid, gid=ctx.gid)
-        info = self._open(row.inode, writable=_is_writable(flags))
+        row = self._fs.create(parent_inode, name, mode=mode, uid=ctx.uid, gid=ctx.gid, umask=ctx.umask)
+        info = self._open(row.inode, flags)
         return info, self._known(row)
 
     @handler
@@ -193,7 +197,9 @@ class MirrorOperations(pyfuse3.Operations):
 
     @handler
     def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
-        return FileNameT(self._fs.readlink(inode))
+        target = self._fs.readlink(inode)
+        self._fs.accessed(inode)
+        return FileNameT(target)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         # FORGET has no reply, so no error may leave: one inode that fails must not keep the others.
@@ -245,7 +251,7 @@ class MirrorOperations(pyfuse3.Operations):
     def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         # The kernel asks for security.capability before the first write to every file. ENOSYS would
         # silence it for the mount's lifetime, and would be wrong from the first setxattr on.
-        _check_namespace(name)
+        check_namespace(name)
         if not self._fs.has_xattrs():
             raise FUSEError(errno.ENODATA)
         return self._fs.getxattr(inode, name)
@@ -254,10 +260,13 @@ class MirrorOperations(pyfuse3.Operations):
     def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         # pyfuse3 has carried out XATTR_CREATE and XATTR_REPLACE through getxattr; the kernel holds the
         # inode's lock meanwhile.
-        _check_namespace(name)
+        check_namespace(name)
         if len(name) > XATTR_NAME_MAX or len(value) > XATTR_VALUE_MAX:
             raise AttributeTooBig("An extended attribute is too long; store the value in a file.")
-        self._fs.setxattr(inode, name, value)
+        if name == ACL_ACCESS:
+            self._fs.setxattr(inode, name, value, drop_setgid=is_stranger(self._fs.getattr(inode), ctx))
+        else:
+            self._fs.setxattr(inode, name, value)
 
     @handler
     def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
@@ -270,7 +279,7 @@ class MirrorOperations(pyfuse3.Operations):
 
     @handler
     def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        _check_namespace(name)
+        check_namespace(name)
         self._fs.removexattr(inode, name)
 
     @handler
@@ -288,11 +297,11 @@ class MirrorOperations(pyfuse3.Operations):
 
     # --- files -------------------------------------------------------------------------------
 
-    def _open(self, inode: int, *, writable: bool) -> FileInfo:
-        self._fs.opened(inode, writable=writable)
+    def _open(self, inode: int, flags: int) -> FileInfo:
+        self._fs.opened(inode, writable=_is_writable(flags))
         self.references.opened(inode)
         # O_DIRECT needs no flag of ours: the kernel bypasses its cache for such a handle by itself.
-        return FileInfo(fh=FileHandleT(inode << 1 | writable), keep_cache=True)
+        return FileInfo(fh=_handle(inode, flags), keep_cache=True)
 
     @async_handler
     async def _close(self, inode: int, writable: bool) -> None:
@@ -305,7 +314,7 @@ class MirrorOperations(pyfuse3.Operations):
 
     @async_handler
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        info = self._open(inode, writable=_is_writable(flags))
+        info = self._open(inode, flags)
         if flags & os.O_TRUNC:  # libfuse asks for atomic O_TRUNC: the kernel sends no setattr of its own
             try:
                 self._truncate(inode, by=ctx.uid)
@@ -324,11 +333,14 @@ class MirrorOperations(pyfuse3.Operations):
 
     @async_handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return await self._fs.read(fh >> 1, off, size)
+        inode = fh >> 2
+        if not fh & UNNOTICED:
+            self._fs.accessed(inode)
+        return await self._fs.read(inode, off, size)
 
     @async_handler
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return await self._fs.write(fh >> 1, off, buf)
+        return await self._fs.write(fh >> 2, off, buf)
 
     async def flush(self, fh: FileHandleT) -> None:
         # close() has written the dirty pages back before it asks, and does so too after this answer,
@@ -336,11 +348,11 @@ class MirrorOperations(pyfuse3.Operations):
         raise FUSEError(errno.ENOSYS)
 
     async def release(self, fh: FileHandleT) -> None:
-        await self._close(fh >> 1, bool(fh & 1))
+        await self._close(fh >> 2, bool(fh & WRITABLE))
 
     @async_handler
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        await self._fs.fsync(fh >> 1)
+        await self._fs.fsync(fh >> 2)
 
     # --- directories -------------------------------------------------------------------------
 
@@ -351,6 +363,8 @@ class MirrorOperations(pyfuse3.Operations):
     @handler
     def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         fs, reply = self._fs, pyfuse3.readdir_reply
+        if start_id < DOT:
+            fs.accessed(fh)
         if start_id < DOT and not reply(token, FileNameT(b"."), dot_attributes(fh), DOT):
             return
         if start_id < DOT_DOT:

@@ -1,0 +1,68 @@
+"""mount(2) by the daemon itself, where it is root: so that the umask is left to the file system.
+
+In a directory with a default access list the umask must not count (acl(5)). A FUSE file system is given
+the mode as the program asked for it only if it says FUSE_DONT_MASK, for which pyfuse3 has no door, or if
+it is mounted with MS_POSIXACL (fs/fuse/inode.c, fuse_fill_super_common), which libfuse does not do. So
+root mounts here, as libfuse's lib/mount.c does, with that flag more, and hands the open device over.
+
+Others mount through fusermount3, which has no such flag: the kernel then takes the bits of the umask
+away before anything else, so that inherited permissions are never wider, but may be narrower. To guess
+from mode and umask what a program had asked for was rejected: 0644 may be meant.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import stat
+from collections.abc import Set
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+DEVICE: Final = "/dev/fuse"
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_POSIXACL = 1, 2, 4, 1 << 16
+_FLAGS: Final = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "suid": 0, "dev": 0}
+
+
+def mount_arguments(options: Set[str], *, device: int, root_mode: int) -> tuple[str, str, int, str]:
+    """(source, type, flags, data) for mount(2) from options as libfuse takes them."""
+    named = dict(option.split("=", 1) for option in options if "=" in option)
+    flags = MS_POSIXACL
+    data = [
+        f"fd={device}", f"rootmode={stat.S_IFMT(root_mode):o}",
+        f"user_id={os.geteuid()}", f"group_id={os.getegid()}",
+    ]  # fmt: skip
+    for option in sorted(options):
+        if option in _FLAGS:
+            flags |= _FLAGS[option]
+        elif "=" not in option:
+            data.append(option)
+    return named["fsname"], f"fuse.{named['subtype']}", flags, ",".join(data)
+
+
+def mount_as_root(path: str, options: Set[str]) -> int | None:
+    """Mount at path and return the descriptor of the FUSE device, which is the caller's to close.
+
+    None where this is not root, or the kernel refused (a container): libfuse is to try, and to say why.
+    """
+    if os.geteuid() != 0:
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        log.info("the FUSE device cannot be opened: errno %d", error.errno or 0)
+        return None
+    try:
+        root_mode = os.stat(path).st_mode
+    except OSError:
+        os.close(device)
+        return None
+    source, fstype, flags, data = mount_arguments(options, device=device, root_mode=root_mode)
+    if libc.mount(source.encode(), os.fsencode(path), fstype.encode(), ctypes.c_ulong(flags), data.encode()):
+        log.info("mount(2) was refused, libfuse tries: errno %d", ctypes.get_errno())
+        os.close(device)
+        return None
+    return device
