@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,3 +119,54 @@ def open_listing(directory: Path) -> Iterator[Listing]:
         yield Listing(stream)
     finally:
         _libc.closedir(stream)
+
+
+# --- sized look-ups of extended attributes ---------------------------------------------------
+
+_libc.getxattr.restype = _libc.listxattr.restype = ctypes.c_ssize_t
+_libc.getxattr.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
+_libc.listxattr.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
+
+
+def _sized(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def getxattr_size(path: Path, name: str, size: int) -> int:
+    """getxattr with a buffer of that size; 0 asks for the size only. Raises OSError."""
+    return _sized(
+        _libc.getxattr(os.fsencode(path), name.encode(), ctypes.create_string_buffer(size or 1), size)
+    )
+
+
+def listxattr_size(path: Path, size: int) -> int:
+    """The same for the list of names."""
+    return _sized(_libc.listxattr(os.fsencode(path), ctypes.create_string_buffer(size or 1), size))
+
+
+# --- file handles ----------------------------------------------------------------------------
+
+HANDLE_BYTES_MAX = 128
+_HANDLE_HEAD = 8
+
+
+def name_to_handle(path: Path) -> bytes:
+    """The handle of what is there, a symbolic link itself: struct file_handle as bytes. Raises OSError."""
+    handle = ctypes.create_string_buffer(_HANDLE_HEAD + HANDLE_BYTES_MAX)
+    handle[:4] = HANDLE_BYTES_MAX.to_bytes(4, sys.byteorder)
+    mount_id = ctypes.c_int()
+    _sized(_libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount_id), 0))
+    size = int.from_bytes(handle.raw[:4], sys.byteorder)
+    return handle.raw[: _HANDLE_HEAD + size]
+
+
+def open_handle(mount: Path, handle: bytes, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of the inode, by its handle on the filesystem that holds `mount`. Raises OSError."""
+    directory = os.open(mount, os.O_RDONLY)
+    try:
+        return _sized(_libc.open_by_handle_at(directory, handle, flags))
+    finally:
+        os.close(directory)
