@@ -17,6 +17,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from mirrorfs.drivers.restore_acl import drop_lists, without_list
 from mirrorfs.drivers.restore_names import NameTable
 from mirrorfs.errors import DamagedError, DiskError, DiskFull, UsageError
 from mirrorfs.format.limits import ROOT_INODE
@@ -93,6 +94,7 @@ class RestoreDirectory:
             except FileExistsError:
                 pass
             self._root = _Descriptor(os.open(path, _DIRECTORY_FLAGS))
+            drop_lists(self._root.fd)
             os.fchmod(self._root.fd, 0o700)
             if os.listdir(self._root.fd):
                 raise UsageError("DEST is not empty; name an empty or a new directory.")
@@ -298,9 +300,11 @@ class RestoreDirectory:
         target = opened.fd if plain else f"/proc/self/fd/{opened.fd}"
         if self._owned(row):
             os.chown(target, row.uid, row.gid)
+        permissions = self._permissions(row)
         for name, value in self._attributes(attributes):
-            self._set_attribute(target, name, value)
-        os.chmod(target, self._permissions(row))
+            if not self._set_attribute(target, name, value):
+                permissions = without_list(permissions, name, value)
+        os.chmod(target, permissions)
         self._set_times(target, row)
 
     def _finish_link(self, row: InodeRow, attributes: Sequence[tuple[bytes, bytes]]) -> None:
@@ -368,7 +372,7 @@ class RestoreDirectory:
                 allowed.append((name, value))
         return allowed
 
-    def _set_attribute(self, target: int | str | bytes, name: bytes, value: bytes) -> None:
+    def _set_attribute(self, target: int | str | bytes, name: bytes, value: bytes) -> bool:
         try:
             if isinstance(target, bytes):
                 os.setxattr(target, name, value, follow_symlinks=False)
@@ -378,6 +382,8 @@ class RestoreDirectory:
             if exc.errno in _FATAL:
                 raise
             self._left_out[ATTRIBUTES] += 1
+            return False
+        return True
 
     def sync(self) -> None:
         """See RestoreTree. Raises: DiskError, DiskFull."""
