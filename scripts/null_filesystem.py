@@ -101,6 +101,8 @@ class NullFileSystem:
         self.removed = 0
         """Inodes removed because nothing referred to them any more."""
         self.written_bytes = 0
+        self.attribute_requests = 0
+        """Looks at extended attributes: how often the kernel asks, be there any or not."""
         root = self._new(mode=stat.S_IFDIR | 0o755, uid=0, gid=0, rdev=0, target=b"", parent=ROOT)
         root.nlink = 2
 
@@ -332,6 +334,7 @@ class NullFileSystem:
         return
 
     def has_xattrs(self) -> bool:
+        self.attribute_requests += 1
         return self._any_xattr
 
     def getxattr(self, inode: int, name: bytes) -> bytes:
@@ -400,6 +403,7 @@ async def run(
     *,
     busy_poll: bool,
     read_only: bool,
+    others: bool,
     workers: int,
     say: Callable[[str], None],
 ) -> None:
@@ -427,6 +431,7 @@ async def run(
             "lookups": len(references.lookups),
             "opens": len(references.opens),
             "waiting_reads": filesystem.waiting_reads,
+            "attribute_requests": filesystem.attribute_requests,
         }
         say(json.dumps(values))
 
@@ -442,7 +447,7 @@ async def run(
         await serve(
             operations,
             mountpoint,
-            allow_other=True,
+            allow_other=others,
             read_only=read_only,
             fsname="mirrorfs:null",
             workers=workers,
@@ -463,6 +468,7 @@ def main() -> None:
     parser.add_argument("--fault-name", default="")
     parser.add_argument("--hold-reads", action="store_true")
     parser.add_argument("--read-only", action="store_true")
+    parser.add_argument("--not-others", action="store_true")
     arguments = parser.parse_args()
     keep_freed_memory()  # as the daemon of a volume does
     filesystem = NullFileSystem(fault_name=arguments.fault_name.encode(), hold_reads=arguments.hold_reads)
@@ -472,6 +478,7 @@ def main() -> None:
             arguments.mountpoint,
             busy_poll=not arguments.no_busy_poll,
             read_only=arguments.read_only,
+            others=not arguments.not_others,
             workers=arguments.workers,
             say=lambda line: print(line, flush=True),
         )

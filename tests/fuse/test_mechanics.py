@@ -17,6 +17,7 @@ from mirrorfs.errors import InUseError
 from mirrorfs.fuse import mount_table
 from mirrorfs.fuse.mount import MAX_RATIO_PERCENT, READ_AHEAD_KIB
 from mirrorfs.fuse.mount_table import clean_stale, detach, find_mount, is_stale, unmount
+from tests.fuse.checks import as_nobody
 from tests.fuse.conftest import DEADLINE_S, NullMount, needs_root
 from tests.fuse.libc import RENAME_WHITEOUT, open_listing, renameat2
 
@@ -232,6 +233,37 @@ def test_the_kernel_gives_back_all_that_it_looked_up(null: NullMount) -> None:
     wait_until(is_empty)
     assert null.counts()["inodes"] == 1201
     assert len(os.listdir(null.path)) == 1500
+
+
+def test_access_lists_cost_creates_no_request_and_look_ups_one(null: NullMount) -> None:
+    # Not in the root: for that directory alone the kernel keeps no list, nor that there is none.
+    directory = null.path / "directory"
+    directory.mkdir()
+    directory.chmod(0o777)
+    for number in range(100):
+        (directory / f"{number}").touch()
+    assert null.counts()["attribute_requests"] == 0
+    stats = "[os.stat(f'{number}') for number in range(100)]"
+    for _ in range(2):
+        assert as_nobody(f"os.chdir(path); {stats}", directory) == 0
+    assert 0 < null.counts()["attribute_requests"] < 10
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_other_users(mount_null: Callable[..., NullMount], allowed: bool) -> None:
+    null = mount_null(*([] if allowed else ["--not-others"]))
+    (null.path / "public").touch()
+    (null.path / "private").touch()
+    (null.path / "private").chmod(0o600)
+    # From outside: without allow_other not even the mountpoint can be entered.
+    null.path.parent.chmod(0o755)
+    at = null.path
+    read = "open(path + '/{}').read()"
+    assert as_nobody(read.format("public"), at) == (0 if allowed else errno.EACCES)
+    assert as_nobody(read.format("private"), at) == errno.EACCES
+    assert as_nobody("os.listdir(path)", at) == (0 if allowed else errno.EACCES)
+    assert as_nobody("os.mkdir(path + '/new')", at) == errno.EACCES
+    assert sorted(os.listdir(at)) == ["private", "public"]
 
 
 def test_an_unlinked_file_lives_as_long_as_it_is_open(null: NullMount) -> None:
