@@ -253,6 +253,7 @@ def test_access_lists_cost_creates_no_request_and_look_ups_one(null: NullMount) 
 def test_other_users(mount_null: Callable[..., NullMount], allowed: bool) -> None:
     null = mount_null(*([] if allowed else ["--not-others"]))
     (null.path / "public").touch()
+    (null.path / "public").chmod(0o644)  # whatever the umask is
     (null.path / "private").touch()
     (null.path / "private").chmod(0o600)
     # From outside: without allow_other not even the mountpoint can be entered.
