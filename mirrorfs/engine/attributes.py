@@ -85,14 +85,22 @@ class Attributes:
         mtime_ns: int | None = None,
         ctime_ns: int | None = None,
     ) -> InodeRow:
-        """Change what is not None. A size change sets mtime and ctime unless they are given; others ctime."""
+        """Change what is not None. A change of size sets mtime and ctime unless they are given; others ctime.
+
+        A size alone that is what it was changes nothing, times included (truncate(2)): the kernel keeps
+        the times it has then, and would see others once it asks.
+        """
         state = self._state
         state.check_writable()
         row = self.row(inode)
         now = state.clock.now_ns()
         if size is not None:
+            changed = size != state.live_size(row)
             self._truncate(row, size)
-            mtime_ns = now if mtime_ns is None else mtime_ns
+            others = (mode, uid, gid, atime_ns, mtime_ns, ctime_ns)
+            if not changed and all(value is None for value in others):
+                return self.getattr(inode)
+            mtime_ns = now if mtime_ns is None and changed else mtime_ns
         ctime_ns = now if ctime_ns is None else ctime_ns
         mask = 0
         for bit, value in (

@@ -71,7 +71,8 @@ class Sealer:
         pieces: list[tuple[Group, DirtyPiece]] = []
         budget = BATCH_BYTES
         for file in files:
-            while file.frozen:
+            # A file forgotten during an await below took its bytes, frozen ones included, out of the count.
+            while file.frozen and self._state.dirty.get(file.inode) is file:
                 budget -= self._take(file, pieces, budget)
                 if budget <= 0:
                     await self._seal(pieces, inline=inline)

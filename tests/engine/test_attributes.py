@@ -252,3 +252,18 @@ async def test_all_of_it_is_in_the_log(tmp_path: Path) -> None:
     built.files.remove()
     async with built.session() as volume:
         assert look(volume.filesystem) == written
+
+
+async def test_a_size_that_stays_changes_no_times(tmp_path: Path) -> None:
+    """truncate(2): the kernel keeps the times that it has, and would see others once it asks."""
+    async with BuiltVolume(tmp_path).session() as volume:
+        fs = volume.filesystem
+        inode = make(fs, b"file")
+        before = fs.getattr(inode)
+        assert fs.setattr(inode, size=0) == before
+        longer = fs.setattr(inode, size=4096)
+        assert longer.mtime_ns > before.mtime_ns
+        assert longer.ctime_ns > before.ctime_ns
+        assert fs.setattr(inode, size=4096) == longer
+        # With O_TRUNC and ftruncate(2) the kernel says which times it wants.
+        assert fs.setattr(inode, size=4096, mtime_ns=7).mtime_ns == 7

@@ -47,6 +47,8 @@ SEEDS = [
     (69, (Fault.FULL,)),
     (1371, tuple(Fault)),
     (20231, (Fault.NONE, Fault.FULL, Fault.ONE_ERROR, Fault.DEAD)),
+    # A file unlinked while its bytes were being sealed was taken out of the count of dirty bytes twice.
+    (5382, (Fault.NONE,)),
     # A segment file without header blocked its own name.
     (72, (Fault.FULL,)),
     # Acknowledged bytes that only memory still had could not be read on a dead disk.

@@ -256,8 +256,10 @@ class Workload:
         file = self._history.files[inode]
         changes = len(file.live()) != size
         self._fs.setattr(inode, size=size)
+        if not changes:
+            return  # no change of the size is no change at all
         self._note(Changed(inode, None, None, None, None, size, self._now()))
-        if changes and self._open.get(inode):
+        if self._open.get(inode):
             file.cut_while_open = True
 
     async def _truncate(self) -> None:
