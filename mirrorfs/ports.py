@@ -178,6 +178,9 @@ class Disk(Protocol):
     def remove(self, path: str) -> None:
         """Unlink; removing what is not there is success."""
 
+    def allocated_bytes(self, path: str) -> int:
+        """Bytes that a file takes on the disk; holes take none. Raises FileNotFoundError."""
+
     def write_whole(self, path: str, data: bytes) -> None:
         """Replace a small file atomically and durably (temporary name, sync, rename, directory sync)."""
 
@@ -252,6 +255,7 @@ class Index(Protocol):
         """Keys of objects that a store instance is known to hold (local knowledge, not checkpointed)."""
 
     def put_held(self, store: str, key: str) -> None: ...
+    def delete_held(self, store: str, key: str) -> None: ...
     def clear_held(self, store: str) -> None: ...
 
     def load_rows(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:

@@ -14,9 +14,7 @@ Invariants:
 - After an error of SQLite the connection is closed: SQLite may have rolled back on its own, and
   whatever followed would be written outside a transaction. Every later call raises DiskError.
 - Counters kept under 'index.' in `meta` change in the transaction that changes what they count.
-
-Large loads must commit now and then: dirty pages are never spilled (cache_spill is off).
-"""
+- Large loads must commit now and then: dirty pages are never spilled (cache_spill is off)."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ from mirrorfs.drivers.index_connection import (
     connect,
     ensure_schema,
     translated,
-)
+)  # fmt: skip
 from mirrorfs.drivers.index_snapshot import OpenCount, SqliteSnapshot
 from mirrorfs.errors import MirrorfsError
 from mirrorfs.format.rows import (
@@ -112,8 +110,7 @@ class SqliteIndex:
         return index
 
     def _start(self) -> None:
-        wal_path = self._path + "-wal"
-        # What a crash left may count frames that are not valid any more: harmless.
+        wal_path = f"{self._path}-wal"  # what a crash left may count frames not valid any more: harmless
         wal_size = os.path.getsize(wal_path) if os.path.exists(wal_path) else 0
         self._wal_frames = max(0, wal_size - WAL_HEADER_BYTES) // WAL_FRAME_BYTES
         self._connection.set_wal_hook(self._wal_grew)
@@ -129,14 +126,14 @@ class SqliteIndex:
         counts = (int(self._meta.get(key, 0)) for key in schema.COUNTERS)
         self._inode_count, self._allocated, self._xattr_count = counts
         for table, cache in self._caches.items():
-            newest = self._query(table.select_newest_key())
-            cache.newest = table.key_of(newest[0]) if newest else None
+            found = self._query(table.select_newest_key())
+            cache.newest = table.key_of(found[0]) if found else None
 
     # --- statements ----------------------------------------------------------------------------
 
     def _query(self, statement: str, bindings: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
-        # fetchall, always: an unfinished SELECT would keep the log from restarting.
         try:
+            # fetchall, always: an unfinished SELECT would keep the log from restarting.
             return self._execute(statement, bindings).fetchall()
         except apsw.Error as exc:
             raise self._failed(exc) from exc
@@ -301,6 +298,9 @@ class SqliteIndex:
 
     def put_held(self, store: str, key: str) -> None:
         self._query(sql.PUT_HELD, (store, key))
+
+    def delete_held(self, store: str, key: str) -> None:
+        self._query(sql.DELETE_HELD, (store, key))
 
     def clear_held(self, store: str) -> None:
         self._query(sql.CLEAR_HELD, (store,))

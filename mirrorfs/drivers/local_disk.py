@@ -152,6 +152,11 @@ class LocalDisk:
         except FileNotFoundError:
             return
 
+    def allocated_bytes(self, path: str) -> int:
+        """As in ports.Disk."""
+        target = self._resolve(path)
+        return _call("look at", path, lambda: os.stat(target, follow_symlinks=False)).st_blocks * 512
+
     def write_whole(self, path: str, data: bytes) -> None:
         """As in ports.Disk: afterwards, and after any crash, the file is the old one or the new one.
 

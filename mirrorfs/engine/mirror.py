@@ -23,31 +23,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from itertools import groupby, islice
+from itertools import islice
 
 import trio
 
 from mirrorfs.engine.backoff import Backoff
+from mirrorfs.engine.look import look_at
 from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
 from mirrorfs.engine.rate import Rate
 from mirrorfs.engine.upload_pace import UploadPace
-from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, Item, UploadQueue, prefix_of
+from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, Item, UploadQueue
 from mirrorfs.errors import (
     DamagedError,
     MirrorfsError,
     ObjectExists,
-    ObjectNotFound,
     StoreError,
     StoreUnavailable,
 )
-from mirrorfs.ports import LIST_PAGE_MAX, Clock, ObjectKey, Sealed, Store
+from mirrorfs.ports import Clock, ObjectKey, Sealed, Store
 
 UPLOADS_PARALLEL = 4
 CONFIRM_DELAY_S = 5.0
 """How long PUT objects are gathered, so that one listing confirms many."""
 CONFIRM_BATCH = 256
-HEADS_PER_LOOK = 3
-"""Up to so many objects are looked at singly: cheaper than a listing page."""
 UNCONFIRMED_MAX = 1000
 PARKED_MAX = 64
 PARK_S = 30.0
@@ -68,6 +66,7 @@ class Mirror:
         lease_fresh: Callable[[], Awaitable[None]],
         load_held: Callable[[], Iterable[str]],
         save_held: Callable[[str], None],
+        forget_held: Callable[[str], None],
         clock: Clock,
         pace: UploadPace,
         random: Callable[[], float],
@@ -81,7 +80,8 @@ class Mirror:
             instance: UUID (hex) of the store's instance; `load_held` and `save_held` are about it alone.
             read_object: the local bytes of a key. Errors: MirrorfsError, OSError.
             lease_fresh: returns while this writer may write to the store (LeaseKeeper.fresh).
-            save_held: persists a key as held; called on the loop, errors stop the mirror.
+            save_held, forget_held: persist that a key is held, or is not after all; called on the loop,
+                errors stop the mirror.
             random: uniform in [0, 1), for the back-off.
             parallel: uploads in flight.
         """
@@ -90,6 +90,7 @@ class Mirror:
         self._read_object = read_object
         self._lease_fresh = lease_fresh
         self._save_held = save_held
+        self._forget_held = forget_held
         self._clock = clock
         self._pace = pace
         self._parallel = parallel
@@ -127,6 +128,19 @@ class Mirror:
     def is_held(self, key: str) -> bool:
         """Whether the store's instance is known to hold an object."""
         return key in self._held
+
+    def forget(self, key: str) -> None:
+        """The store does not hold an object after all, or not whole; nothing is sent until it is offered.
+
+        What lies there damaged is to be deleted in between: an upload at the same time would be, too.
+        """
+        if key in self._held:
+            self._forget_held(key)
+            self._held.discard(key)
+        self._queue.reopen(key)
+        if not self._queue.conflicts:
+            self._conflict = None
+        self._event.unpark_all()
 
     def snapshot(self) -> MirrorState:
         """The state of the store now; costs no more with a long queue."""
@@ -321,15 +335,9 @@ class Mirror:
         """Look at objects whose PUT has returned. Later PUTs join a later batch, never this one."""
         batch = sorted(islice(self._queue.unconfirmed.values(), CONFIRM_BATCH))
         self._confirm_at_s = trio.current_time() + CONFIRM_DELAY_S
-        for prefix, group in groupby(batch, key=lambda item: prefix_of(item.key)):
-            items = list(group)
-            sizes = await self._list_sizes(prefix, items) if len(items) > HEADS_PER_LOOK else {}
-            for item in items:
-                # A listing may lag behind on some servers; only a direct look says that it is gone.
-                size_bytes = sizes.get(item.key)
-                if size_bytes is None:
-                    size_bytes = await self._size_at_store(item.key)
-                self._judge(item, size_bytes)
+        items = {item.key: item for item in batch}
+        for key, size_bytes in (await look_at(self.store, list(items))).items():
+            self._judge(items[key], size_bytes)
 
     def _judge(self, item: Item, size_bytes: int | None) -> None:
         if size_bytes == item.size_bytes:
@@ -345,27 +353,6 @@ class Mirror:
             gone = StoreUnavailable(f"Store {self.store.name} lost object {item.key}; it is sent again.")
             _logger.warning("store %s lost %s after taking it; sending it again", self.store.name, item.key)
             self._failed(self._puts, gone, started_s=trio.current_time())
-
-    async def _list_sizes(self, prefix: str, items: list[Item]) -> dict[str, int]:
-        """Sizes of those of the sorted items that listings show, in at most one page per item."""
-        sizes: dict[str, int] = {}
-        position = 0
-        while position < len(items):
-            # The key less its last character sorts just before it: the page begins with this item.
-            page = await self.store.list(prefix, start_after=items[position].key[:-1])
-            sizes.update((info.key, info.size_bytes) for info in page)
-            if len(page) < LIST_PAGE_MAX:
-                break
-            position += 1
-            while position < len(items) and items[position].key <= page[-1].key:
-                position += 1
-        return sizes
-
-    async def _size_at_store(self, key: str) -> int | None:
-        try:
-            return (await self.store.head(ObjectKey(key))).size_bytes
-        except ObjectNotFound:
-            return None
 
     # --- state -------------------------------------------------------------------------------
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from mirrorfs.core.genuine import check_object
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
-from mirrorfs.errors import ObjectNotFound
+from mirrorfs.errors import DamagedError, DiskError, LimitError, MirrorfsError, ObjectNotFound, StoreError
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
-from mirrorfs.ports import Disk, Index, Offload
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.rows import SegmentRow
+from mirrorfs.ports import Disk, Index, ObjectKey, Offload, Store
+
+logger = logging.getLogger(__name__)
 
 _SEGMENTS_PAGE = 1000
 _SMALL_PREFIXES = ("header/", STREAM_PREFIX[Stream.CHECKPOINT], "heads/")
@@ -81,22 +87,100 @@ class LocalObjects:
         finally:
             file.close()
 
+    def row_of(self, key: str) -> SegmentRow | None:
+        """What the chain says of a segment of the main stream; None of all else."""
+        if not key.startswith(STREAM_PREFIX[Stream.MAIN]):
+            return None
+        segment = parse_segment_object_key(key)[1]
+        row = self._index.get_segment(segment.sequence)
+        return row if row is not None and (row.epoch, row.writer) == segment[1:] else None
+
     async def read(self, key: str) -> bytes:
-        """The bytes of an object. Raises ObjectNotFound, DiskError."""
-        size = None
-        if key.startswith(STREAM_PREFIX[Stream.MAIN]):
-            row = self._index.get_segment(parse_segment_object_key(key)[1].sequence)
-            if row is not None:
-                size = row.size
+        """The bytes of an object as they lie on the disk. Raises ObjectNotFound, DiskError."""
+        row = self.row_of(key)
 
         def work() -> bytes:
             file = self._disk.open(LOCAL_PREFIX + key)
             try:
-                return file.read(offset=0, size_bytes=file.size() if size is None else size)
+                return file.read(offset=0, size_bytes=file.size() if row is None else row.size)
             finally:
                 file.close()
 
         try:
             return await self._offload.run(work)
         except FileNotFoundError as exc:
-            raise ObjectNotFound(f"The local object {key} is missing; run mirrorfs doctor.") from exc
+            raise ObjectNotFound(f"The object {key} is not on the local disk.") from exc
+
+
+class ObjectSource:
+    """The verified bytes of any immutable object of the volume, from wherever there is a good copy."""
+
+    def __init__(
+        self,
+        local: LocalObjects,
+        offload: Offload,
+        keys: VolumeKeys,
+        public_key: bytes,
+        *,
+        stores: Callable[[], Iterable[Store]],
+        on_bad_copy: Callable[[str | None, str], None] = lambda store, key: None,
+    ) -> None:
+        """
+        Args:
+            public_key: Ed25519 of the writer role, 32 bytes.
+            stores: those to ask now, best first.
+            on_bad_copy: hears the name of the store (None: the local disk) and the key of each copy that
+                is there and does not verify.
+        """
+        self._local = local
+        self._offload = offload
+        self._keys = keys
+        self._public_key = public_key
+        self._stores = stores
+        self._on_bad_copy = on_bad_copy
+
+    async def check(self, key: str, data: bytes) -> None:
+        """Return if these are the object's bytes. Raises DamagedError, LimitError."""
+        row = self._local.row_of(key)
+        await self._offload.run(
+            lambda: check_object(key, data, keys=self._keys, public_key=self._public_key, row=row)
+        )
+
+    async def read(self, key: str, *, but: str | None = None, local: bool = True) -> bytes:
+        """The bytes of an object, verified.
+
+        Args:
+            but: name of a store that is not asked.
+            local: whether the copy on the disk counts.
+        Raises: ObjectNotFound: no copy was found where one could be looked for. DamagedError: copies were
+            found, none of them good. StoreError: the only copies may be on a store that does not answer.
+        """
+        failure: MirrorfsError | None = None
+        if local:
+            try:
+                data = await self._local.read(key)
+                await self.check(key, data)
+            except (DiskError, ObjectNotFound, DamagedError, LimitError) as exc:
+                failure = self._note(None, key, exc, failure)
+            else:
+                return data
+        for store in self._stores():
+            if store.name == but:
+                continue
+            try:
+                data = await store.get(ObjectKey(key))
+                await self.check(key, data)
+            except (StoreError, DamagedError, LimitError) as exc:
+                failure = self._note(store.name, key, exc, failure)
+            else:
+                return data
+        raise failure or ObjectNotFound(f"No copy of the object {key} was found.")
+
+    def _note(
+        self, store: str | None, key: str, exc: MirrorfsError, before: MirrorfsError | None
+    ) -> MirrorfsError:
+        if isinstance(exc, DamagedError):
+            where = "the local disk" if store is None else f"store {store}"
+            logger.warning("The copy of object %s on %s is damaged: %s", key, where, exc)
+            self._on_bad_copy(store, key)
+        return exc if before is None or isinstance(before, ObjectNotFound) else before

@@ -167,6 +167,16 @@ class UploadQueue:
         for place in (self.unconfirmed, self.parked, self.conflicts):
             place.pop(key, None)
 
+    def reopen(self, key: str) -> None:
+        """What was put, is parked or in conflict is sent again; what is in flight is left to its task."""
+        item = self._items.get(key)
+        if item is None or key in self.in_flight:
+            return
+        for place in (self.unconfirmed, self.parked, self.conflicts):
+            if place.pop(key, None) is not None:
+                self.header_count += place is self.conflicts and _rank(key) is _Rank.HEADER
+                heapq.heappush(self._heaps[_rank(key)], item)
+
     def oldest_ns(self) -> int | None:
         """`written_ns` of the oldest outstanding item."""
         while self._ages and self._ages[0][1] not in self._items:

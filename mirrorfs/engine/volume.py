@@ -21,7 +21,7 @@ from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState
-from mirrorfs.engine.objects import LocalObjects, SegmentAges
+from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
 from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.recovery import Recovery
 from mirrorfs.engine.upload_pace import UploadPace
@@ -74,7 +74,7 @@ class _Attached:
 def _attach(
     store: Store,
     lease: LeaseKeeper,
-    objects: LocalObjects,
+    objects: ObjectSource,
     index: Index,
     world: World,
     settings: VolumeSettings,
@@ -90,11 +90,19 @@ def _attach(
         lease_fresh=lease.fresh,
         load_held=lambda: index.held(instance),
         save_held=lambda key: index.put_held(instance, key),
+        forget_held=lambda key: index.delete_held(instance, key),
         clock=world.clock,
         pace=pace,
         random=random,
     )
     return _Attached(store, lease, mirror)
+
+
+def _object_source(
+    world: World, index: Index, keys: VolumeKeys, header: VolumeHeader, stores: Sequence[Store]
+) -> ObjectSource:
+    local = LocalObjects(world.disk, index, world.offload)
+    return ObjectSource(local, world.offload, keys, header.public_keys.writer, stores=lambda: stores)
 
 
 class MountedVolume:
@@ -161,8 +169,8 @@ class MountedVolume:
         except BaseException:
             recovered.index.close()
             raise
-        objects = LocalObjects(world.disk, recovered.index, world.offload)
         index = recovered.index
+        objects = _object_source(world, index, keys, header, stores)
         local: LocalVolume
         pace = UploadPace(
             world.clock, written_ns=lambda: local.state.written_ns, delay_s=settings.mirror_delay_s

@@ -303,6 +303,9 @@ class SimulatedDisk:
             del self._unsynced[name]
         self.step()
 
+    def allocated_bytes(self, path: str) -> int:
+        return self.open(path).size()
+
     def free_bytes(self) -> int:
         self.check_alive()
         return max(self.capacity_bytes - self.used_bytes(), 0)

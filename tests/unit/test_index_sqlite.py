@@ -105,6 +105,7 @@ STEPS = st.lists(
         st.tuples(st.just("put_segment"), st.builds(segment_row, NUMBERS)),
         st.tuples(st.just("put_meta"), st.sampled_from("abc"), st.one_of(st.integers(), BLOBS)),
         st.tuples(st.just("put_held"), st.sampled_from("st"), st.sampled_from("klm")),
+        st.tuples(st.just("delete_held"), st.sampled_from("st"), st.sampled_from("klm")),
         st.tuples(st.just("clear_held"), st.sampled_from("st")),
         st.tuples(st.sampled_from(["commit", "rollback", "reopen", "backfill", "crash", "check"])),
     ),
@@ -178,6 +179,10 @@ class Both:
     def _put_held(self, store: str, key: str) -> None:
         self.index.put_held(store, key)
         self.model.tables["held"][store, key] = key
+
+    def _delete_held(self, store: str, key: str) -> None:
+        self.index.delete_held(store, key)
+        self.model.tables["held"].pop((store, key), None)
 
     def _clear_held(self, store: str) -> None:
         self.index.clear_held(store)

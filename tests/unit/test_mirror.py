@@ -13,10 +13,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from mirrorfs.engine.look import HEADS_PER_LOOK
 from mirrorfs.engine.mirror import (
     CONFIRM_BATCH,
     CONFIRM_DELAY_S,
-    HEADS_PER_LOOK,
     PARK_S,
     UPLOADS_PARALLEL,
     Mirror,
@@ -100,6 +100,7 @@ class Rig:
             lease_fresh=self._fresh,
             load_held=lambda: list(self.held),
             save_held=self.held.append,
+            forget_held=self.held.remove,
             clock=TrioClock(),
             pace=UploadPace(TrioClock(), written_ns=lambda: self.written_ns, delay_s=10.0),
             random=random.Random(7).random,
@@ -508,3 +509,37 @@ def test_a_long_queue_is_no_burden() -> None:
         queue.settle_held(item.key)
     assert (len(queue), queue.size_bytes, queue.oldest_ns()) == (0, 0, None)
     assert queue.is_idle()
+
+
+async def test_what_a_store_lost_is_sent_again(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    for key in (segment(1), segment(2)):
+        rig.offer(key)
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+        del store.objects[segment(1)]
+        mirror.forget(segment(1))
+        assert rig.held == [segment(2)]
+        assert not mirror.is_held(segment(1))
+        rig.offer(segment(1))
+        await mirror.wait_held()
+    assert store.objects == rig.objects
+    assert sorted(rig.held) == [segment(1), segment(2)]
+
+
+@pytest.mark.expects_warnings("holds other bytes under")
+async def test_a_conflict_ends_when_what_was_in_the_way_is_gone(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    store.objects["header/00000001-" + "0" * 32] = b"not ours"
+    rig.offer("header/00000001-" + "0" * 32)
+    rig.offer(segment(1))
+    async with rig.running() as mirror:
+        with pytest.raises(ObjectExists):
+            await mirror.wait_held()
+        await store.delete(ObjectKey("header/00000001-" + "0" * 32))
+        mirror.forget("header/00000001-" + "0" * 32)
+        await mirror.wait_held()
+        assert mirror.snapshot().state is StateWord.UP_TO_DATE
+    assert store.objects == rig.objects

@@ -1,0 +1,49 @@
+"""Looking at objects of a store: which of them are there, and how long they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from mirrorfs.engine.upload_queue import prefix_of
+from mirrorfs.errors import ObjectNotFound
+from mirrorfs.ports import LIST_PAGE_MAX, ObjectKey, Store
+
+HEADS_PER_LOOK = 3
+"""Up to so many objects are looked at singly: cheaper than a listing page."""
+
+
+async def look_at(store: Store, keys: Sequence[str]) -> dict[str, int | None]:
+    """Bytes of each of the objects; None where there is no such object. Raises: StoreError."""
+    found: dict[str, int | None] = {}
+    for prefix, group in groupby(sorted(keys), key=prefix_of):
+        wanted = list(group)
+        sizes = await _list_sizes(store, prefix, wanted) if len(wanted) > HEADS_PER_LOOK else {}
+        for key in wanted:
+            # A listing may lag behind on some servers; only a direct look says that it is gone.
+            found[key] = sizes[key] if key in sizes else await size_at(store, key)
+    return found
+
+
+async def size_at(store: Store, key: str) -> int | None:
+    """Bytes of an object; None when it is not there. Raises: StoreError."""
+    try:
+        return (await store.head(ObjectKey(key))).size_bytes
+    except ObjectNotFound:
+        return None
+
+
+async def _list_sizes(store: Store, prefix: str, keys: Sequence[str]) -> dict[str, int]:
+    """Sizes of those of the sorted keys that listings show, in at most one page per key."""
+    sizes: dict[str, int] = {}
+    position = 0
+    while position < len(keys):
+        # The key less its last character sorts just before it: the page begins with this object.
+        page = await store.list(prefix, start_after=keys[position][:-1])
+        sizes.update((info.key, info.size_bytes) for info in page)
+        if len(page) < LIST_PAGE_MAX:
+            break
+        position += 1
+        while position < len(keys) and keys[position] <= page[-1].key:
+            position += 1
+    return sizes

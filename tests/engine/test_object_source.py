@@ -1,0 +1,109 @@
+"""Verified bytes of objects, from the disk or a store; copies that are there and wrong are named."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mirrorfs.engine.objects import LocalObjects, ObjectSource
+from mirrorfs.errors import DamagedError, ObjectNotFound
+from tests.support.built_volume import WRITER_KEY, BuiltVolume
+from tests.support.store_memory import MemoryStore
+from tests.support.volumes import KEYS
+
+FILE = 0o100644
+
+
+class Place:
+    """A volume of some segments and a checkpoint, and two stores that hold what it holds."""
+
+    def __init__(self, built: BuiltVolume, source: ObjectSource, stores: list[MemoryStore]) -> None:
+        self.built = built
+        self.source = source
+        self.stores = stores
+        self.good = dict(stores[0].objects)
+        self.bad: list[tuple[str | None, str]] = []
+
+    def key(self, prefix: str) -> str:
+        return next(key for key in self.good if key.startswith(prefix))
+
+    def spoil(self, store: MemoryStore, key: str) -> None:
+        data = bytearray(store.objects[key])
+        data[len(data) // 2] ^= 1
+        store.objects[key] = bytes(data)
+
+    def remove_local(self, key: str) -> None:
+        (self.built.root / "objects" / key).unlink()
+
+
+@asynccontextmanager
+async def place(root: Path) -> AsyncIterator[Place]:
+    built = BuiltVolume(root)
+    async with built.session(checkpoint=True) as volume:
+        inode = volume.filesystem.create(1, b"file", mode=FILE, uid=0, gid=0, umask=0).inode
+        await volume.filesystem.write(inode, 0, b"a patient's file" * 1000)
+    stores = [MemoryStore("a", built.objects()), MemoryStore("b", built.objects())]
+    index = built.files.open()
+    found: list[Place] = []
+    local = LocalObjects(built.world.disk, index, built.world.offload)
+    source = ObjectSource(
+        local,
+        built.world.offload,
+        KEYS,
+        WRITER_KEY,
+        stores=lambda: stores,
+        on_bad_copy=lambda store, key: found[0].bad.append((store, key)),
+    )
+    found.append(Place(built, source, stores))
+    try:
+        yield found[0]
+    finally:
+        index.close()
+
+
+async def test_every_object_is_read_from_each_place(tmp_path: Path) -> None:
+    async with place(tmp_path) as it:
+        assert {key.split("/")[0] for key in it.good} == {"segments", "checkpoints"}
+        for key, data in it.good.items():
+            assert await it.source.read(key) == data
+            assert await it.source.read(key, local=False, but="a") == data
+        assert it.bad == []
+
+
+@pytest.mark.expects_warnings("is damaged")
+@pytest.mark.parametrize("prefix", ["segments/", "checkpoints/"])
+async def test_bad_copies_are_passed_over_and_named(tmp_path: Path, prefix: str) -> None:
+    async with place(tmp_path) as it:
+        key = it.key(prefix)
+        path = it.built.root / "objects" / key
+        path.write_bytes(path.read_bytes()[:-9])
+        it.spoil(it.stores[0], key)
+        assert await it.source.read(key) == it.good[key]
+        assert it.bad == [(None, key), ("a", key)]
+        it.spoil(it.stores[1], key)
+        with pytest.raises(DamagedError):
+            await it.source.read(key)
+
+
+@pytest.mark.expects_warnings("is damaged")
+async def test_bytes_of_another_object_are_refused(tmp_path: Path) -> None:
+    async with place(tmp_path) as it:
+        segment, checkpoint = it.key("segments/"), it.key("checkpoints/")
+        for store in it.stores:
+            store.objects[segment], store.objects[checkpoint] = it.good[checkpoint], it.good[segment]
+        for key in (segment, checkpoint):
+            with pytest.raises(DamagedError):
+                await it.source.read(key, local=False)
+
+
+async def test_nowhere_is_said_so(tmp_path: Path) -> None:
+    async with place(tmp_path) as it:
+        key = it.key("segments/")
+        it.remove_local(key)
+        del it.stores[0].objects[key]
+        assert await it.source.read(key) == it.good[key]
+        with pytest.raises(ObjectNotFound):
+            await it.source.read(key, but="b")
