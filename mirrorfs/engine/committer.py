@@ -136,6 +136,16 @@ class Committer:
         if waiter.error is not None:
             raise waiter.error
 
+    async def settle_index(self) -> int:
+        """Bring the index's own file up to date, unless a snapshot is open.
+
+        Returns: the position up to which it stands there for good. Raises as `commit`.
+        """
+        self._index.want_settled()
+        for _ in range(2):  # the first moves what it can in a thread, the second the remainder
+            await self.commit(None)
+        return self._index.settled_position
+
     def commit_now(self, inode: int) -> bool:
         """What `commit` of one inode does, done at once if that is quick; False: use `commit`.
 

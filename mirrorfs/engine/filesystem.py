@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mirrorfs.engine.committer import DIRTY_MAX, Committer
@@ -41,12 +42,19 @@ class FileSystem(Namespace):
         reader: Reader,
         committer: Committer | None,
         offload: Offload,
+        *,
+        removable_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`committer` is None for a read-only view."""
+        """
+        Args:
+            committer: None for a read-only view.
+            removable_bytes: what the cache would give up for new data.
+        """
         super().__init__(state, space)
         self._reader = reader
         self._committer = committer
         self._offload = offload
+        self._removable_bytes = removable_bytes
 
     @property
     def read_only(self) -> bool:
@@ -67,11 +75,13 @@ class FileSystem(Namespace):
         return self._state.index.count_xattrs() > 0
 
     def statfs(self) -> Statfs:
-        """Space is that of the local disk: every byte written lands there first."""
+        """Free space is what the local disk takes now, where every byte written lands first.
+
+        That is what is free there, and what the cache holds of segments that are on every store.
+        """
         inodes, allocated = self._state.index.totals()
-        free = (
-            max(self._space.free_bytes() - self._space.soft_bytes - self._state.dirty_bytes, 0) // BLOCK_SIZE
-        )
+        there = self._space.free_bytes() + self._removable_bytes()
+        free = max(there - self._space.soft_bytes - self._state.dirty_bytes, 0) // BLOCK_SIZE
         used = (allocated + self._state.dirty_bytes + BLOCK_SIZE - 1) // BLOCK_SIZE
         return Statfs(BLOCK_SIZE, used + free, free, free, _INODES, _INODES - inodes, NAME_MAX)
 

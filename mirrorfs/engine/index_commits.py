@@ -36,6 +36,13 @@ class IndexCommits:
         self._lag_bytes = 0
         self._lag_commits = 0
         self._restart_wal = False
+        self._wanted = False
+        self.settled_position = 0
+        """Up to here the index stands in its own file, for good; 0: not known yet."""
+
+    def want_settled(self) -> None:
+        """Move the write-ahead log with the next commits, however short it is."""
+        self._wanted = True
 
     def note(self, position: int, journals: Sequence[tuple[Journal, bytes]], *, commit: bool = False) -> None:
         """All pending records were appended to the journal; call it in the same step.
@@ -53,7 +60,7 @@ class IndexCommits:
         state.pending_bytes = 0
         self._lag_bytes += sum(len(payload) for _, payload in journals)
         self._lag_commits += 1
-        if commit or self._lag_bytes > LAG_BYTES_MAX or self._lag_commits > LAG_COMMITS_MAX:
+        if commit or self._wanted or self._lag_bytes > LAG_BYTES_MAX or self._lag_commits > LAG_COMMITS_MAX:
             self.commit()
 
     def commit(self) -> None:
@@ -62,7 +69,7 @@ class IndexCommits:
         Raises DamagedError: the log has the records, the index may not.
         """
         index = self._state.index
-        if not self._lag_commits:
+        if not self._lag_commits and not self._restart_wal:
             return
         try:
             index.commit()
@@ -71,6 +78,10 @@ class IndexCommits:
                 # Still the same step: every commit is durable and no operation has come since.
                 index.finish_backfill()
                 self._restart_wal = False
+                if not index.wal_bytes():
+                    position = index.get_meta("position")
+                    self.settled_position = position if isinstance(position, int) else 0
+                    self._wanted = False
         except DiskError as exc:
             # Only a new mount brings the log and the index together again.
             raise DamagedError(
@@ -84,7 +95,9 @@ class IndexCommits:
         reads from the write-ahead log; so that log restarts only when the small remainder is moved
         between a COMMIT and a BEGIN.
         """
-        if self._restart_wal or self._log.unsynced or self._state.index.wal_bytes() <= BACKFILL_AT:
+        if self._restart_wal or self._log.unsynced:
+            return
+        if not self._wanted and self._state.index.wal_bytes() <= BACKFILL_AT:
             return
         await self._offload.run(self._state.index.backfill)
         self._restart_wal = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
+from mirrorfs.engine.cache import CACHE_SIZE
 from mirrorfs.engine.lease import LEASE_PERIOD_S, LeaseKeeper, next_epoch
 from mirrorfs.engine.local import World
 from mirrorfs.engine.segment_writer import WriterIdentity
@@ -41,6 +42,8 @@ class VolumeSettings:
     owner: tuple[int, int]
     """(uid, gid) of the root directory of a new volume."""
     mirror_delay_s: float = 10.0
+    cache_bytes: int = CACHE_SIZE
+    """Bound of the local cache."""
     level: int = 1
     take_over: bool = False
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import trio
 
+from mirrorfs.engine.cache import CACHE_SIZE, SegmentCache
 from mirrorfs.engine.committer import Committer
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.log import Log
@@ -34,6 +35,18 @@ class World:
     offload: Offload
 
 
+@dataclass(frozen=True, slots=True)
+class Mirrors:
+    """What the local half of a volume needs of its stores."""
+
+    stores: Callable[[], Iterable[Store]] = lambda: ()
+    """Those to read from now."""
+    is_held: Callable[[str], bool] = lambda key: False
+    """Whether every store is known to hold an object."""
+    on_bad_copy: Callable[[str | None, str], None] = lambda store, key: None
+    """Hears the store (None: the local disk) and the key of a copy that a reader found bad or gone."""
+
+
 class LocalVolume:
     """A writable volume on this machine.
 
@@ -49,14 +62,20 @@ class LocalVolume:
         writer: WriterPublicKey,
         *,
         nursery: trio.Nursery,
-        stores: Sequence[Store] = (),
+        mirrors: Mirrors | None = None,
+        cache_bytes: int = CACHE_SIZE,
         owner: tuple[int, int] = (0, 0),
         mirror_delay_s: float = 10.0,
         level: int = 1,
         on_closed: Callable[[SegmentRow, str], None] = lambda row, key: None,
         on_commit: Callable[[int, int], None] = lambda position, size: None,
     ) -> None:
-        """`owner` is (uid, gid) of the root directory of a new volume."""
+        """
+        Args:
+            mirrors: none: a volume without stores, which keeps everything here.
+            cache_bytes: bound of what is kept locally of segments that every store has.
+            owner: (uid, gid) of the root directory of a new volume.
+        """
         self.index: Index = recovered.index
         self.identity = identity
         self.state = VolumeState(self.index, world.clock, read_only=False)
@@ -88,21 +107,53 @@ class LocalVolume:
         )
         self.committer.durable_position = recovered.position
         self.committer.durable_ns = recovered.time_ns
-        self.reader = Reader(
+        mirrors = Mirrors() if mirrors is None else mirrors
+        self.cache, self.reader = self._make_reading(world, writer, mirrors, cache_bytes, nursery)
+        self.filesystem = FileSystem(
+            self.state,
+            self.space,
+            self.reader,
+            self.committer,
+            world.offload,
+            removable_bytes=self.cache.removable_bytes,
+        )
+        self._nursery = nursery
+
+    def _make_reading(
+        self,
+        world: World,
+        writer: WriterPublicKey,
+        mirrors: Mirrors,
+        cache_bytes: int,
+        nursery: trio.Nursery,
+    ) -> tuple[SegmentCache, Reader]:
+        cache = SegmentCache(
+            world.disk,
+            self.space,
+            world.offload,
+            limit_bytes=cache_bytes,
+            is_held=mirrors.is_held,
+            settle_index=self.committer.settle_index,
+            on_removed=lambda path: reader.let_go(path),
+        )
+        reader = Reader(
             self.state,
             world.disk,
             world.offload,
-            identity.keys,
+            self.identity.keys,
             writer,
             log=lambda: self.log,
-            stores=stores,
+            stores=mirrors.stores,
             nursery=nursery,
+            ranges=cache.ranges,
+            on_used=cache.used,
+            on_bad_copy=mirrors.on_bad_copy,
         )
-        self.filesystem = FileSystem(self.state, self.space, self.reader, self.committer, world.offload)
-        self._nursery = nursery
+        return cache, reader
 
     def _closed(self, row: SegmentRow, key: str) -> None:
         self.index.put_segment(row)
+        self.cache.closed(key, row.size)
         self._on_closed(row, key)
 
     def _relocated(self, row: RelocationRow) -> None:
@@ -113,6 +164,7 @@ class LocalVolume:
 
     async def start(self) -> None:
         """Start the writer task, record the epoch, make the root if the volume is new, remove orphans."""
+        self.cache.load()
         await self._nursery.start(self.committer.run)
         state = self.state
         now = state.clock.now_ns()
@@ -124,6 +176,7 @@ class LocalVolume:
         for inode in self.index.orphans():
             self.filesystem.forget(inode)
         await self.committer.commit(None)
+        self._nursery.start_soon(self.cache.run)
 
     async def quiesce(self) -> None:
         """Commit everything and seal the last segment. Raises what the commit raises."""

@@ -388,7 +388,7 @@ class Log:
         """
         current = self._current
         if self._broken or current is None:
-            return False
+            return not self._undurable
         try:
             current.sync()
         except DiskError:

@@ -116,7 +116,7 @@ class ReadOnlyVolume:
             keys,
             writer,
             log=lambda: None,
-            stores=stores,
+            stores=lambda: stores,
             nursery=nursery,
         )
         filesystem = FileSystem(state, SpaceGuard(world.disk, world.clock), files_reader, None, world.offload)

@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
 from mirrorfs.core.extents import extents_within
+from mirrorfs.engine.fetch import Ciphers, Fetcher
 from mirrorfs.engine.log import Log
+from mirrorfs.engine.range_files import RangeFiles
 from mirrorfs.engine.read_ahead import Place, ReadAhead, runs
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.state import MIB, VolumeState
-from mirrorfs.errors import DamagedError, DiskError, MirrorfsError, ReadFailed, StoreError
-from mirrorfs.format.frame import Body, FrameCipher, unpack
+from mirrorfs.errors import DamagedError, DiskError, MirrorfsError, ReadFailed
+from mirrorfs.format.frame import Body, unpack
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key, split_frame_id
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import CHUNK_SIZE
 from mirrorfs.format.rows import FrameRow
-from mirrorfs.format.segment import HEADER_SIZE, decode_header
+from mirrorfs.format.segment import HEADER_SIZE
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import Disk, ObjectKey, Offload, OpenFile, Store
+from mirrorfs.ports import Disk, Offload, OpenFile, Store
 
 logger = logging.getLogger(__name__)
 
 FRAMES_MAX_BYTES = 64 * MIB
 FILES_MAX = 128
-CIPHERS_MAX = 4096
 OFFLOAD_FROM = 64 * 1024
 
 
@@ -72,22 +73,32 @@ class Reader:
         writer: WriterPublicKey,
         *,
         log: Callable[[], Log | None],
-        stores: Sequence[Store],
+        stores: Callable[[], Iterable[Store]],
         nursery: trio.Nursery | None = None,
+        ranges: RangeFiles | None = None,
+        on_used: Callable[[str], None] = lambda path: None,
+        on_bad_copy: Callable[[str | None, str], None] = lambda store, key: None,
     ) -> None:
-        """`nursery` is where read-ahead runs; without one there is none."""
+        """
+        Args:
+            stores: those to ask now.
+            nursery: where read-ahead runs; without one there is none.
+            ranges: where what stores send is kept; without it nowhere.
+            on_used: hears the path of each local file that is read.
+            on_bad_copy: hears the store (None: the local disk) and the key of a copy that is bad or gone.
+        """
         self._state = state
         self._disk = disk
         self._offload = offload
-        self._keys = keys
-        self._writer = writer
         self._log = log
-        self._stores = stores
         self._nursery = nursery
+        self._on_used = on_used
+        self._on_bad_copy = on_bad_copy
         self.cache = FrameCache()
         self._loading: dict[int, trio.Event] = {}
         self._files: OrderedDict[str, OpenFile] = OrderedDict()
-        self._ciphers: OrderedDict[str, FrameCipher] = OrderedDict()
+        self._ciphers = Ciphers(keys, writer)
+        self._fetcher = Fetcher(self._ciphers, offload, stores=stores, ranges=ranges, on_bad_copy=on_bad_copy)
         self._ahead = ReadAhead(state.index, is_wanted=self._is_wanted, start=self._start_loading)
 
     async def read(self, inode: int, offset: int, size: int) -> bytes:
@@ -175,24 +186,13 @@ class Reader:
         """Load frames that are marked as being loaded. Errors are for whoever reads them for real."""
         try:
             if self._held(run[0].frame) is None:
-                for place, plain in zip(run, await self._from_disk(run), strict=True):
+                for place, plain in zip(run, await self._sealed(run), strict=True):
                     self.cache.put(place.frame, plain)
-        except FileNotFoundError:
-            await self._prefetch_singly(run)
         except MirrorfsError:
             return
         finally:
             for place in run:
                 self._loaded(place.frame)
-
-    async def _prefetch_singly(self, run: Sequence[Place]) -> None:
-        """The same from the stores, a request each."""
-        try:
-            for place in run:
-                self.cache.put(place.frame, await self._fetch(place.frame))
-                self._loaded(place.frame)
-        except MirrorfsError:
-            return
 
     def _loaded(self, frame: int) -> None:
         event = self._loading.pop(frame, None)
@@ -238,71 +238,49 @@ class Reader:
         body = self._held(frame)
         if body is not None:
             return unpack(body)
-        place = self._place(row)
-        key = self._segment_key(place.sequence)
+        return (await self._sealed((self._place(row),)))[0]
+
+    async def _sealed(self, run: Sequence[Place]) -> list[bytes]:
+        """Plaintexts of frames that lie next to one another, of the nearest good copy. Raises ReadFailed."""
+        key, size_bytes = self._segment(run[0].sequence)
         try:
-            return (await self._from_disk((place,)))[0]
+            return await self._from_disk(key, run)
         except FileNotFoundError:
             pass
         except (DamagedError, DiskError) as exc:
-            logger.warning("Local object %s, offset %d: %s Trying the stores.", key, place.offset, exc)
-        for store in self._stores:
-            try:
-                if key not in self._ciphers:
-                    self._learn(key, await store.get_range(ObjectKey(key), offset=0, size_bytes=HEADER_SIZE))
-                data = await store.get_range(ObjectKey(key), offset=place.offset, size_bytes=place.size)
-                return self._open(key, data, place)
-            except (DamagedError, StoreError) as exc:
-                logger.warning("Store %s, object %s, offset %d: %s", store.name, key, place.offset, exc)
-        logger.error("No good copy of object %s, offset %d.", key, place.offset)
-        raise ReadFailed(
-            "no copy of these bytes is good; run mirrorfs status to see which stores are reachable."
-        )
+            logger.warning("Local object %s, offset %d: %s Trying the stores.", key, run[0].offset, exc)
+            self._on_bad_copy(None, key)
+        return await self._fetcher.load(key, run, size_bytes=size_bytes)
 
-    async def _from_disk(self, run: Sequence[Place]) -> list[bytes]:
-        """Plaintexts of frames that lie next to one another.
+    async def _from_disk(self, key: str, run: Sequence[Place]) -> list[bytes]:
+        """The same from the whole segment on the local disk.
 
         Raises: FileNotFoundError: the segment is not here. DamagedError, DiskError.
         """
-        key = self._segment_key(run[0].sequence)
         file = self._local(key)
         if key not in self._ciphers:
-            self._learn(key, file.read(offset=0, size_bytes=HEADER_SIZE))
+            self._ciphers.learn(key, file.read(offset=0, size_bytes=HEADER_SIZE))
         start = run[0].offset
         size = run[-1].offset + run[-1].size - start
 
         def work() -> list[bytes]:
-            data = memoryview(file.read(offset=start, size_bytes=size))
-            return [
-                self._open(key, data[place.offset - start : place.offset - start + place.size], place)
-                for place in run
-            ]
+            return self._ciphers.open(key, run, file.read(offset=start, size_bytes=size), start)
 
         return work() if size < OFFLOAD_FROM else await self._offload.run(work)
 
-    def _segment_key(self, sequence: int) -> str:
+    def _segment(self, sequence: int) -> tuple[str, int]:
+        """Key of a segment, and its size; 0 while it is open."""
         log = self._log()
         current = log.current if log is not None else None
         if current is not None and current.segment.sequence == sequence:
-            return current.key
+            return current.key, 0
         row = self._state.index.get_segment(sequence)
         if row is None:
             raise ReadFailed("the index names a segment that it does not know.")
-        return segment_object_key(Stream.MAIN, SegmentId(sequence, row.epoch, row.writer))
-
-    def _learn(self, key: str, data: bytes) -> None:
-        header, cipher = decode_header(data, self._keys, self._writer)
-        if segment_object_key(header.stream, header.segment) != key:
-            raise DamagedError("the object holds another segment.")
-        self._ciphers[key] = cipher
-        if len(self._ciphers) > CIPHERS_MAX:
-            self._ciphers.popitem(last=False)
-
-    def _open(self, key: str, data: bytes | memoryview, place: Place) -> bytes:
-        _, body = self._ciphers[key].open_body(data, offset=place.offset, ordinal=place.ordinal)
-        return unpack(body)
+        return segment_object_key(Stream.MAIN, SegmentId(sequence, row.epoch, row.writer)), row.size
 
     def _local(self, key: str) -> OpenFile:
+        self._on_used(LOCAL_PREFIX + key)
         file = self._files.get(key)
         if file is None:
             file = self._files[key] = self._disk.open(LOCAL_PREFIX + key)
@@ -312,6 +290,10 @@ class Reader:
         else:
             self._files.move_to_end(key)
         return file
+
+    def let_go(self, path: str) -> None:
+        """A local file is about to be removed: its space is free once nobody reads it any more."""
+        self._files.pop(path.removeprefix(LOCAL_PREFIX), None)
 
     def close(self) -> None:
         """Let go of all descriptors."""

@@ -39,6 +39,10 @@ class SpaceGuard:
             self._looked_ns = now
         return self._free
 
+    def look_again(self) -> None:
+        """Space was freed: the next look is a new one."""
+        self._looked_ns = 0
+
     def soft(self, *, extra_bytes: int = 0) -> bool:
         """Whether less than the soft reserve would be left after writing extra_bytes more."""
         return self.free_bytes() - extra_bytes < self.soft_bytes

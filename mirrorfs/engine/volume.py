@@ -18,7 +18,7 @@ from mirrorfs.engine.checkpoints import WrittenCheckpoint
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings
-from mirrorfs.engine.local import LocalVolume, World
+from mirrorfs.engine.local import LocalVolume, Mirrors, World
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
@@ -98,6 +98,12 @@ def _attach(
     return _Attached(store, lease, mirror)
 
 
+def _upload_pace(world: World, settings: VolumeSettings, local: Callable[[], LocalVolume]) -> UploadPace:
+    return UploadPace(
+        world.clock, written_ns=lambda: local().state.written_ns, delay_s=settings.mirror_delay_s
+    )
+
+
 def _object_source(
     world: World, index: Index, keys: VolumeKeys, header: VolumeHeader, stores: Sequence[Store]
 ) -> ObjectSource:
@@ -156,9 +162,10 @@ class MountedVolume:
         Raises: InUseError: another writer has the volume. DamagedError: the local log cannot be used.
         """
         writer_key = load_public_key(header.public_keys.writer)
-        recovered = await Recovery(
+        recovery = Recovery(
             world.disk, files, world.offload, keys, writer_key, stores=stores, on_progress=on_progress
-        ).run()
+        )
+        recovered = await recovery.run()
         heads = Heads(world.disk, world.offload, world.clock, keys=keys, public_key=header.public_keys.writer)
         try:
             heads.load()
@@ -170,14 +177,12 @@ class MountedVolume:
             recovered.index.close()
             raise
         index = recovered.index
-        objects = _object_source(world, index, keys, header, stores)
         local: LocalVolume
-        pace = UploadPace(
-            world.clock, written_ns=lambda: local.state.written_ns, delay_s=settings.mirror_delay_s
-        )
+        pace = _upload_pace(world, settings, lambda: local)
+        objects = _object_source(world, index, keys, header, stores)
         attached = [
-            _attach(store, lease, objects, index, world, settings, pace=pace, random=random)
-            for store, lease in zip(stores, leases, strict=True)
+            _attach(*pair, objects, index, world, settings, pace=pace, random=random)
+            for pair in zip(stores, leases, strict=True)
         ]
         volume: MountedVolume
         ages = SegmentAges(recovered.time_ns)
@@ -196,7 +201,8 @@ class MountedVolume:
             identity,
             writer_key,
             nursery=nursery,
-            stores=stores,
+            mirrors=Mirrors(lambda: stores, lambda key: all(one.mirror.is_held(key) for one in attached)),
+            cache_bytes=settings.cache_bytes,
             owner=settings.owner,
             mirror_delay_s=settings.mirror_delay_s,
             level=settings.level,

@@ -1,0 +1,244 @@
+"""Frames of a segment that is not on the local disk: from its kept ranges, else from the healthiest store.
+
+One request brings whole blocks, so that what lies next to a frame comes along; they are kept locally, still
+sealed. Every frame is authenticated before it counts, wherever it came from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Final
+
+import trio
+
+from mirrorfs.engine.hedge import HEDGE_S, first_good
+from mirrorfs.engine.range_files import BLOCK_BYTES, RangeFiles
+from mirrorfs.engine.read_ahead import Place
+from mirrorfs.errors import (
+    DamagedError,
+    LimitError,
+    MirrorfsError,
+    ObjectNotFound,
+    ReadFailed,
+    StoreError,
+    StoreUnavailable,
+)
+from mirrorfs.format.frame import FrameCipher, unpack
+from mirrorfs.format.ids import segment_object_key
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.segment import HEADER_SIZE, decode_header
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import ObjectKey, Offload, Store
+
+logger = logging.getLogger(__name__)
+
+CIPHERS_MAX: Final = 4096
+SLOWEST_BYTES_PER_S: Final = 512 * 1024
+"""A store this slow is not yet one to be passed over."""
+FAILED_FOR_S: Final = 30.0
+"""So long after a failure a store is asked last."""
+PATIENCE_S: Final = 30.0
+"""How long a read waits for stores none of which answers."""
+AGAIN_S: Final = 1.0
+BAD_MAX: Final = 1024
+LATENCY_WEIGHT: Final = 0.2
+
+
+class Ciphers:
+    """Keys of segments whose headers were seen, least recently made first to go."""
+
+    def __init__(self, keys: VolumeKeys, writer: WriterPublicKey) -> None:
+        self._keys = keys
+        self._writer = writer
+        self._ciphers: OrderedDict[str, tuple[FrameCipher, bytes]] = OrderedDict()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._ciphers
+
+    def learn(self, key: str, data: bytes) -> None:
+        """Take the key of a segment from its first bytes. Raises DamagedError."""
+        header, cipher = decode_header(data, self._keys, self._writer)
+        if segment_object_key(header.stream, header.segment) != key:
+            raise DamagedError("the object holds another segment.")
+        self._ciphers[key] = cipher, data[:HEADER_SIZE]
+        if len(self._ciphers) > CIPHERS_MAX:
+            self._ciphers.popitem(last=False)
+
+    def header(self, key: str) -> bytes:
+        """The sealed header that was seen."""
+        return self._ciphers[key][1]
+
+    def open(self, key: str, run: Sequence[Place], data: bytes, start: int) -> list[bytes]:
+        """Plaintexts of frames, of bytes that begin at offset `start` of the segment. Raises DamagedError."""
+        cipher, view = self._ciphers[key][0], memoryview(data)
+        plains = []
+        for place in run:
+            frame = view[place.offset - start : place.offset - start + place.size]
+            _, body = cipher.open_body(frame, offset=place.offset, ordinal=place.ordinal)
+            plains.append(unpack(body))
+        return plains
+
+
+class _Health:
+    """How one store has answered lately."""
+
+    def __init__(self) -> None:
+        self.failed_at_s = float("-inf")
+        self.latency_s = 0.0
+
+    def rank(self) -> tuple[bool, float]:
+        return trio.current_time() - self.failed_at_s < FAILED_FOR_S, self.latency_s
+
+
+class Fetcher:
+    """Brings frames of one volume's segments from afar."""
+
+    def __init__(
+        self,
+        ciphers: Ciphers,
+        offload: Offload,
+        *,
+        stores: Callable[[], Iterable[Store]],
+        ranges: RangeFiles | None,
+        on_bad_copy: Callable[[str | None, str], None],
+    ) -> None:
+        """
+        Args:
+            stores: those to ask now.
+            ranges: where fetched parts are kept; None: nowhere.
+            on_bad_copy: hears the name of a store and the key of an object there that does not verify.
+        """
+        self._ciphers = ciphers
+        self._offload = offload
+        self._stores = stores
+        self._ranges = ranges
+        self._on_bad_copy = on_bad_copy
+        self._health: dict[str, _Health] = {}
+        self._bad: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """(store, key) of copies found bad or gone: said once, and asked for last."""
+
+    async def load(self, key: str, run: Sequence[Place], *, size_bytes: int) -> list[bytes]:
+        """Plaintexts of frames that lie next to one another.
+
+        Args:
+            size_bytes: of the whole segment; 0: not known.
+        Raises: ReadFailed: no copy is good.
+        """
+        plains = await self._from_ranges(key, run)
+        if plains is not None:
+            return plains
+        started_s = trio.current_time()
+        while True:
+            try:
+                return await self._from_stores(key, run, size_bytes)
+            except StoreUnavailable as exc:
+                # Both stores are often behind one line: a program is not to fail for a short break of it.
+                if trio.current_time() - started_s > PATIENCE_S:
+                    raise self._failed(key, run) from exc
+            except MirrorfsError as exc:
+                raise self._failed(key, run) from exc
+            await trio.sleep(AGAIN_S)
+
+    async def _from_stores(self, key: str, run: Sequence[Place], size_bytes: int) -> list[bytes]:
+        stores = sorted(
+            self._stores(),
+            key=lambda store: ((store.name, key) in self._bad, *self._health_of(store).rank()),
+        )
+        if not stores:
+            raise ObjectNotFound("There is no store to read from.")
+        wanted_bytes = run[-1].offset + run[-1].size - run[0].offset
+        return await first_good(
+            [partial(self._from_store, store, key, run, size_bytes) for store in stores],
+            hedge_s=HEDGE_S + wanted_bytes / SLOWEST_BYTES_PER_S,
+        )
+
+    def _failed(self, key: str, run: Sequence[Place]) -> ReadFailed:
+        logger.error("No good copy of object %s, offset %d.", key, run[0].offset)
+        return ReadFailed(
+            "no copy of these bytes is good; run mirrorfs status to see which stores are reachable."
+        )
+
+    def _health_of(self, store: Store) -> _Health:
+        return self._health.setdefault(store.name, _Health())
+
+    async def _from_ranges(self, key: str, run: Sequence[Place]) -> list[bytes] | None:
+        ranges = self._ranges
+        if ranges is None:
+            return None
+        try:
+            if key not in self._ciphers:
+                header = await ranges.read(key, offset=0, size_bytes=HEADER_SIZE)
+                if header is None:
+                    return None
+                self._ciphers.learn(key, header)
+            start = run[0].offset
+            data = await ranges.read(key, offset=start, size_bytes=run[-1].offset + run[-1].size - start)
+            if data is None:
+                return None
+            return await self._offload.run(partial(self._ciphers.open, key, run, data, start))
+        except (DamagedError, LimitError):
+            return None  # not all of it is there
+
+    async def _from_store(self, store: Store, key: str, run: Sequence[Place], size_bytes: int) -> list[bytes]:
+        started_s = trio.current_time()
+        start, end = _blocks(run, size_bytes)
+        parts: dict[int, bytes] = {}
+        try:
+            await self._get(store, key, parts, start, end)
+            if key not in self._ciphers:
+                self._ciphers.learn(key, parts[0][:HEADER_SIZE])
+            plains = await self._offload.run(partial(self._ciphers.open, key, run, parts[start], start))
+        except (DamagedError, LimitError, ObjectNotFound) as exc:
+            if (store.name, key) not in self._bad:
+                logger.warning("Store %s, object %s, offset %d: %s", store.name, key, run[0].offset, exc)
+            self._bad[store.name, key] = None
+            if len(self._bad) > BAD_MAX:
+                self._bad.popitem(last=False)
+            self._on_bad_copy(store.name, key)
+            raise
+        except StoreError as exc:
+            logger.warning("Store %s, object %s, offset %d: %s", store.name, key, run[0].offset, exc)
+            self._health_of(store).failed_at_s = trio.current_time()
+            raise
+        health = self._health_of(store)
+        health.latency_s += LATENCY_WEIGHT * (trio.current_time() - started_s - health.latency_s)
+        if self._ranges is not None:
+            # With its header, or the next mount could not tell what the rest is.
+            await self._ranges.keep(key, {0: self._ciphers.header(key)} | parts)
+        return plains
+
+    async def _get(self, store: Store, key: str, parts: dict[int, bytes], start: int, end: int) -> None:
+        """The range, and the header beside it where that is needed: two requests at the same time."""
+
+        async def get(offset: int, size_bytes: int) -> None:
+            parts[offset] = await store.get_range(ObjectKey(key), offset=offset, size_bytes=size_bytes)
+
+        if start == 0 or key in self._ciphers:
+            await get(start, end - start)
+            return
+        failures: list[StoreError] = []
+
+        async def get_noting(offset: int, size_bytes: int) -> None:
+            # Not raised through the nursery, which would wrap it.
+            try:
+                await get(offset, size_bytes)
+            except StoreError as exc:
+                failures.append(exc)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(get_noting, 0, HEADER_SIZE)
+            nursery.start_soon(get_noting, start, end - start)
+        if failures:
+            raise failures[0]
+
+
+def _blocks(run: Sequence[Place], size_bytes: int) -> tuple[int, int]:
+    """Offsets (from, to) of the blocks around a run, within a segment of that size (0: not known)."""
+    start = run[0].offset // BLOCK_BYTES * BLOCK_BYTES
+    end = run[-1].offset + run[-1].size
+    rounded = -(-end // BLOCK_BYTES) * BLOCK_BYTES
+    return start, min(rounded, size_bytes) if size_bytes else rounded
