@@ -80,11 +80,11 @@ class SegmentCache:
         self.ranges = RangeFiles(disk, offload, space, on_kept=self._kept, on_used=self.used)
 
     def load(self) -> None:
-        """Take stock of the disk; the oldest segments come first. Raises: DiskError."""
-        for name in self._disk.list(RANGES):
-            self._count(f"{RANGES}/{name}")
+        """Take stock of the disk: oldest segments first, what was fetched last. Raises: DiskError."""
         for name in self._disk.list(LOCAL_PREFIX + _SEGMENTS.rstrip("/")):
             self._count(LOCAL_PREFIX + _SEGMENTS + name)
+        for name in self._disk.list(RANGES):
+            self._count(f"{RANGES}/{name}")
 
     def closed(self, key: str, size_bytes: int) -> None:
         """A segment of the main stream became immutable."""
