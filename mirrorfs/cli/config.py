@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirrorfs.core.sizes import format_size, parse_size
 from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.engine.cache import CACHE_SIZE, CACHE_SIZE_MIN
 from mirrorfs.errors import ConfigError, FormatError, UsageError
 from mirrorfs.format.header import check_store_name
 from mirrorfs.format.kdf import format_fingerprint
@@ -29,6 +31,7 @@ STORES_MAX = 16
 MIRROR_DELAY_MIN_S = 0.1
 MIRROR_DELAY_MAX_S = 3600.0
 DEFAULT_MIRROR_DELAY_S = 10.0
+SIZE_MAX = 1 << 50
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _HEX_32 = re.compile(r"[0-9a-f]{32}")
@@ -183,6 +186,8 @@ class VolumeConfig:
     stores: tuple[StoreConfig, ...]
     token: TokenConfig
     mirror_delay_s: float = DEFAULT_MIRROR_DELAY_S
+    cache_bytes: int = CACHE_SIZE
+    """Bound of what is kept locally of segments that every store holds."""
 
     def to_toml(self) -> str:
         """The text of the file."""
@@ -192,6 +197,7 @@ class VolumeConfig:
             f"volume = {_quoted(self.volume.hex())}",
             f"fingerprint = {_quoted(format_fingerprint(self.fingerprint))}",
             f"mirror_delay_s = {self.mirror_delay_s!r}",
+            f"cache_size = {_quoted(format_size(self.cache_bytes))}",
             "",
             "[token]",
             f"uri = {_quoted(self.token.uri)}",
@@ -216,7 +222,7 @@ class VolumeConfig:
         except tomllib.TOMLDecodeError as exc:
             raise ConfigError("The volume's configuration is not valid TOML; correct the file.") from exc
         read = _Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
-        read.known |= {"token", "store"}
+        read.known |= {"cache_size", "token", "store"}
         read.check()
         version = table.get("format")
         if version != CONFIG_FORMAT:
@@ -232,6 +238,7 @@ class VolumeConfig:
             stores=_stores(table.get("store")),
             token=_token(table.get("token")),
             mirror_delay_s=float(delay_s),
+            cache_bytes=read.size("cache_size", default=CACHE_SIZE, least=CACHE_SIZE_MIN),
         )
 
 
@@ -255,6 +262,20 @@ class _Table:
         if not isinstance(value, str) or not value or not value.isprintable():
             raise ConfigError(f"Field {self.where}{name} of the volume's configuration must be text.")
         return value
+
+    def size(self, name: str, *, default: int, least: int) -> int:
+        if name not in self.values:
+            return default
+        try:
+            size_bytes = parse_size(self.text(name))
+        except FormatError as exc:
+            raise ConfigError(f"Field {self.where}{name} of the volume's configuration: {exc}") from exc
+        if not least <= size_bytes <= SIZE_MAX:
+            raise ConfigError(
+                f"Field {self.where}{name} of the volume's configuration must be from {format_size(least)}"
+                f" to {format_size(SIZE_MAX)}."
+            )
+        return size_bytes
 
     def identifier(self, name: str) -> bytes:
         digits = self.text(name).replace("-", "")

@@ -176,6 +176,7 @@ class Session:
             host=socket.gethostname()[:255],
             owner=(os.getuid(), os.getgid()),
             mirror_delay_s=self._config.mirror_delay_s,
+            cache_bytes=self._config.cache_bytes,
             take_over=self._request.take_over,
         )
         volume = await MountedVolume.open(

@@ -34,6 +34,7 @@ CONFIG = VolumeConfig(
     ),
     token=TokenConfig("pkcs11:token=card", "/usr/lib/module.so"),
     mirror_delay_s=2.5,
+    cache_bytes=20 << 30,
 )
 TEXT = CONFIG.to_toml()
 
@@ -64,6 +65,9 @@ def test_text_and_back() -> None:
         ('name = "home"', "name = 7", "must be text"),
         (bytes(range(16)).hex(), bytes(range(15)).hex(), "32 hexadecimal digits"),
         ("mirror_delay_s = 2.5", "mirror_delay_s = 0", "0.1 to 3600"),
+        ('cache_size = "20GiB"', 'cache_size = "20 buckets"', "cache_size"),
+        ('cache_size = "20GiB"', 'cache_size = "1MiB"', "64MiB to 1024TiB"),
+        ('cache_size = "20GiB"', "cache_size = 5", "must be text"),
         ("mirror_delay_s = 2.5", "mirror_delay_s = true", "number of seconds"),
         ('"/usr/lib/module.so"', '"module.so"', "absolute"),
         ('uri = "pkcs11:token=card"', "", "token.uri"),
