@@ -91,6 +91,13 @@ class SegmentCache:
         self._set(LOCAL_PREFIX + key, size_bytes)
         self._wake.set()
 
+    def replaced(self, path: str, size_bytes: int) -> None:
+        """A file is new, or another one now: who has the old one open lets go of it."""
+        self._on_removed(path)
+        if path.startswith(LOCAL_PREFIX + _SEGMENTS):
+            self._set(path, size_bytes)
+            self._wake.set()
+
     def used(self, path: str) -> None:
         """A file was read."""
         if path in self._sizes:

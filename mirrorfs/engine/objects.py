@@ -8,7 +8,15 @@ from typing import NamedTuple
 
 from mirrorfs.core.genuine import check_object
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
-from mirrorfs.errors import DamagedError, DiskError, LimitError, MirrorfsError, ObjectNotFound, StoreError
+from mirrorfs.errors import (
+    DamagedError,
+    DiskError,
+    FormatError,
+    LimitError,
+    MirrorfsError,
+    ObjectNotFound,
+    StoreError,
+)
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
@@ -52,6 +60,14 @@ class SegmentAges:
         return since_ns
 
 
+def _is_segment(key: str) -> bool:
+    try:
+        parse_segment_object_key(key)
+    except FormatError:
+        return False
+    return True
+
+
 class LocalObjects:
     """Immutable objects of a volume on the local disk."""
 
@@ -79,6 +95,13 @@ class LocalObjects:
             for name in self._disk.list(LOCAL_PREFIX + prefix.rstrip("/")):
                 yield LocalObject(prefix + name, self.size_of(prefix + name), 0)
 
+    def keys_on_disk(self) -> list[str]:
+        """Of all objects on the disk that are immutable: closed segments of the chain, and all others."""
+        prefix = STREAM_PREFIX[Stream.MAIN]
+        found = [prefix + name for name in self._disk.list(LOCAL_PREFIX + prefix.rstrip("/"))]
+        closed = [key for key in found if _is_segment(key) and self.row_of(key) is not None]
+        return [*closed, *(found.key for found in self.others())]
+
     def size_of(self, key: str) -> int:
         """Bytes of an object on the disk."""
         file = self._disk.open(LOCAL_PREFIX + key)
@@ -86,6 +109,11 @@ class LocalObjects:
             return file.size()
         finally:
             file.close()
+
+    def stored_size(self, key: str) -> int:
+        """Bytes of an object as the stores have it: of a segment, without what lies behind its cut."""
+        row = self.row_of(key)
+        return self.size_of(key) if row is None else row.size
 
     def row_of(self, key: str) -> SegmentRow | None:
         """What the chain says of a segment of the main stream; None of all else."""

@@ -19,11 +19,13 @@ from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings
 from mirrorfs.engine.local import LocalVolume, Mirrors, World
+from mirrorfs.engine.mend import Mender
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
 from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.recovery import Recovery
+from mirrorfs.engine.scrub import Scrubber
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.errors import DamagedError, MirrorfsError, StoreError
 from mirrorfs.format.header import VolumeHeader
@@ -111,6 +113,14 @@ def _object_source(
     return ObjectSource(local, world.offload, keys, header.public_keys.writer, stores=lambda: stores)
 
 
+def _mirrors(attached: Sequence[_Attached], volume: Callable[[], MountedVolume]) -> Mirrors:
+    return Mirrors(
+        stores=lambda: [one.store for one in attached],
+        is_held=lambda key: all(one.mirror.is_held(key) for one in attached),
+        on_bad_copy=lambda store, key: volume().mender.suspect(store, key),
+    )
+
+
 class MountedVolume:
     """One writable session on a volume, from `open` to `close`."""
 
@@ -119,6 +129,7 @@ class MountedVolume:
         world: World,
         local: LocalVolume,
         stores: Sequence[_Attached],
+        source: ObjectSource,
         settings: VolumeSettings,
         checkpointer: Checkpointer,
         heads: Heads,
@@ -134,6 +145,12 @@ class MountedVolume:
         self._ages = ages
         self._objects = LocalObjects(world.disk, local.index, world.offload)
         self._published_position = -1
+        mirrors = [one.mirror for one in stores]
+        self.scrubber = Scrubber(self._objects, source, mirrors, world.disk, world.clock)
+        self.mender = Mender(
+            self._objects, source, self.scrubber, mirrors, world.disk, world.offload, world.clock,
+            settle_index=local.committer.settle_index, on_replaced=local.cache.replaced,
+        )  # fmt: skip
         self._tasks = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -201,7 +218,7 @@ class MountedVolume:
             identity,
             writer_key,
             nursery=nursery,
-            mirrors=Mirrors(lambda: stores, lambda key: all(one.mirror.is_held(key) for one in attached)),
+            mirrors=_mirrors(attached, lambda: volume),
             cache_bytes=settings.cache_bytes,
             owner=settings.owner,
             mirror_delay_s=settings.mirror_delay_s,
@@ -209,7 +226,7 @@ class MountedVolume:
             on_closed=closed,
             on_commit=checkpointer.committed,
         )
-        volume = cls(world, local, attached, settings, checkpointer, heads, ages)
+        volume = cls(world, local, attached, objects, settings, checkpointer, heads, ages)
         await local.start()
         await volume._start(nursery)
         return volume
@@ -238,6 +255,7 @@ class MountedVolume:
                     nursery.start_soon(one.lease.run)
                     nursery.start_soon(self._mirror, one.mirror)
                 nursery.start_soon(self._checkpoint)
+                nursery.start_soon(self.mender.run)
                 nursery.start_soon(self._publish_now_and_then)
 
     async def _mirror(self, mirror: Mirror) -> None:

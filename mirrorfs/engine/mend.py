@@ -1,0 +1,155 @@
+"""Mending: what is bad in one place is written anew from a good copy in another (`mirrorfs repair`).
+
+Order at a store, each step of which may be the last before a crash:
+1. a verified copy lies on the local disk (else nothing is touched), where the cache keeps it until every
+   store holds the object again: two stores may be mended at once, and neither may count on the other;
+2. the store counts as not holding the object, durably;
+3. damaged bytes are deleted;
+4. the mirror sends the object like any other: lease, back-off, confirmation.
+After a crash from 2 on the object is one of those that the store lacks, and is sent by the next mount; if
+damaged bytes are still in the way then, that is a conflict, which status shows.
+On the local disk a file is replaced in one step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+import trio
+
+from mirrorfs.engine.mirror import Mirror
+from mirrorfs.engine.objects import LocalObjects, ObjectSource
+from mirrorfs.engine.scrub import LOCAL, BadObject, Fault, Scrubber
+from mirrorfs.engine.segment_writer import LOCAL_PREFIX
+from mirrorfs.errors import MirrorfsError, StoreError
+from mirrorfs.ports import Clock, Disk, ObjectKey, Offload
+
+logger = logging.getLogger(__name__)
+
+QUEUE_MAX: Final = 256
+"""Copies that readers found bad and that wait to be mended; later ones are left to the next scrub."""
+GATHER_S: Final = 5.0
+
+
+class Mender:
+    """Mends copies of one mounted volume, one batch at a time."""
+
+    def __init__(
+        self,
+        objects: LocalObjects,
+        source: ObjectSource,
+        scrubber: Scrubber,
+        mirrors: Sequence[Mirror],
+        disk: Disk,
+        offload: Offload,
+        clock: Clock,
+        *,
+        settle_index: Callable[[], Awaitable[int]],
+        on_replaced: Callable[[str, int], None],
+    ) -> None:
+        """
+        Args:
+            settle_index: makes what was noted in the index durable.
+            on_replaced: hears path and size of a local file that is new, or another one now.
+        """
+        self._objects = objects
+        self._source = source
+        self._scrubber = scrubber
+        self._mirrors: Mapping[str, Mirror] = {mirror.store.name: mirror for mirror in mirrors}
+        self._disk = disk
+        self._offload = offload
+        self._clock = clock
+        self._settle_index = settle_index
+        self._on_replaced = on_replaced
+        self._lock = trio.Lock()
+        self._suspects: dict[tuple[str, str], None] = {}
+        self._wake = trio.Event()
+
+    def suspect(self, store: str | None, key: str) -> None:
+        """A reader found a copy bad or gone: it is examined, and mended, soon."""
+        place = LOCAL if store is None else store
+        if len(self._suspects) < QUEUE_MAX and (place == LOCAL or self._mirrors[place].is_held(key)):
+            self._suspects[place, key] = None
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Mend what readers found, until cancelled."""
+        while True:
+            await self._wake.wait()
+            await trio.sleep(GATHER_S)
+            self._wake = trio.Event()
+            suspects, self._suspects = list(self._suspects), {}
+            bad: list[BadObject] = []
+            for place, key in suspects:
+                try:
+                    found = await self._scrubber.examine(place, key)
+                except MirrorfsError as exc:
+                    logger.info("object %s of %s could not be examined: %s", key, place, exc)
+                    continue
+                if found is not None:
+                    bad.append(found)
+            for one, why in (await self.mend(bad)).items():
+                if why is None:
+                    logger.warning("Object %s of %s was %s and is mended.", one.key, one.place, one.fault)
+                else:
+                    logger.error("Object %s of %s is %s: %s", one.key, one.place, one.fault, why)
+
+    async def mend(self, bad: Sequence[BadObject]) -> dict[BadObject, str | None]:
+        """Mend copies. Returns for each why it could not be mended; None: it is, or is on its way.
+
+        A store that does not answer now takes the object when it is back.
+        """
+        results: dict[BadObject, str | None] = {}
+        async with self._lock:
+            at_stores: list[tuple[BadObject, int]] = []
+            for one in bad:
+                try:
+                    # What was found may be old: nothing good is ever removed.
+                    if await self._scrubber.examine(one.place, one.key) is None:
+                        results[one] = None
+                        continue
+                    size_bytes = await self._keep_here(one.key)
+                except MirrorfsError as exc:
+                    results[one] = f"no good copy could be had: {exc}"
+                    continue
+                results[one] = None
+                if one.place != LOCAL:
+                    at_stores.append((one, size_bytes))
+            await self._send_again(at_stores, results)
+        return results
+
+    async def _keep_here(self, key: str) -> int:
+        """Have a good copy on the local disk. Returns its size. Raises: MirrorfsError: there is none."""
+        if await self._scrubber.examine(LOCAL, key) is None:
+            return self._objects.stored_size(key)
+        data = await self._source.read(key, local=False)
+        path = LOCAL_PREFIX + key
+        await self._offload.sync(lambda: self._disk.write_whole(path, data))
+        self._on_replaced(path, len(data))
+        return len(data)
+
+    async def _send_again(
+        self, items: Sequence[tuple[BadObject, int]], results: dict[BadObject, str | None]
+    ) -> None:
+        if not items:
+            return
+        for one, _ in items:
+            self._mirrors[one.place].forget(one.key)
+        try:
+            await self._settle_index()
+        except MirrorfsError as exc:
+            results.update((one, str(exc)) for one, _ in items)
+            return
+        now_ns = self._clock.now_ns()
+        for one, size_bytes in items:
+            mirror = self._mirrors[one.place]
+            results[one] = None
+            if one.fault is not Fault.MISSING:
+                try:
+                    await mirror.store.delete(ObjectKey(one.key))
+                except StoreError as exc:
+                    results[one] = f"what is there could not be removed: {exc}"
+            # In any case: what is still in the way is a conflict, and shown.
+            mirror.offer(one.key, size_bytes, written_ns=now_ns)

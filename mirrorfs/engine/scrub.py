@@ -1,0 +1,367 @@
+"""Scrubbing: looking whether every place holds what it must, byte by byte if wanted (`mirrorfs verify`).
+
+What a place must hold is what the chain and the local disk name and its mirror counts as held; what is still
+on its way is counted, not blamed. Listings tell existence and sizes; a deep look reads and authenticates.
+Nothing is changed here: engine/mend.py does that.
+
+Memory is bounded by a page of each listing and by what is found bad. A deep scrub that is broken off goes
+on behind the last object it was done with; a sample goes on where the last sample ended.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+import trio
+
+from mirrorfs.engine.look import size_at
+from mirrorfs.engine.mirror import Mirror
+from mirrorfs.engine.objects import LocalObject, LocalObjects, ObjectSource
+from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
+from mirrorfs.errors import DamagedError, DiskError, LimitError, ObjectNotFound, StoreError
+from mirrorfs.format.ids import STREAM_PREFIX, Stream
+from mirrorfs.ports import Clock, Disk, ObjectInfo, ObjectKey
+
+LOCAL: Final = "local disk"
+"""What the local disk is called beside the names of stores."""
+PARALLEL: Final = 4
+CHUNK: Final = 32
+"""Objects read before the place is remembered."""
+RESUME_WITHIN_NS: Final = 7 * 24 * 3600 * 10**9
+"""A scrub that was broken off longer ago is begun anew."""
+STATE_PATH: Final = "scrub"
+_MAIN: Final = STREAM_PREFIX[Stream.MAIN]
+
+
+class Fault(StrEnum):
+    """What is wrong with one copy of an object."""
+
+    MISSING = "missing"
+    SIZE = "wrong size"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class BadObject:
+    """One copy that is not as it was written."""
+
+    place: str
+    """Name of a store, or LOCAL."""
+    key: str
+    fault: Fault
+    detail: str
+    """One sentence."""
+
+
+@dataclass(slots=True)
+class PlaceReport:
+    """What one place showed."""
+
+    place: str
+    listed: int = 0
+    """Objects that must be there."""
+    pending: int = 0
+    """Objects that are still to be sent there."""
+    read: int = 0
+    """Objects of which every byte was looked at."""
+    unreachable: str | None = None
+    """Why the place could not be looked at, or not to the end."""
+
+
+@dataclass(slots=True)
+class ScrubReport:
+    """What a scrub found."""
+
+    places: list[PlaceReport] = field(default_factory=list)
+    bad: list[BadObject] = field(default_factory=list)
+    resumed: bool = False
+    """It went on with one that was broken off."""
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether some place was not looked at, or not to the end."""
+        return any(place.unreachable is not None for place in self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How closely to look."""
+
+    share: float = 0.0
+    """Part of the objects, in [0, 1], that are read whole; of all others only the size is looked at."""
+
+
+SIZES: Final = Depth()
+DEEP: Final = Depth(1.0)
+
+OnProgress = Callable[[str, int, int], None]
+"""Hears (place, objects done, objects in all)."""
+
+
+class Scrubber:
+    """Looks at the stores and the local disk of one mounted volume."""
+
+    def __init__(
+        self,
+        objects: LocalObjects,
+        source: ObjectSource,
+        mirrors: Sequence[Mirror],
+        disk: Disk,
+        clock: Clock,
+    ) -> None:
+        self._objects = objects
+        self._source = source
+        self._mirrors = {mirror.store.name: mirror for mirror in mirrors}
+        self._disk = disk
+        self._clock = clock
+
+    async def run(
+        self,
+        depth: Depth,
+        *,
+        places: Sequence[str] | None = None,
+        restart: bool = False,
+        on_bad: Callable[[BadObject], None] = lambda bad: None,
+        on_progress: OnProgress = lambda place, done, total: None,
+    ) -> ScrubReport:
+        """Look at the places, one after the other; a store that fails is reported as such.
+
+        Args:
+            places: names of stores and LOCAL; None: all.
+            restart: begin anew where an earlier deep scrub was broken off.
+        """
+        state = _State(self._disk, self._clock, depth, restart=restart)
+        report = ScrubReport(resumed=state.resumed)
+        for place in (LOCAL, *self._mirrors):
+            if places is not None and place not in places:
+                continue
+            found = PlaceReport(place)
+            report.places.append(found)
+
+            def note(bad: BadObject) -> None:
+                report.bad.append(bad)
+                state.bad(bad)
+                on_bad(bad)
+
+            try:
+                known_bad = state.bad_of(place)
+                for bad in known_bad:
+                    report.bad.append(bad)
+                    on_bad(bad)
+                skip = {bad.key for bad in known_bad}
+                await self._look_at_place(place, found, state, skip, note, on_progress)
+            except (StoreError, DiskError) as exc:
+                found.unreachable = str(exc)
+        if not report.unreachable:
+            state.finish()
+        return report
+
+    async def examine(self, place: str, key: str) -> BadObject | None:
+        """What is wrong with one copy, if anything. Raises: StoreError, DiskError: it cannot be told."""
+        try:
+            if place == LOCAL:
+                data = await self._objects.read(key)
+            else:
+                data = await self._mirrors[place].store.get(ObjectKey(key))
+            await self._source.check(key, data)
+        except ObjectNotFound:
+            return BadObject(place, key, Fault.MISSING, "it is not there.")
+        except (DamagedError, LimitError) as exc:
+            return BadObject(place, key, Fault.DAMAGED, str(exc))
+        return None
+
+    # --- one place ---------------------------------------------------------------------------
+
+    async def _look_at_place(
+        self,
+        place: str,
+        found: PlaceReport,
+        state: _State,
+        skip: set[str],
+        note: Callable[[BadObject], None],
+        on_progress: OnProgress,
+    ) -> None:
+        good: list[str] = []
+        expected = self._on_disk() if place == LOCAL else self._at_store(place, found, skip, note)
+        async for key in expected:
+            found.listed += 1
+            good.append(key)
+        wanted = state.select(place, sorted(key for key in good if key not in skip))
+        for at in range(0, len(wanted), CHUNK):
+            on_progress(place, at, len(wanted))
+            chunk = wanted[at : at + CHUNK]
+            await self._read_chunk(place, chunk, found, note)
+            state.done(place, chunk[-1])
+        state.done_with(place)
+        on_progress(place, len(wanted), len(wanted))
+
+    async def _read_chunk(
+        self, place: str, keys: Sequence[str], found: PlaceReport, note: Callable[[BadObject], None]
+    ) -> None:
+        limiter = trio.CapacityLimiter(PARALLEL)
+        failures: list[StoreError | DiskError] = []
+
+        async def read(key: str) -> None:
+            async with limiter:
+                try:
+                    bad = await self.examine(place, key)
+                except (StoreError, DiskError) as exc:
+                    failures.append(exc)
+                    return
+            if bad is not None:
+                note(bad)
+            found.read += 1
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                nursery.start_soon(read, key)
+        if failures:
+            raise failures[0]
+
+    async def _on_disk(self) -> AsyncIterator[str]:
+        """Keys of all closed objects on the local disk; what the cache gave up is no fault."""
+        for key in self._objects.keys_on_disk():
+            yield key
+        await trio.lowlevel.checkpoint()
+
+    async def _at_store(
+        self, place: str, found: PlaceReport, skip: set[str], note: Callable[[BadObject], None]
+    ) -> AsyncIterator[str]:
+        """Keys of the objects that a store lists with the size they must have; notes all others."""
+        mirror = self._mirrors[place]
+        for prefix in sorted(MIRRORED_PREFIXES):
+            listing = _Listing(mirror, prefix)
+            for item in self._expected(prefix):
+                if not mirror.is_held(item.key):
+                    found.pending += 1
+                    continue
+                size_bytes = await listing.size_of(item.key)
+                if size_bytes is None:
+                    # Listings may lag, and what was just recorded as held may be newer than this page.
+                    size_bytes = await size_at(mirror.store, item.key)
+                if item.key in skip:
+                    continue
+                if size_bytes is None:
+                    note(BadObject(place, item.key, Fault.MISSING, "the store does not have it."))
+                elif size_bytes != item.size:
+                    detail = f"it has {size_bytes} bytes instead of {item.size}."
+                    note(BadObject(place, item.key, Fault.SIZE, detail))
+                else:
+                    yield item.key
+
+    def _expected(self, prefix: str) -> Iterator[LocalObject]:
+        """Everything under a prefix that a store must hold, in key order."""
+        if prefix == _MAIN:
+            yield from self._objects.segments()
+        else:
+            others = (found for found in self._objects.others() if prefix_of(found.key) == prefix)
+            yield from sorted(others, key=lambda found: found.key)
+
+
+class _Listing:
+    """The sizes that one store lists under a prefix, asked for in key order."""
+
+    def __init__(self, mirror: Mirror, prefix: str) -> None:
+        self._store = mirror.store
+        self._prefix = prefix
+        self._page: list[ObjectInfo] = []
+        self._after = ""
+        self._ended = False
+
+    async def size_of(self, key: str) -> int | None:
+        """Bytes of an object that comes after those asked for before; None when it is not listed."""
+        while not self._ended and (not self._page or self._page[-1].key < key):
+            # What lies between the last page and this key is of no interest.
+            after = max(self._after, key[:-1])
+            page = list(await self._store.list(self._prefix, start_after=after))
+            self._ended = not page
+            self._page = page or self._page
+            self._after = page[-1].key if page else after
+        return next((info.size_bytes for info in self._page if info.key == key), None)
+
+
+# --- what is remembered ----------------------------------------------------------------------
+
+
+class _State:
+    """Where a deep scrub is, and where the next sample begins, across processes."""
+
+    def __init__(self, disk: Disk, clock: Clock, depth: Depth, *, restart: bool) -> None:
+        self._disk = disk
+        self._share = depth.share
+        self._now_ns = clock.now_ns()
+        self._all = self._load()
+        deep: dict[str, Any] = self._all.get("deep", {})
+        fresh = 0 <= self._now_ns - deep.get("at_ns", 0) <= RESUME_WITHIN_NS
+        self.resumed = depth.share == 1.0 and bool(deep) and fresh and not restart
+        if depth.share == 1.0 and not self.resumed:
+            self._all["deep"] = {"at_ns": self._now_ns, "after": {}, "done": [], "bad": []}
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            file = self._disk.open(STATE_PATH)
+        except FileNotFoundError:
+            return {}
+        try:
+            found = json.loads(file.read(offset=0, size_bytes=file.size()))
+        except ValueError:
+            return {}  # only a place to go on from
+        finally:
+            file.close()
+        return found if isinstance(found, dict) and found.get("version") == 1 else {}
+
+    def _save(self) -> None:
+        if self._share:
+            self._disk.write_whole(STATE_PATH, json.dumps({**self._all, "version": 1}).encode())
+
+    @property
+    def _is_deep(self) -> bool:
+        return self._share == 1.0
+
+    def select(self, place: str, keys: list[str]) -> list[str]:
+        """Those to read now, in order."""
+        if self._is_deep:
+            after = self._all["deep"]["after"].get(place, "")
+            if place in self._all["deep"]["done"]:
+                return []
+            return [key for key in keys if key > after]
+        if not self._share or not keys:
+            return []
+        count = math.ceil(len(keys) * self._share)
+        after = self._all.get("sample", {}).get(place, "")
+        start = next((number for number, key in enumerate(keys) if key > after), 0)
+        return [*keys[start:], *keys[:start]][:count]
+
+    def bad(self, bad: BadObject) -> None:
+        if self._is_deep:
+            self._all["deep"]["bad"].append(asdict(bad))
+
+    def bad_of(self, place: str) -> list[BadObject]:
+        """What the scrub that this one goes on with has found there."""
+        if not self.resumed:
+            return []
+        found = (BadObject(**{**bad, "fault": Fault(bad["fault"])}) for bad in self._all["deep"]["bad"])
+        return [bad for bad in found if bad.place == place]
+
+    def done(self, place: str, key: str) -> None:
+        """Everything up to this key was read."""
+        if self._is_deep:
+            self._all["deep"]["after"][place] = key
+        else:
+            self._all.setdefault("sample", {})[place] = key
+        self._save()
+
+    def done_with(self, place: str) -> None:
+        if self._is_deep:
+            self._all["deep"]["done"].append(place)
+            self._save()
+
+    def finish(self) -> None:
+        """The scrub came to its end."""
+        self._all.pop("deep", None)
+        self._save()
