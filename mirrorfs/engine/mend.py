@@ -1,12 +1,12 @@
 """Mending: what is bad in one place is written anew from a good copy in another (`mirrorfs repair`).
 
 Order at a store, each step of which may be the last before a crash:
-1. a verified copy lies on the local disk (else nothing is touched), where the cache keeps it until every
-   store holds the object again: two stores may be mended at once, and neither may count on the other;
-2. the store counts as not holding the object, durably;
-3. damaged bytes are deleted;
+1. the store counts as not holding the object, so that the cache keeps what is here of it;
+2. a verified copy lies on the local disk, else nothing is removed: two stores may be mended at once, and
+   neither may count on the other;
+3. step 1 is durable; then damaged bytes are deleted;
 4. the mirror sends the object like any other: lease, back-off, confirmation.
-After a crash from 2 on the object is one of those that the store lacks, and is sent by the next mount; if
+After a crash from 3 on the object is one of those that the store lacks, and is sent by the next mount; if
 damaged bytes are still in the way then, that is a conflict, which status shows.
 On the local disk a file is replaced in one step.
 """
@@ -103,21 +103,28 @@ class Mender:
         """
         results: dict[BadObject, str | None] = {}
         async with self._lock:
-            at_stores: list[tuple[BadObject, int]] = []
+            to_send: list[tuple[BadObject, int]] = []
             for one in bad:
                 try:
                     # What was found may be old: nothing good is ever removed.
                     if await self._scrubber.examine(one.place, one.key) is None:
                         results[one] = None
                         continue
+                except MirrorfsError as exc:
+                    results[one] = str(exc)
+                    continue
+                if one.place != LOCAL:
+                    self._mirrors[one.place].forget(one.key)
+                try:
                     size_bytes = await self._keep_here(one.key)
                 except MirrorfsError as exc:
                     results[one] = f"no good copy could be had: {exc}"
-                    continue
-                results[one] = None
-                if one.place != LOCAL:
-                    at_stores.append((one, size_bytes))
-            await self._send_again(at_stores, results)
+                    self._send_when_possible(one)
+                else:
+                    results[one] = None
+                    if one.place != LOCAL:
+                        to_send.append((one, size_bytes))
+            await self._send_again(to_send, results)
         return results
 
     async def _keep_here(self, key: str) -> int:
@@ -130,13 +137,17 @@ class Mender:
         self._on_replaced(path, len(data))
         return len(data)
 
+    def _send_when_possible(self, one: BadObject) -> None:
+        """The store lacks the object; where there is a good copy later, the mirror finds it."""
+        row = self._objects.row_of(one.key)
+        if one.place != LOCAL and row is not None:
+            self._mirrors[one.place].offer(one.key, row.size, written_ns=row.first_ns)
+
     async def _send_again(
         self, items: Sequence[tuple[BadObject, int]], results: dict[BadObject, str | None]
     ) -> None:
         if not items:
             return
-        for one, _ in items:
-            self._mirrors[one.place].forget(one.key)
         try:
             await self._settle_index()
         except MirrorfsError as exc:
