@@ -18,7 +18,7 @@ from mirrorfs import __version__
 from mirrorfs.cli.failures import describe, report, sentence_of
 from mirrorfs.errors import MirrorfsError, UsageError
 
-NOT_YET: Final = ("log", "snapshot", "verify", "repair", "key")
+NOT_YET: Final = ("log", "snapshot", "key")
 """Commands that are part of the contract and come later."""
 
 Run = Callable[[argparse.Namespace, Mapping[str, str], Sequence[str]], int]
@@ -136,6 +136,20 @@ def _restore(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, _environment, _argv: run_restore(arguments)
 
 
+def _verify(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import verify
+
+    verify.add_arguments(parser, mends=False)
+    return lambda arguments, environment, _: verify.run(arguments, environment)
+
+
+def _repair(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import verify
+
+    verify.add_arguments(parser, mends=True)
+    return lambda arguments, environment, _: verify.run(arguments, environment)
+
+
 def _doctor(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli import doctor
 
@@ -149,5 +163,7 @@ COMMANDS: Final = {
     "flush": Command("wait until every store holds everything written so far", _flush),
     "umount": Command("unmount a volume and wait for the stores", _umount),
     "restore": Command("restore a volume from one store or more, without mounting it", _restore),
+    "verify": Command("look whether the stores and the local disk hold everything, whole", _verify),
+    "repair": Command("mend what is bad in one place from a good copy in another", _repair),
     "doctor": Command("check what this machine has and lacks", _doctor),
 }

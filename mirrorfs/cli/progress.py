@@ -37,6 +37,8 @@ class ProgressItem:
     """0: nothing was to be done."""
     note: str = ""
     """Said after the numbers, such as "3 objects to go"."""
+    shows_bytes: bool = True
+    """Whether done and total are bytes, to be said; else the note alone says what they count."""
 
     @property
     def fraction(self) -> float:
@@ -113,6 +115,8 @@ class Progress:
 
 
 def _rest(item: ProgressItem) -> str:
+    if not item.shows_bytes:
+        return item.note
     left = format_bytes(max(0, item.total_bytes - item.done_bytes)) + " to go"
     return f"{left}, {item.note}" if item.note else left
 

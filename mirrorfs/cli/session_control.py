@@ -12,6 +12,7 @@ import trio
 from mirrorfs.cli.control import Connection, Handler
 from mirrorfs.cli.control_protocol import STALL_S, Message
 from mirrorfs.cli.key_pipe import SessionRequest
+from mirrorfs.cli.scrubbing import scrub
 from mirrorfs.cli.waiting import Patience, watched
 from mirrorfs.engine.volume import MountedVolume, VolumeStatus
 from mirrorfs.errors import MirrorfsError, StoreUnavailable, UsageError
@@ -74,7 +75,12 @@ class SessionControl:
 
     def handlers(self) -> dict[str, Handler]:
         """By command."""
-        return {"status": self._status, "flush": self._flush, "umount": self._umount}
+        return {
+            "status": self._status,
+            "flush": self._flush,
+            "umount": self._umount,
+            "scrub": self._scrub,
+        }
 
     async def _status(self, connection: Connection) -> Message:
         volume = self._running()
@@ -120,6 +126,27 @@ class SessionControl:
             )
         return {}
 
+    async def _scrub(self, connection: Connection) -> Message:
+        volume = self._running()
+        result: Message = {}
+        async with trio.open_nursery() as nursery:
+
+            async def stop_when_closed() -> None:
+                await connection.wait_closed()
+                nursery.cancel_scope.cancel()
+
+            async def stop_when_unmounted() -> None:
+                await self._unmounted.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(stop_when_closed)
+            nursery.start_soon(stop_when_unmounted)
+            result = await scrub(volume, connection.request, connection.send)
+            nursery.cancel_scope.cancel()
+        if not result:
+            raise MirrorfsError("The volume was unmounted meanwhile; run it again, it goes on from there.")
+        return result
+
     async def _umount(self, connection: Connection) -> Message:
         """The client unmounts, after "prepared"; this end waits for that and for the closing."""
         self._check_open()
@@ -158,6 +185,10 @@ class SessionControl:
         if not self._is_open or self._unmounted.is_set():
             phase = "unmounted" if self._unmounted.is_set() else "mounted"
             raise MirrorfsError(f"The volume is just being {phase}; ask again in a moment.")
+
+    def volume(self) -> MountedVolume:
+        """The volume whose engine runs. Raises: MirrorfsError: it is not open."""
+        return self._running()
 
     def _running(self) -> MountedVolume:
         self._check_open()

@@ -52,6 +52,10 @@ class ViewControl(SessionControl):
         await trio.lowlevel.checkpoint()
         raise UsageError("This mount is a read-only view: there is nothing to flush.")
 
+    async def _scrub(self, connection: Connection) -> Message:
+        await trio.lowlevel.checkpoint()
+        raise UsageError("A read-only view cannot be verified; name the volume itself.")
+
 
 class ViewSession(Session):
     """One read-only view, mounted by this process."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -35,6 +35,7 @@ CHUNK: Final = 32
 RESUME_WITHIN_NS: Final = 7 * 24 * 3600 * 10**9
 """A scrub that was broken off longer ago is begun anew."""
 STATE_PATH: Final = "scrub"
+FOUND_MAX: Final = 10_000
 _MAIN: Final = STREAM_PREFIX[Stream.MAIN]
 
 
@@ -120,6 +121,11 @@ class Scrubber:
         self._disk = disk
         self._clock = clock
 
+    @property
+    def places(self) -> list[str]:
+        """The local disk and the stores, by name."""
+        return [LOCAL, *self._mirrors]
+
     async def run(
         self,
         depth: Depth,
@@ -137,7 +143,7 @@ class Scrubber:
         """
         state = _State(self._disk, self._clock, depth, restart=restart)
         report = ScrubReport(resumed=state.resumed)
-        for place in (LOCAL, *self._mirrors):
+        for place in self.places:
             if places is not None and place not in places:
                 continue
             found = PlaceReport(place)
@@ -159,6 +165,7 @@ class Scrubber:
                 found.unreachable = str(exc)
         if not report.unreachable:
             state.finish()
+        state.keep_found({*state.found(), *report.bad})
         return report
 
     async def examine(self, place: str, key: str) -> BadObject | None:
@@ -174,6 +181,14 @@ class Scrubber:
         except (DamagedError, LimitError) as exc:
             return BadObject(place, key, Fault.DAMAGED, str(exc))
         return None
+
+    def remembered(self) -> list[BadObject]:
+        """What scrubs that came to their end found since the last `forget_remembered`."""
+        return _State(self._disk, self._clock, SIZES, restart=False).found()
+
+    def forget_remembered(self) -> None:
+        """What was found is mended, or was told."""
+        _State(self._disk, self._clock, SIZES, restart=False).keep_found(())
 
     # --- one place ---------------------------------------------------------------------------
 
@@ -315,9 +330,22 @@ class _State:
             file.close()
         return found if isinstance(found, dict) and found.get("version") == 1 else {}
 
+    def found(self) -> list[BadObject]:
+        return [_bad_of(bad) for bad in self._all.get("found", ())]
+
+    def keep_found(self, bad: Iterable[BadObject]) -> None:
+        """Remember what was found, up to FOUND_MAX, until it is mended."""
+        kept = sorted(bad, key=lambda one: (one.place, one.key))[:FOUND_MAX]
+        if [asdict(one) for one in kept] != self._all.get("found", []):
+            self._all["found"] = [asdict(one) for one in kept]
+            self._write()
+
     def _save(self) -> None:
         if self._share:
-            self._disk.write_whole(STATE_PATH, json.dumps({**self._all, "version": 1}).encode())
+            self._write()
+
+    def _write(self) -> None:
+        self._disk.write_whole(STATE_PATH, json.dumps({**self._all, "version": 1}).encode())
 
     @property
     def _is_deep(self) -> bool:
@@ -345,8 +373,7 @@ class _State:
         """What the scrub that this one goes on with has found there."""
         if not self.resumed:
             return []
-        found = (BadObject(**{**bad, "fault": Fault(bad["fault"])}) for bad in self._all["deep"]["bad"])
-        return [bad for bad in found if bad.place == place]
+        return [bad for bad in map(_bad_of, self._all["deep"]["bad"]) if bad.place == place]
 
     def done(self, place: str, key: str) -> None:
         """Everything up to this key was read."""
@@ -365,3 +392,7 @@ class _State:
         """The scrub came to its end."""
         self._all.pop("deep", None)
         self._save()
+
+
+def _bad_of(fields: dict[str, Any]) -> BadObject:
+    return BadObject(fields["place"], fields["key"], Fault(fields["fault"]), fields["detail"])

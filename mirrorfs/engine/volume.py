@@ -13,12 +13,19 @@ from dataclasses import dataclass
 
 import trio
 
+from mirrorfs.engine.attached import (
+    AttachedStore,
+    attach_store,
+    mirrors_of,
+    object_source,
+    upload_pace,
+)
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.checkpoints import WrittenCheckpoint
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings
-from mirrorfs.engine.local import LocalVolume, Mirrors, World
+from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.mend import Mender
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState
@@ -26,14 +33,13 @@ from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
 from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.recovery import Recovery
 from mirrorfs.engine.scrub import Scrubber
-from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.errors import DamagedError, MirrorfsError, StoreError
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.format.slot import KeySet
-from mirrorfs.ports import Index, IndexFiles, Store
+from mirrorfs.ports import IndexFiles, Store
 
 logger = logging.getLogger(__name__)
 
@@ -64,63 +70,6 @@ class VolumeStatus:
     fenced: str | None
 
 
-class _Attached:
-    """One store of a mounted volume."""
-
-    def __init__(self, store: Store, lease: LeaseKeeper, mirror: Mirror) -> None:
-        self.store = store
-        self.lease = lease
-        self.mirror = mirror
-
-
-def _attach(
-    store: Store,
-    lease: LeaseKeeper,
-    objects: ObjectSource,
-    index: Index,
-    world: World,
-    settings: VolumeSettings,
-    *,
-    pace: UploadPace,
-    random: Callable[[], float],
-) -> _Attached:
-    instance = settings.instances[store.name]
-    mirror = Mirror(
-        store,
-        instance=instance,
-        read_object=objects.read,
-        lease_fresh=lease.fresh,
-        load_held=lambda: index.held(instance),
-        save_held=lambda key: index.put_held(instance, key),
-        forget_held=lambda key: index.delete_held(instance, key),
-        clock=world.clock,
-        pace=pace,
-        random=random,
-    )
-    return _Attached(store, lease, mirror)
-
-
-def _upload_pace(world: World, settings: VolumeSettings, local: Callable[[], LocalVolume]) -> UploadPace:
-    return UploadPace(
-        world.clock, written_ns=lambda: local().state.written_ns, delay_s=settings.mirror_delay_s
-    )
-
-
-def _object_source(
-    world: World, index: Index, keys: VolumeKeys, header: VolumeHeader, stores: Sequence[Store]
-) -> ObjectSource:
-    local = LocalObjects(world.disk, index, world.offload)
-    return ObjectSource(local, world.offload, keys, header.public_keys.writer, stores=lambda: stores)
-
-
-def _mirrors(attached: Sequence[_Attached], volume: Callable[[], MountedVolume]) -> Mirrors:
-    return Mirrors(
-        stores=lambda: [one.store for one in attached],
-        is_held=lambda key: all(one.mirror.is_held(key) for one in attached),
-        on_bad_copy=lambda store, key: volume().mender.suspect(store, key),
-    )
-
-
 class MountedVolume:
     """One writable session on a volume, from `open` to `close`."""
 
@@ -128,7 +77,7 @@ class MountedVolume:
         self,
         world: World,
         local: LocalVolume,
-        stores: Sequence[_Attached],
+        stores: Sequence[AttachedStore],
         source: ObjectSource,
         settings: VolumeSettings,
         checkpointer: Checkpointer,
@@ -147,6 +96,8 @@ class MountedVolume:
         self._published_position = -1
         mirrors = [one.mirror for one in stores]
         self.scrubber = Scrubber(self._objects, source, mirrors, world.disk, world.clock)
+        self.scrubbing = trio.Lock()
+        """Held by whoever scrubs: there is one place to go on from."""
         self.mender = Mender(
             self._objects, source, self.scrubber, mirrors, world.disk, world.offload, world.clock,
             settle_index=local.committer.settle_index, on_replaced=local.cache.replaced,
@@ -195,10 +146,10 @@ class MountedVolume:
             raise
         index = recovered.index
         local: LocalVolume
-        pace = _upload_pace(world, settings, lambda: local)
-        objects = _object_source(world, index, keys, header, stores)
+        pace = upload_pace(world, settings, lambda: local)
+        objects = object_source(world, index, keys, header, stores)
         attached = [
-            _attach(*pair, objects, index, world, settings, pace=pace, random=random)
+            attach_store(*pair, objects, index, world, settings, pace=pace, random=random)
             for pair in zip(stores, leases, strict=True)
         ]
         volume: MountedVolume
@@ -218,7 +169,7 @@ class MountedVolume:
             identity,
             writer_key,
             nursery=nursery,
-            mirrors=_mirrors(attached, lambda: volume),
+            mirrors=mirrors_of(attached, lambda store, key: volume.mender.suspect(store, key)),
             cache_bytes=settings.cache_bytes,
             owner=settings.owner,
             mirror_delay_s=settings.mirror_delay_s,
@@ -335,6 +286,15 @@ class MountedVolume:
             stores=tuple(one.mirror.snapshot() for one in self._stores),
             fenced=fenced,
         )
+
+    @property
+    def store_names(self) -> list[str]:
+        """Of the stores it is mirrored to."""
+        return [one.store.name for one in self._stores]
+
+    async def wait_held(self, store: str, key: str) -> None:
+        """Return when a store is seen to hold an object. Raises as Mirror.wait_held."""
+        await next(one.mirror for one in self._stores if one.store.name == store).wait_held([key])
 
     def stop(self, reason: str) -> None:
         """Stop writing for good, after a failure nobody foresaw; reads go on until the unmount."""
