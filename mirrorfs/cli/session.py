@@ -32,6 +32,7 @@ from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.os_threads import ThreadOffload
+from mirrorfs.drivers.process import write_back_here
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 EXIT_WAIT_S: Final = 30.0
 """How long the stores are waited for when nobody does: after a signal, or an umount(8)."""
 STORE_CLOSE_S: Final = 5.0
+WRITE_BACK_S: Final = 10.0
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -192,11 +194,17 @@ class Session:
             on_progress=lambda sequence, _: self._on_replay(sequence),
         )
         self._control.opened(volume)
+        volume.before_read_only = self._write_back
 
         def on_unexpected(error: Exception) -> None:
             volume.stop(f"Unforeseen ({type(error).__name__}): writing has stopped; mount the volume again.")
 
         return Opened(volume.filesystem, lambda: self._close(volume, files), on_unexpected)
+
+    async def _write_back(self) -> None:
+        """Have the kernel hand over what it holds of the mount, for at most WRITE_BACK_S."""
+        with trio.move_on_after(WRITE_BACK_S):
+            await trio.to_thread.run_sync(write_back_here, self._request.mountpoint, abandon_on_cancel=True)
 
     def _world(self) -> World:
         return World(

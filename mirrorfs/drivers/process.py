@@ -171,3 +171,15 @@ def _device_encrypted(device: Path, depth: int) -> bool | None:
     if not answers or False in answers:
         return False
     return None if None in answers else True
+
+
+def write_back_here(mountpoint: str) -> None:
+    """syncfs(2) of what is mounted there. Blocks; of our own mount never on the thread that serves it."""
+    try:
+        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return  # unmounted meanwhile: the kernel handed over everything then
+    try:
+        ctypes.CDLL(None).syncfs(descriptor)
+    finally:
+        os.close(descriptor)

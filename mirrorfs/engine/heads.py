@@ -58,6 +58,7 @@ class FoundHead:
     key: str
     digest: bytes
     """SHA-256 of its bytes."""
+    data: bytes
     rejected: tuple[str, ...]
     """Keys after it whose objects are no valid heads: the store is damaged or hostile."""
 
@@ -130,7 +131,7 @@ async def newest_head(store: Store, *, keys: VolumeKeys, public_key: bytes) -> F
                 _logger.warning("store %s: head %s is passed over: %s", store.name, info.key, exc)
                 rejected.append(info.key)
             else:
-                return FoundHead(head, info.key, hashlib.sha256(data).digest(), tuple(rejected))
+                return FoundHead(head, info.key, hashlib.sha256(data).digest(), data, tuple(rejected))
         if not rejected:
             return None
         if not page or len(rejected) >= HEADS_TRIED_MAX:

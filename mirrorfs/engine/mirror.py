@@ -22,7 +22,7 @@ makes likely), and taking "the key exists" for success (only equal bytes are; th
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 
 import trio
@@ -32,7 +32,7 @@ from mirrorfs.engine.look import look_at
 from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
 from mirrorfs.engine.rate import Rate
 from mirrorfs.engine.upload_pace import UploadPace
-from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, Item, UploadQueue
+from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, Item, UploadQueue, prefix_of
 from mirrorfs.errors import (
     DamagedError,
     MirrorfsError,
@@ -189,27 +189,26 @@ class Mirror:
             # By identity: two waiters may hold equal sets.
             self._waiters = [other for other in self._waiters if other is not waiting]
 
-    async def reconcile(self, *, known: Mapping[str, int] | None = None) -> None:
-        """Where nothing is known to be held, learn it from listings; else do nothing.
+    async def reconcile(self) -> None:
+        """Learn from listings which of the objects offered so far the store has already.
 
-        Call it after the local objects were offered.
-        Args:
-            known: sizes of objects that belong to the volume, beyond those offered.
+        Nothing is asked when nothing is outstanding, and no page before the first such object.
         Raises: StoreError: what was seen before it counts.
         """
-        if self._held:
-            return
-        known = known or {}
         for prefix in MIRRORED_PREFIXES:
-            start_after = ""
+            wanted = [key for key in self._queue.keys() if prefix_of(key) == prefix]  # noqa: SIM118 - no dict
+            if not wanted:
+                continue
+            # A key less its last character sorts just before it.
+            start_after, last = min(wanted)[:-1], max(wanted)
             for _ in range(PAGES_MAX):
                 page = await self.store.list(prefix, start_after=start_after)
                 # Offers and uploads may have gone on: each object is judged by the queue of now.
                 for info in page:
                     item = self._queue.item(info.key)
-                    if (item.size_bytes if item else known.get(info.key)) == info.size_bytes:
+                    if item is not None and item.size_bytes == info.size_bytes:
                         self._now_held(info.key)
-                if len(page) == 0:
+                if len(page) == 0 or page[-1].key >= last:
                     break
                 start_after = page[-1].key
 

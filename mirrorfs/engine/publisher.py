@@ -9,14 +9,14 @@ import hashlib
 import logging
 from collections.abc import Sequence
 
-from mirrorfs.engine.heads import HeadRelation, newest_head, relate_heads, seal_head
+from mirrorfs.engine.heads import FoundHead, HeadRelation, newest_head, relate_heads, seal_head
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
 from mirrorfs.errors import ChainError, DamagedError, StoreError
 from mirrorfs.format.control import Head, open_head, parse_head_key
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
-from mirrorfs.ports import Clock, Disk, Offload, Store
+from mirrorfs.ports import Clock, Disk, Index, Offload, Store
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,16 @@ class Heads:
             self.checkpoint = (self.newest.checkpoint, self.newest.checkpoint_digest)
             return
 
-    async def compare(self, stores: Sequence[Store]) -> None:
-        """Refuse to write from a state that is behind what a store has authenticated.
+    async def compare(self, stores: Sequence[Store], index: Index) -> None:
+        """Refuse to write where a store has authenticated what this machine does not hold.
 
-        A store that is behind is caught up by its mirror. Raises: ChainError.
+        A store that is behind is caught up by its mirror. Heads of this log that another machine
+        published are gone on from. What a writer left behind that was fenced since is said, not followed.
+        Args:
+            index: at the end of the local log, and of what followed it in the stores.
+        Raises: ChainError.
         """
+        known = index.get_meta("epoch")
         for store in stores:
             try:
                 found = await newest_head(store, keys=self._keys, public_key=self._public_key)
@@ -75,11 +80,28 @@ class Heads:
                 store=found.head if found else None,
                 store_digest=found.digest if found else b"",
             )
-            if relation in (HeadRelation.AHEAD, HeadRelation.FORK):
+            if found is None or relation not in (HeadRelation.AHEAD, HeadRelation.FORK):
+                continue
+            if _holds(index, found.head):
+                await self._adopt(found)
+            elif isinstance(known, int) and found.head.epoch < known:
+                logger.warning("Store %s holds the end of a writer that was fenced since.", store.name)
+            else:
                 raise ChainError(
-                    f"Store {store.name} holds a later state of the volume than this machine, whose state"
-                    " directory is old or was rolled back; nothing was written: restore from the store."
+                    f"Store {store.name} holds a later state of the volume, which does not continue what this"
+                    " machine has; nothing was written: `mirrorfs restore --from-state` exports what is only"
+                    " here, then `mirrorfs attach --again` goes on with the stores."
                 )
+
+    async def _adopt(self, found: FoundHead) -> None:
+        """Go on from a head of this very log, if it is newer than ours."""
+        newest = self.newest
+        if newest is not None and (found.head.epoch, found.head.counter) <= (newest.epoch, newest.counter):
+            return
+        path = LOCAL_PREFIX + found.key
+        await self._offload.sync(lambda: self._disk.write_whole(path, found.data))
+        self.newest, self._digest = found.head, found.digest
+        self.checkpoint = (found.head.checkpoint, found.head.checkpoint_digest)
 
     async def publish(
         self,
@@ -115,3 +137,14 @@ class Heads:
         self.newest, self._digest = head, hashlib.sha256(sealed.data).digest()
         await self._offload.sync(lambda: self._disk.write_whole(LOCAL_PREFIX + sealed.key, sealed.data))
         return sealed.key, len(sealed.data), head.created_ns
+
+
+def _holds(index: Index, head: Head) -> bool:
+    """Whether the log of an index contains the segment that a head names as its end."""
+    if not head.segment_key:
+        return True
+    row = index.get_segment(head.sequence)
+    if row is None:
+        return False
+    key = segment_object_key(Stream.MAIN, SegmentId(row.sequence, row.epoch, row.writer))
+    return (key, row.size, row.digest) == (head.segment_key, head.segment_size, head.segment_digest)

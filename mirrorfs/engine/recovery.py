@@ -20,6 +20,7 @@ from functools import partial
 
 from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.joining import Joiner
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
@@ -36,6 +37,8 @@ from mirrorfs.ports import Disk, Index, IndexFiles, Offload, Store
 logger = logging.getLogger(__name__)
 
 _DIRECTORY = LOCAL_PREFIX + STREAM_PREFIX[Stream.MAIN].rstrip("/")
+_CHECKPOINTS = LOCAL_PREFIX + STREAM_PREFIX[Stream.CHECKPOINT].rstrip("/")
+_HEADS = LOCAL_PREFIX + "heads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Recovery:
         stores: Sequence[Store] = (),
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """`stores` are asked only for local segments that are damaged or gone."""
+        """`stores` are asked for what is damaged or gone here, and for what follows the local log."""
         self._disk = disk
         self._files = files
         self._offload = offload
@@ -74,11 +77,15 @@ class Recovery:
         self._writer = writer
         self._stores = stores
         self._on_progress = on_progress
+        public_key = writer.public_bytes_raw()
+        self._joiner = Joiner(stores, offload, keys, public_key, writer, on_progress=on_progress)
 
     async def run(self) -> Recovered:
         """Raises DamagedError: segments that are not the torn tail are damaged and no store has them."""
         self._disk.remove(RESERVE_PATH)
         await self._drop_unborn()
+        if (joined := await self._joined()) is not None:
+            return joined
         rebuilt = False
         try:
             index = self._files.open()
@@ -99,7 +106,44 @@ class Recovery:
             index.close()
             raise DamagedError(f"The local log is damaged and no store has a good copy: {end.damage}.")
         start = await self._cut(index, end)
-        return Recovered(index, start, end.position, end.time_ns, rebuilt, end.undecided)
+        try:
+            start, undecided = await self._joiner.follow(index, start, end.undecided)
+        except BaseException:
+            index.close()
+            raise
+        return self._recovered(index, start, rebuilt=rebuilt, undecided=undecided)
+
+    async def _joined(self) -> Recovered | None:
+        """Where there is no local log but stores have one: the stores' newest state."""
+        if not self._stores or self._disk.list(_DIRECTORY) or self._disk.list(_CHECKPOINTS):
+            return None
+        try:
+            index = self._files.open()
+            is_empty = index.get_meta("journal_sequence") is None
+            index.close()
+        except DamagedError:
+            is_empty = True
+        if not is_empty:
+            return None
+        self._files.remove()
+        is_attached = bool(self._disk.list(_HEADS))
+        filled = await self._joiner.fill(self._files, is_attached=is_attached)
+        if filled is None:
+            return None
+        return self._recovered(filled, self._joiner.end_of(filled), rebuilt=True, undecided=frozenset())
+
+    def _recovered(
+        self, index: Index, start: LogPosition, *, rebuilt: bool, undecided: frozenset[int]
+    ) -> Recovered:
+        position, time_ns = index.get_meta("position"), index.get_meta("time_ns")
+        return Recovered(
+            index,
+            start,
+            position if isinstance(position, int) else 0,
+            time_ns if isinstance(time_ns, int) else 0,
+            rebuilt,
+            undecided,
+        )
 
     async def _prepare(self, index: Index) -> bool:
         """Start an empty index from the newest local checkpoint. Returns whether it did."""
@@ -189,7 +233,7 @@ class Recovery:
 
     def _lost_behind(self, end: ReplayEnd, segments: Segments) -> bool:
         """Whether there are segments after the end of the chain, or durable frames after the torn tail."""
-        if any(sequence >= end.next_sequence for sequence in segments.sequences):
+        if any(sequence >= end.next_sequence for sequence in segments.local_sequences):
             return True
         tail = end.tail
         return tail is not None and tail.known_durable > tail.end

@@ -125,9 +125,32 @@ class Replayer:
         before = self._index.get_segment(sequence - 1) if sequence else None
         last = previous_of(before) if before is not None else None
         anchored_start = before is not None or sequence == 0
+        current = await self._load(sequence, last if anchored_start else None, check=anchored_start)
+        return await self._go(current, last, sequence, keep_tail=keep_tail)
+
+    async def follow(
+        self, last: Previous | None, *, next_sequence: int, undecided: frozenset[int] = frozenset()
+    ) -> ReplayEnd:
+        """Go on where the index stands: at the end of the segment `last`, of which nothing is read again.
+
+        Args:
+            undecided: of the replay that came to that end.
+        """
+        self._anchored = True
+        self._applier.emptied |= undecided
+        current = await self._load(next_sequence, last, check=True)
+        if current is None:
+            return ReplayEnd(
+                self.position, self.journal_sequence, self.journal_hash, self.time_ns, last, next_sequence,
+                None, None, undecided,
+            )  # fmt: skip
+        return await self._go(current, last, next_sequence, keep_tail=False)
+
+    async def _go(
+        self, current: _Loaded | None, last: Previous | None, sequence: int, *, keep_tail: bool
+    ) -> ReplayEnd:
         damage: str | None = None
         tail: ScannedSegment | None = None
-        current = await self._load(sequence, last if anchored_start else None, check=anchored_start)
         while current is not None and not self._stopped:
             following: _Loaded | None = None
             doubt: str | None = None

@@ -75,6 +75,11 @@ class Segments:
         """All sequence numbers seen, ascending."""
         return sorted(self._by_sequence)
 
+    @property
+    def local_sequences(self) -> list[int]:
+        """Those of segments on the local disk."""
+        return sorted(segment.sequence for segment in self._local)
+
     async def candidates(self, sequence: int) -> list[SegmentId]:
         """See SegmentSource."""
         found = self._by_sequence.get(sequence, ())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -94,6 +94,8 @@ class MountedVolume:
         self._ages = ages
         self._objects = LocalObjects(world.disk, local.index, world.offload)
         self._published_position = -1
+        self.before_read_only: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Awaited when another writer took over, before changes are refused: the kernel may hold some."""
         mirrors = [one.mirror for one in stores]
         self.scrubber = Scrubber(self._objects, source, mirrors, world.disk, world.clock)
         self.scrubbing = trio.Lock()
@@ -137,7 +139,7 @@ class MountedVolume:
         heads = Heads(world.disk, world.offload, world.clock, keys=keys, public_key=header.public_keys.writer)
         try:
             heads.load()
-            await heads.compare(stores)
+            await heads.compare(stores, recovered.index)
             known = recovered.index.get_meta("epoch")
             taker = LeaseTaker(world, key_set, keys, header, stores, settings)
             leases, identity = await taker.take_leases(local_epoch=known if isinstance(known, int) else 0)
@@ -203,11 +205,19 @@ class MountedVolume:
         with self._tasks:
             async with trio.open_nursery() as nursery:
                 for one in self._stores:
-                    nursery.start_soon(one.lease.run)
+                    nursery.start_soon(self._keep_lease, one)
                     nursery.start_soon(self._mirror, one.mirror)
                 nursery.start_soon(self._checkpoint)
                 nursery.start_soon(self.mender.run)
                 nursery.start_soon(self._publish_now_and_then)
+
+    async def _keep_lease(self, one: AttachedStore) -> None:
+        await one.lease.run()
+        if one.lease.state().fenced is not None and not self._local.state.read_only:
+            # What was accepted so far is kept in the local log, and goes nowhere: no lease is fresh again.
+            await self.before_read_only()
+            self._local.state.read_only = True
+            await self._local.quiesce()
 
     async def _mirror(self, mirror: Mirror) -> None:
         try:

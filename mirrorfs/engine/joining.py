@@ -1,0 +1,117 @@
+"""Bringing the local state to where the stores are: a new machine, or one that another has overtaken.
+
+- A state directory without a log gets its index from the stores, as a restore would; files come on demand.
+- One whose log is a beginning of the stores' log follows it to its end. Nothing local is changed by that: the
+  segments stay where they are, and the index goes on.
+- One whose log the stores' log does not continue is left alone; whether that is a fault is for the heads to
+  say (engine/publisher.py), which name the segments that must be in the index.
+
+Both can be broken off at any point: what the index holds is always a position of the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from mirrorfs.engine.log import LogPosition
+from mirrorfs.engine.replay import Replayer, previous_of
+from mirrorfs.engine.restore_plan import NEWEST, Planner
+from mirrorfs.engine.sources import Segments
+from mirrorfs.errors import DamagedError, StoreUnavailable
+from mirrorfs.format.ids import Stream
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import Index, IndexFiles, Offload, Store
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+class Joiner:
+    """Reads what stores hold of one volume's log into its local index."""
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        offload: Offload,
+        keys: VolumeKeys,
+        public_key: bytes,
+        writer: WriterPublicKey,
+        *,
+        on_progress: Progress | None,
+    ) -> None:
+        """`public_key` is `writer` as 32 bytes."""
+        self._stores = stores
+        self._offload = offload
+        self._keys = keys
+        self._public_key = public_key
+        self._writer = writer
+        self._on_progress = on_progress
+
+    async def fill(self, files: IndexFiles, *, is_attached: bool) -> Index | None:
+        """An index of the stores' newest state, open; None when the stores hold nothing of a log.
+
+        Args:
+            files: of the local index, which is empty.
+            is_attached: the volume is known to have a log.
+        Raises: StoreUnavailable: it has one, and no store answers. DamagedError: the stores' log is not
+            whole: going on from its good part would leave the rest behind for ever.
+        """
+        planner = Planner(
+            self._stores, files, self._offload, self._keys, self._public_key, on_progress=self._on_progress
+        )
+        try:
+            index, plan = await planner.run(NEWEST)
+        except StoreUnavailable:
+            if is_attached:
+                raise
+            return None
+        if plan.damage is not None:
+            index.close()
+            raise DamagedError(
+                f"The stores' log is not whole: {plan.damage}. Make the other store reachable, or restore"
+                " what there is with `mirrorfs restore`."
+            )
+        if not plan.journal_sequence:
+            index.close()
+            if is_attached:
+                raise DamagedError("The stores hold nothing of this volume's log; check their URLs.")
+            return None
+        return index
+
+    def end_of(self, index: Index) -> LogPosition:
+        """Where the log goes on behind what an index holds that `fill` made."""
+        row = index.last_segment()
+        sequence, digest = index.get_meta("journal_sequence"), index.get_meta("journal_hash")
+        assert row is not None and isinstance(sequence, int) and isinstance(digest, bytes)
+        return LogPosition(row.sequence + 1, previous_of(row), sequence, digest)
+
+    async def follow(
+        self, index: Index, start: LogPosition, undecided: frozenset[int]
+    ) -> tuple[LogPosition, frozenset[int]]:
+        """Apply the segments of the stores that continue the log behind `start`.
+
+        Returns: the end that was reached, and ReplayEnd.undecided there.
+        Raises: DamagedError: the stores' log goes on, but not whole.
+        """
+        if not self._stores or start.previous is None:
+            return start, undecided
+        segments = Segments(Stream.MAIN, disk=None, offload=self._offload, stores=self._stores)
+        await segments.look(from_sequence=start.next_sequence)
+        if not segments.sequences:
+            return start, undecided
+        replayer = Replayer(index, segments, self._keys, self._writer, on_progress=self._on_progress)
+        end = await replayer.follow(start.previous, next_sequence=start.next_sequence, undecided=undecided)
+        if end.damage is not None:
+            raise DamagedError(
+                f"The stores' log goes on after this machine's, but is not whole: {end.damage}."
+            )
+        if end.next_sequence != start.next_sequence:
+            logger.warning(
+                "Another machine wrote since this one did: %d segments were followed.",
+                end.next_sequence - start.next_sequence,
+            )
+        position = LogPosition(end.next_sequence, end.last, end.journal_sequence, end.journal_hash)
+        return position, end.undecided
