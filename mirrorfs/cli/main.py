@@ -101,6 +101,13 @@ def _init(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, environment, _: init.run(arguments, environment)
 
 
+def _attach(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import attach
+
+    attach.add_arguments(parser)
+    return lambda arguments, environment, _: attach.run(arguments, environment)
+
+
 def _mount(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli import mount
 
@@ -158,6 +165,7 @@ def _doctor(parser: argparse.ArgumentParser) -> Run:
 
 COMMANDS: Final = {
     "init": Command("make a volume on two or more stores", _init),
+    "attach": Command("make a volume usable on this PC, from its stores", _attach),
     "mount": Command("mount a volume", _mount),
     "status": Command("show what is mounted and how safe it is", _status),
     "flush": Command("wait until every store holds everything written so far", _flush),

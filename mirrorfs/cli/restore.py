@@ -20,6 +20,7 @@ import trio
 from mirrorfs.cli.config import TokenConfig
 from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.progress import Progress, ProgressItem, format_bytes
+from mirrorfs.cli.restore_state import LocalState, local_state
 from mirrorfs.cli.restore_stores import (
     NamedStore,
     StoresFound,
@@ -58,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="URL",
         help="file:///PATH or s3://BUCKET/PREFIX?endpoint=...; one is enough, two help each other",
+    )
+    parser.add_argument(
+        "--from-state",
+        metavar="VOLUME|DIRECTORY",
+        help="as the local state of a volume, or one that was set aside, has it: with what was never sent",
     )
     parser.add_argument("--token", default=DEFAULT_TOKEN, metavar="URI", help="the token; default: any")
     parser.add_argument("--module", metavar="PATH", help="the PKCS#11 module to use for the token")
@@ -98,15 +104,20 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     started_s = time.monotonic()
     now_ns = time.time_ns()
     moment = NEWEST if arguments.at is None else parse_moment(arguments.at, now_ns=now_ns)
-    stores = name_stores(arguments.store, destination=arguments.dest)
+    if arguments.from_state is None:
+        stores = name_stores(arguments.store, destination=arguments.dest)
     check_destination(arguments.dest)
     if not arguments.yes and not sys.stdin.isatty():
         raise UsageError("There is no terminal to ask on; check the volume's fingerprint and use --yes.")
     sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
+    if arguments.from_state is not None:
+        if arguments.at is not None:
+            raise UsageError("--from-state restores the newest local state; leave out --at.")
+        return _from_state(arguments, environment, sources, started_s)
     found = trio.run(find_stores, stores)
     for sentence in found.unreachable:
         _say(f"{sentence} Going on without it.")
-    unlocked = _unlock(found, TokenConfig(arguments.token, arguments.module), sources)
+    unlocked = unlock_newest(found, TokenConfig(arguments.token, arguments.module), sources)
     for sentence in check_members(found.found, unlocked):
         _say(sentence)
     print(f"Volume:      {unlocked.header.volume.hex()}")
@@ -115,11 +126,25 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     return trio.run(command.run, moment, started_s)
 
 
+def _from_state(
+    arguments: argparse.Namespace, environment: Mapping[str, str], sources: SecretSources, started_s: float
+) -> int:
+    token = TokenConfig(arguments.token, arguments.module)
+    with local_state(arguments.from_state, environment) as state:
+        unlocked = unlock_header(
+            state.header(), name=state.name, token=make_token(token, sources), sources=sources
+        )
+        print(f"Volume:      {unlocked.header.volume.hex()}")
+        print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
+        command = _Command(arguments, environment, unlocked, state.stores(arguments.store))
+        return trio.run(command.run_from_state, state, started_s)
+
+
 def _say(sentence: str) -> None:
     print(f"mirrorfs: {one_line(sentence)}", file=sys.stderr)
 
 
-def _unlock(found: StoresFound, token: TokenConfig, sources: SecretSources) -> Unlocked:
+def unlock_newest(found: StoresFound, token: TokenConfig, sources: SecretSources) -> Unlocked:
     """Unlock the newest header that opens: a store can plant one that does not, which stops nobody."""
     failure: MirrorfsError | None = None
     for data in found.headers():
@@ -172,13 +197,34 @@ class _Command:
                     plan = await restore.plan(moment)
                     self._progress.end()
                     _print_plan(plan, moment, has_one_store=len(self._stores) == 1)
-                    if not self._arguments.yes and not _confirmed():
+                    if not self._arguments.yes and not confirmed("Restore this? [y/N] "):
                         print("Nothing was restored.")
                         return EXIT_FAILED
                     report = await self._execute(restore)
                 finally:
                     restore.close()
                     files.remove()
+        duration_s = time.monotonic() - started_s
+        globs = bool(self._arguments.path)
+        return _print_report(report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count)
+
+    async def run_from_state(self, state: LocalState, started_s: float) -> int:
+        """The same of a local state, which is first brought in order like by a mount."""
+        with _warnings(self._progress) as warnings:
+            async with opened(self._stores) as stores:
+                writer_key = self._unlocked.header.public_keys.writer
+                files = state.index_files(self._unlocked.keys)
+                restore = Restore(stores, files, ThreadOffload(), self._unlocked.keys, writer_key)
+                try:
+                    plan = await state.recover(restore, files, self._unlocked, stores, self._show_replay)
+                    self._progress.end()
+                    _print_plan(plan, NEWEST, has_one_store=False)
+                    if not self._arguments.yes and not confirmed("Restore this? [y/N] "):
+                        print("Nothing was restored.")
+                        return EXIT_FAILED
+                    report = await self._execute(restore)
+                finally:
+                    restore.close()
         duration_s = time.monotonic() - started_s
         globs = bool(self._arguments.path)
         return _print_report(report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count)
@@ -208,9 +254,10 @@ def _work_directory(environment: Mapping[str, str]) -> Iterator[Path]:
         yield Path(path)
 
 
-def _confirmed() -> bool:
+def confirmed(question: str) -> bool:
+    """Whether a person says yes."""
     try:
-        return input("Restore this? [y/N] ").strip().lower() in ("y", "yes")
+        return input(question).strip().lower() in ("y", "yes")
     except EOFError:
         return False
 

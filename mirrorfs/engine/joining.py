@@ -43,7 +43,7 @@ class Joiner:
         on_progress: Progress | None,
     ) -> None:
         """`public_key` is `writer` as 32 bytes."""
-        self._stores = stores
+        self.stores = stores
         self._offload = offload
         self._keys = keys
         self._public_key = public_key
@@ -60,7 +60,7 @@ class Joiner:
             whole: going on from its good part would leave the rest behind for ever.
         """
         planner = Planner(
-            self._stores, files, self._offload, self._keys, self._public_key, on_progress=self._on_progress
+            self.stores, files, self._offload, self._keys, self._public_key, on_progress=self._on_progress
         )
         try:
             index, plan = await planner.run(NEWEST)
@@ -96,9 +96,9 @@ class Joiner:
         Returns: the end that was reached, and ReplayEnd.undecided there.
         Raises: DamagedError: the stores' log goes on, but not whole.
         """
-        if not self._stores or start.previous is None:
+        if not self.stores or start.previous is None:
             return start, undecided
-        segments = Segments(Stream.MAIN, disk=None, offload=self._offload, stores=self._stores)
+        segments = Segments(Stream.MAIN, disk=None, offload=self._offload, stores=self.stores)
         await segments.look(from_sequence=start.next_sequence)
         if not segments.sequences:
             return start, undecided

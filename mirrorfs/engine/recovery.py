@@ -67,9 +67,10 @@ class Recovery:
         writer: WriterPublicKey,
         *,
         stores: Sequence[Store] = (),
+        follows: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """`stores` are asked for what is damaged or gone here, and for what follows the local log."""
+        """`stores` are asked for what is damaged or gone here and, if it `follows`, for what comes after."""
         self._disk = disk
         self._files = files
         self._offload = offload
@@ -78,7 +79,9 @@ class Recovery:
         self._stores = stores
         self._on_progress = on_progress
         public_key = writer.public_bytes_raw()
-        self._joiner = Joiner(stores, offload, keys, public_key, writer, on_progress=on_progress)
+        self._joiner = Joiner(
+            stores if follows else (), offload, keys, public_key, writer, on_progress=on_progress
+        )
 
     async def run(self) -> Recovered:
         """Raises DamagedError: segments that are not the torn tail are damaged and no store has them."""
@@ -115,7 +118,7 @@ class Recovery:
 
     async def _joined(self) -> Recovered | None:
         """Where there is no local log but stores have one: the stores' newest state."""
-        if not self._stores or self._disk.list(_DIRECTORY) or self._disk.list(_CHECKPOINTS):
+        if not self._joiner.stores or self._disk.list(_DIRECTORY) or self._disk.list(_CHECKPOINTS):
             return None
         try:
             index = self._files.open()

@@ -101,6 +101,11 @@ class Restore:
         self._index, self._plan = await self._planner.run(moment)
         return self._plan
 
+    def adopt(self, index: Index, plan: RestorePlan) -> None:
+        """Restore what an index says that stands already; it is closed with this."""
+        self.close()
+        self._index, self._plan = index, plan
+
     async def execute(
         self,
         tree: RestoreTree,

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,13 @@ class Mounted:
         while self.daemon_pids():
             assert time.monotonic() < deadline_s, "the daemon does not end"
             time.sleep(0.01)
+
+    def wait_until(self, condition: Callable[[], bool], *, within_s: float) -> None:
+        """Return when something came true."""
+        deadline_s = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < deadline_s, "it does not come true"
+            time.sleep(0.2)
 
     def log_text(self) -> str:
         """What the daemon logged so far, all mounts together."""

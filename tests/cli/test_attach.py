@@ -1,0 +1,135 @@
+"""A second PC, as the technician sees it: attach, take-over, what was never sent, and back."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from mirrorfs.engine.lease import LEASE_PERIOD_S
+from tests.support.mounted import Mounted, mounted_volume
+
+DATA = random.Random(4).randbytes(2_000_000)
+
+
+def second_pc(volume: Mounted, folder: Path) -> Mounted:
+    """Another PC with the same token and secrets, which has never seen the volume."""
+    folder.mkdir()
+    (folder / "mnt").mkdir()
+    for name in ("config", "state"):
+        (folder / name).mkdir(mode=0o700)
+    environment = volume.env | {
+        "MIRRORFS_CONFIG_HOME": str(folder / "config"),
+        "MIRRORFS_STATE_HOME": str(folder / "state"),
+    }
+    other = Mounted(
+        folder, stores=volume.stores, state_home=folder / "state", environment=environment, mount_options=()
+    )
+    return other
+
+
+def urls(volume: Mounted) -> list[str]:
+    return [f"--store=file://{place}" for place in volume.stores.values()]
+
+
+def test_attach_and_take_turns(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    with mounted_volume(tmp_path / "one") as first:
+        (first.mountpoint / "letter").write_bytes(DATA)
+        first.umount()
+        second = second_pc(first, tmp_path / "two")
+        try:
+            said = second.must("attach", second.name, *urls(first), "--yes")
+            assert "Newest state: position" in said
+            assert second.run("attach", second.name, *urls(first), "--yes").returncode == 2
+            second.mount()
+            assert (second.mountpoint / "letter").read_bytes() == DATA
+            (second.mountpoint / "answer").write_bytes(DATA[:1000])
+            in_use = first.run("mount", first.name, str(first.mountpoint))
+            assert in_use.returncode == 6, in_use.stdout
+            assert "in use" in in_use.stdout
+            second.umount()
+        finally:
+            second.remove()
+        first.mount()
+        assert (first.mountpoint / "answer").read_bytes() == DATA[:1000]
+        assert (first.mountpoint / "letter").read_bytes() == DATA
+
+
+def test_attach_with_one_store(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    with mounted_volume(tmp_path / "one") as first:
+        (first.mountpoint / "letter").write_bytes(DATA)
+        first.umount()
+        second = second_pc(first, tmp_path / "two")
+        try:
+            said = second.must("attach", second.name, urls(first)[0], "--yes")
+            assert "cannot prove" in said
+            assert "which was not given" in said
+            second.mount()
+            assert (second.mountpoint / "letter").read_bytes() == DATA
+            assert [store["name"] for store in second.status()["stores"]] == ["a"]
+            second.umount()
+        finally:
+            second.remove()
+
+
+def test_take_over_from_a_live_pc(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    with mounted_volume(tmp_path / "one") as first:
+        (first.mountpoint / "sent").write_bytes(DATA)
+        first.flush()
+        second = second_pc(first, tmp_path / "two")
+        try:
+            second.must("attach", second.name, *urls(first), "--yes")
+            second.must("mount", second.name, str(second.mountpoint), "--take-over")
+            # Its lease is gone, but it does not know yet.
+            (first.mountpoint / "never sent").write_bytes(DATA[:5000])
+            (second.mountpoint / "new").write_bytes(b"of the new PC")
+            second.flush()
+            first.wait_until(lambda: _is_read_only(first), within_s=LEASE_PERIOD_S)
+            assert first.status()["light"] == "at-risk"
+            assert "taken over" in str(first.status()["reason"])
+            assert (first.mountpoint / "sent").read_bytes() == DATA
+            first.must("umount", first.name, "--no-wait")
+            assert sorted(path.name for path in second.mountpoint.iterdir()) == ["new", "sent"]
+            second.umount()
+        finally:
+            second.remove()
+        refused = first.run("mount", first.name, str(first.mountpoint))
+        assert refused.returncode == 5, refused.stdout
+        assert "--from-state" in refused.stdout
+        target = tmp_path / "exported"
+        token = "--token=pkcs11:token=practice"
+        first.must("restore", "--from-state", first.name, token, "--yes", str(target))
+        assert (target / "never sent").read_bytes() == DATA[:5000]
+        assert (target / "sent").read_bytes() == DATA
+        again = first.must("attach", first.name, "--again", "--yes")
+        aside = next(path for path in first.state.parent.iterdir() if ".before-" in path.name)
+        assert str(aside) in again
+        first.mount()
+        assert sorted(path.name for path in first.mountpoint.iterdir()) == ["new", "sent"]
+        first.must("restore", "--from-state", str(aside), token, "--yes", str(tmp_path / "later"))
+        assert (tmp_path / "later" / "never sent").read_bytes() == DATA[:5000]
+
+
+def _is_read_only(volume: Mounted) -> bool:
+    try:
+        (volume.mountpoint / "probe").write_bytes(b"")
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("words", [["--again"], ["--store=file:///nowhere/at/all"], []])
+def test_what_is_wrong_is_said(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "one").mkdir()
+    with mounted_volume(tmp_path / "one", mount=False) as first:
+        second = second_pc(first, tmp_path / "two")
+        outcome = second.run("attach", second.name, "--yes", *words)
+        assert outcome.returncode in (2, 4)
+        assert outcome.stdout.startswith("mirrorfs: ")
+        assert not second.config.exists()
+        assert json.loads(second.must("status", "--json"))["volumes"] == []
