@@ -62,6 +62,8 @@ class Opened:
     close: Callable[[], Awaitable[None]]
     on_unexpected: Callable[[Exception], None] | None = None
     """Hears of exceptions in requests that nobody foresaw; it must not raise."""
+    follows: bool = False
+    """Another machine makes the changes."""
 
 
 class Session:
@@ -222,7 +224,9 @@ class Session:
         try:
             with self._serving:
                 await serve(
-                    MirrorOperations(opened.filesystem, on_unexpected=opened.on_unexpected),
+                    MirrorOperations(
+                        opened.filesystem, on_unexpected=opened.on_unexpected, follows=opened.follows
+                    ),
                     request.mountpoint,
                     allow_other=request.allow_other,
                     read_only=request.read_only,

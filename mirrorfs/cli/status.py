@@ -129,8 +129,14 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "stores": [],
     }
     if report.view_time_ns is not None and report.answer is not None:
-        as_of = timestamp(report.view_time_ns)
-        return result | {"read_only": True, "pid": report.answer["pid"], "as_of": as_of}
+        answer = report.answer
+        return result | {
+            "read_only": True,
+            "pid": answer["pid"],
+            "as_of": timestamp(report.view_time_ns),
+            "follows": answer["follows"],
+            "reason": answer["fault"],
+        }
     if report.answer is None or report.protection is None:
         return result
     status, protection = report.answer["status"], report.protection
@@ -179,7 +185,13 @@ def as_text(report: VolumeReport) -> list[str]:
     """The lines for people."""
     if report.view_time_ns is not None:
         moment = local_time(report.view_time_ns, now_ns=time.time_ns())
-        return [f"{report.name}: a read-only view as of {moment}, mounted on {report.mountpoint}"]
+        answer = report.answer or {}
+        kind = "a read-only view that follows the writer," if answer.get("follows") else "a read-only view"
+        lines = [f"{report.name}: {kind} as of {moment}, mounted on {report.mountpoint}"]
+        if answer.get("fault"):
+            lines.append(f"  {answer['fault']}")
+        lines += [f"  Store {name} does not answer." for name in answer.get("silent", ())]
+        return lines
     if report.answer is None or report.protection is None:
         note = "" if report.note is None else f" {report.note}"
         where = "is not mounted." if report.mountpoint is None else f"is mounted on {report.mountpoint}."

@@ -16,6 +16,7 @@ from mirrorfs.cli.control import Connection
 from mirrorfs.cli.control_protocol import Message
 from mirrorfs.cli.session import Opened, Session
 from mirrorfs.cli.session_control import SessionControl
+from mirrorfs.cli.stores import system_random
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.restore_plan import Moment
@@ -29,23 +30,26 @@ KEY_SIZE_BYTES: Final = 32
 class ViewControl(SessionControl):
     """The control socket's side of a view."""
 
-    time_ns = 0
-    """Time of the last change that the view shows."""
+    _view: ReadOnlyVolume
 
-    def view_opened(self, *, time_ns: int) -> None:
+    def view_opened(self, view: ReadOnlyVolume) -> None:
         """The view is ready to be mounted."""
-        self.time_ns = time_ns
+        self._view = view
         self._is_open = True
 
     async def _status(self, connection: Connection) -> Message:
         self._check_open()
         await trio.lowlevel.checkpoint()
+        follower = self._view.follower
         return {
             "name": self._request.name,
             "mountpoint": self._request.mountpoint,
             "read_only": True,
             "pid": os.getpid(),
-            "view_time_ns": self.time_ns,
+            "view_time_ns": self._view.time_ns,
+            "follows": follower is not None,
+            "fault": None if follower is None else follower.fault,
+            "silent": [] if follower is None else list(follower.silent),
         }
 
     async def _flush(self, connection: Connection) -> Message:
@@ -79,16 +83,17 @@ class ViewSession(Session):
             keys=keys,
             writer_key=header.public_keys.writer,
             stores=stores,
+            random=system_random(),
             moment=Moment(time_ns=self._request.at_ns, position=self._request.at_position),
             on_progress=lambda sequence, _: self._on_replay(sequence),
         )
-        self._view_control.view_opened(time_ns=volume.time_ns)
+        self._view_control.view_opened(volume)
 
         async def close() -> None:
             volume.close()
             await trio.to_thread.run_sync(files.remove)
 
-        return Opened(volume.filesystem, close)
+        return Opened(volume.filesystem, close, follows=volume.follower is not None)
 
 
 def session_kind(view: str) -> type[Session]:

@@ -1,4 +1,4 @@
-"""A read-only view of a volume: as of now, or of any moment that its log still reaches.
+"""A read-only view of a volume: of any moment that its log still reaches, or following the writer.
 
 It has an index of its own, filled by replay and thrown away; it takes no lease, and writes nothing to
 the local state or to a store.
@@ -12,10 +12,11 @@ import trio
 
 from mirrorfs.engine.checkpoints import CheckpointReader
 from mirrorfs.engine.filesystem import FileSystem
+from mirrorfs.engine.follower import Follower
 from mirrorfs.engine.local import World
 from mirrorfs.engine.reader import Reader
 from mirrorfs.engine.replay import Replayer
-from mirrorfs.engine.restore_plan import Moment
+from mirrorfs.engine.restore_plan import NEWEST, Moment
 from mirrorfs.engine.sources import Segments
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import VolumeState
@@ -32,14 +33,33 @@ class ReadOnlyVolume:
     """One read-only session, from `open` to `close`."""
 
     def __init__(
-        self, index: Index, reader: Reader, filesystem: FileSystem, *, position: int, time_ns: int
+        self,
+        index: Index,
+        reader: Reader,
+        filesystem: FileSystem,
+        follower: Follower | None,
+        *,
+        position: int,
+        time_ns: int,
     ) -> None:
         """Use `open`."""
         self._index = index
         self._reader = reader
         self.filesystem = filesystem
-        self.position = position
-        self.time_ns = time_ns
+        self.follower = follower
+        """Brings the view forward; None of one that shows a moment in the past."""
+        self._position = position
+        self._time_ns = time_ns
+
+    @property
+    def position(self) -> int:
+        """Of the last change that is shown."""
+        return self._position if self.follower is None else self.follower.position
+
+    @property
+    def time_ns(self) -> int:
+        """Commit time of the last change that is shown."""
+        return self._time_ns if self.follower is None else self.follower.time_ns
 
     @classmethod
     async def open(
@@ -52,9 +72,10 @@ class ReadOnlyVolume:
         writer_key: bytes,
         stores: Sequence[Store],
         moment: Moment,
+        random: Callable[[], float],
         on_progress: Callable[[int, int], None] | None = None,
     ) -> ReadOnlyVolume:
-        """Replay the log up to a moment.
+        """Replay the log up to a moment; if that is the newest, follow it from there.
 
         Args:
             files: of an index of its own, empty.
@@ -63,7 +84,9 @@ class ReadOnlyVolume:
         """
         index = files.open()
         try:
-            return await cls._fill(index, nursery, world, keys, writer_key, stores, moment, on_progress)
+            return await cls._fill(
+                index, nursery, world, keys, writer_key, stores, moment, random, on_progress
+            )
         except BaseException:
             index.close()
             raise
@@ -78,6 +101,7 @@ class ReadOnlyVolume:
         writer_key: bytes,
         stores: Sequence[Store],
         moment: Moment,
+        random: Callable[[], float],
         on_progress: Callable[[int, int], None] | None,
     ) -> ReadOnlyVolume:
         writer = load_public_key(writer_key)
@@ -120,7 +144,20 @@ class ReadOnlyVolume:
             nursery=nursery,
         )
         filesystem = FileSystem(state, SpaceGuard(world.disk, world.clock), files_reader, None, world.offload)
-        return cls(index, files_reader, filesystem, position=end.position, time_ns=end.time_ns)
+        follower = None
+        if moment == NEWEST:
+            follower = Follower(
+                index,
+                end,
+                disk=world.disk,
+                offload=world.offload,
+                stores=stores,
+                keys=keys,
+                writer=writer,
+                random=random,
+            )
+            nursery.start_soon(follower.run)
+        return cls(index, files_reader, filesystem, follower, position=end.position, time_ns=end.time_ns)
 
     def close(self) -> None:
         """Close the index; the caller removes its files."""

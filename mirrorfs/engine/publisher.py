@@ -82,7 +82,7 @@ class Heads:
             )
             if found is None or relation not in (HeadRelation.AHEAD, HeadRelation.FORK):
                 continue
-            if _holds(index, found.head):
+            if holds_head(index, found.head):
                 await self._adopt(found)
             elif isinstance(known, int) and found.head.epoch < known:
                 logger.warning("Store %s holds the end of a writer that was fenced since.", store.name)
@@ -139,7 +139,7 @@ class Heads:
         return sealed.key, len(sealed.data), head.created_ns
 
 
-def _holds(index: Index, head: Head) -> bool:
+def holds_head(index: Index, head: Head) -> bool:
     """Whether the log of an index contains the segment that a head names as its end."""
     if not head.segment_key:
         return True

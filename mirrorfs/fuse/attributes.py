@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from pyfuse3 import EntryAttributes, InodeT, ModeT
@@ -15,13 +16,17 @@ SECTOR_SIZE: Final = 512
 S_IFDIR: Final = 0o040000
 
 
-def entry_attributes(row: Inode) -> EntryAttributes:
-    """The kernel's view of an inode."""
+FOLLOWED_TIMEOUT_S = 1
+"""The same where another machine makes the changes."""
+
+
+def entry_attributes(row: Inode, *, timeout_s: int = TIMEOUT_S) -> EntryAttributes:
+    """The kernel's view of an inode, which it may keep for so long."""
     entry = EntryAttributes()
     entry.st_ino = InodeT(row.inode)
     entry.generation = row.generation
-    entry.entry_timeout = TIMEOUT_S
-    entry.attr_timeout = TIMEOUT_S
+    entry.entry_timeout = timeout_s
+    entry.attr_timeout = timeout_s
     entry.st_mode = ModeT(row.mode)
     entry.st_nlink = row.nlink
     entry.st_uid = row.uid
@@ -36,11 +41,11 @@ def entry_attributes(row: Inode) -> EntryAttributes:
     return entry
 
 
-def absent_attributes() -> EntryAttributes:
-    """The answer "no such name", which the kernel may keep."""
+def absent_attributes(*, timeout_s: int = TIMEOUT_S) -> EntryAttributes:
+    """The answer "no such name", which the kernel may keep for so long."""
     entry = EntryAttributes()
     entry.st_ino = InodeT(0)
-    entry.entry_timeout = TIMEOUT_S
+    entry.entry_timeout = timeout_s
     return entry
 
 
@@ -50,3 +55,14 @@ def dot_attributes(inode: int) -> EntryAttributes:
     entry.st_ino = InodeT(inode)
     entry.st_mode = ModeT(S_IFDIR)
     return entry
+
+
+class Answers:
+    """Attributes with how long the kernel may keep them."""
+
+    def __init__(self, *, follows: bool) -> None:
+        """`follows`: changes come from elsewhere, so that the kernel keeps nothing for long."""
+        timeout_s = FOLLOWED_TIMEOUT_S if follows else TIMEOUT_S
+        self.entry = partial(entry_attributes, timeout_s=timeout_s)
+        self.absent = absent_attributes(timeout_s=timeout_s)
+        self.keeps_contents = not follows

@@ -43,7 +43,7 @@ from pyfuse3 import (
 )
 
 from mirrorfs.errors import AttributeTooBig, NoEntry
-from mirrorfs.fuse.attributes import absent_attributes, dot_attributes, entry_attributes
+from mirrorfs.fuse.attributes import Answers, dot_attributes
 from mirrorfs.fuse.errno_table import async_handler, handler, log_unexpected
 from mirrorfs.fuse.filesystem_port import FileSystemPort, Inode
 from mirrorfs.fuse.references import References
@@ -80,21 +80,25 @@ class MirrorOperations(pyfuse3.Operations):
 
     Args:
         filesystem: the engine.
-        on_unexpected: told of every exception that no handler foresaw, so that the engine can stop
-            writing; it must not raise.
+        on_unexpected: told of every exception that no handler foresaw, to stop writing; must not raise.
+        follows: changes are made elsewhere.
     """
 
     supports_dot_lookup = True
-    enable_writeback_cache = True
     enable_acl = True
 
     def __init__(
-        self, filesystem: FileSystemPort, *, on_unexpected: Callable[[Exception], None] | None = None
+        self,
+        filesystem: FileSystemPort,
+        *,
+        on_unexpected: Callable[[Exception], None] | None = None,
+        follows: bool = False,
     ) -> None:
         super().__init__()
+        self._answers = Answers(follows=follows)
+        self.enable_writeback_cache = not follows  # with it the kernel trusts its own sizes and times
         self._fs = filesystem
         self._on_unexpected = on_unexpected
-        self._absent = absent_attributes()
         self.references = References()
         self.initialised = trio.Event()
         """Set while the kernel's first request is answered; requests follow."""
@@ -113,7 +117,7 @@ class MirrorOperations(pyfuse3.Operations):
 
     def _known(self, row: Inode) -> EntryAttributes:
         """The entry of a row that the reply gives to the kernel for keeping."""
-        entry = entry_attributes(row)
+        entry = self._answers.entry(row)
         self.references.looked_up(row.inode)
         return entry
 
@@ -124,7 +128,7 @@ class MirrorOperations(pyfuse3.Operations):
         try:
             row = self._fs.lookup(parent_inode, name)
         except NoEntry:
-            return self._absent
+            return self._answers.absent
         return self._known(row)
 
     @handler
@@ -224,7 +228,7 @@ class MirrorOperations(pyfuse3.Operations):
 
     @handler
     def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        return entry_attributes(self._fs.getattr(inode))
+        return self._answers.entry(self._fs.getattr(inode))
 
     @handler
     def setattr(
@@ -245,7 +249,7 @@ class MirrorOperations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
-        return entry_attributes(row)
+        return self._answers.entry(row)
 
     @handler
     def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
@@ -301,7 +305,7 @@ class MirrorOperations(pyfuse3.Operations):
         self._fs.opened(inode, writable=_is_writable(flags))
         self.references.opened(inode)
         # O_DIRECT needs no flag of ours: the kernel bypasses its cache for such a handle by itself.
-        return FileInfo(fh=_handle(inode, flags), keep_cache=True)
+        return FileInfo(fh=_handle(inode, flags), keep_cache=self._answers.keeps_contents)
 
     @async_handler
     async def _close(self, inode: int, writable: bool) -> None:
@@ -375,7 +379,7 @@ class MirrorOperations(pyfuse3.Operations):
         after, limit = max(start_id, DOT_DOT), FIRST_BATCH
         while batch := fs.readdir(InodeT(fh), after_cookie=after, limit=limit):
             for name in batch:
-                entry = entry_attributes(fs.getattr(InodeT(name.inode)))
+                entry = self._answers.entry(fs.getattr(InodeT(name.inode)))
                 if not reply(token, FileNameT(name.name), entry, name.cookie):
                     break
                 sent.append(name.inode)

@@ -133,3 +133,37 @@ def test_what_is_wrong_is_said(tmp_path: Path, words: list[str]) -> None:
         assert outcome.stdout.startswith("mirrorfs: ")
         assert not second.config.exists()
         assert json.loads(second.must("status", "--json"))["volumes"] == []
+
+
+def test_another_seat_follows(tmp_path: Path) -> None:
+    """A view on a second PC sees what the first uploads, without a lease; it says as of when it is."""
+    (tmp_path / "one").mkdir()
+    with mounted_volume(tmp_path / "one") as first:
+        letter = first.mountpoint / "letter"
+        letter.write_bytes(DATA)
+        (first.mountpoint / "gone soon").write_bytes(b"x")
+        first.flush()
+        second = second_pc(first, tmp_path / "two")
+        try:
+            second.must("attach", second.name, *urls(first), "--yes")
+            second.must("mount", second.name, str(second.mountpoint), "--read-only")
+            seen = second.mountpoint / "letter"
+            assert seen.read_bytes() == DATA
+            with pytest.raises(OSError, match="Read-only"):
+                seen.write_bytes(b"")
+            for turn in range(3):
+                changed = DATA[: 400_000 * (turn + 1)] + b"turn %d" % turn
+                letter.write_bytes(changed)
+                (first.mountpoint / f"new {turn}").write_bytes(b"%d" % turn)
+                (first.mountpoint / "gone soon").unlink(missing_ok=True)
+                first.flush()
+                second.wait_until(lambda turn=turn: (second.mountpoint / f"new {turn}").exists(), within_s=60)
+                assert seen.read_bytes() == changed
+                assert not (second.mountpoint / "gone soon").exists()
+            status = json.loads(second.must("status", str(second.mountpoint), "--json"))["volumes"][0]
+            assert (status["read_only"], status["follows"], status["reason"]) == (True, True, None)
+            assert "follows the writer" in second.must("status", str(second.mountpoint))
+            assert first.status()["light"] == "protected", "no lease was touched"
+            second.must("umount", str(second.mountpoint))
+        finally:
+            second.remove()
