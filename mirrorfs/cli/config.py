@@ -14,9 +14,10 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.core.sizes import format_size, parse_size
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.engine.cache import CACHE_SIZE, CACHE_SIZE_MIN
@@ -188,6 +189,7 @@ class VolumeConfig:
     mirror_delay_s: float = DEFAULT_MIRROR_DELAY_S
     cache_bytes: int = CACHE_SIZE
     """Bound of what is kept locally of segments that every store holds."""
+    alarm: AlarmConfig = field(default_factory=AlarmConfig)
 
     def to_toml(self) -> str:
         """The text of the file."""
@@ -212,7 +214,7 @@ class VolumeConfig:
                 f"url = {_quoted(store.url)}",
                 f"instance = {_quoted(store.instance.hex())}",
             ]
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines + self.alarm.to_lines()) + "\n"
 
     @classmethod
     def from_toml(cls, text: str) -> VolumeConfig:
@@ -222,7 +224,7 @@ class VolumeConfig:
         except tomllib.TOMLDecodeError as exc:
             raise ConfigError("The volume's configuration is not valid TOML; correct the file.") from exc
         read = _Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
-        read.known |= {"cache_size", "token", "store"}
+        read.known |= {"cache_size", "token", "store", "alarm"}
         read.check()
         version = table.get("format")
         if version != CONFIG_FORMAT:
@@ -239,6 +241,7 @@ class VolumeConfig:
             token=_token(table.get("token")),
             mirror_delay_s=float(delay_s),
             cache_bytes=read.size("cache_size", default=CACHE_SIZE, least=CACHE_SIZE_MIN),
+            alarm=AlarmConfig.from_table(table.get("alarm")),
         )
 
 

@@ -20,6 +20,7 @@ from typing import IO, Final
 import trio
 
 from mirrorfs.cli import volume_lock
+from mirrorfs.cli.alarm import check_command
 from mirrorfs.cli.config import (
     TokenConfig,
     VolumeConfig,
@@ -88,6 +89,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str], argv: Seq
     harden_process()
     paths = volume_paths(arguments.volume, environment)
     config = load_config(paths)
+    check_command(config.alarm)
     _check_options(arguments)
     make_private_directory(paths.state, what="state")
     if arguments.read_only or arguments.at is not None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from mirrorfs.cli.progress import format_bytes
 from mirrorfs.engine.mirror_state import StateWord
 
 KERNEL_HOLDS_S: Final = 30.0
@@ -51,6 +52,14 @@ class StoreProtection:
     failing_since_ns: int | None
     """Since when something holds uploads back; None when nothing does."""
     last_error: str | None
+    lag_s: float
+    """Age of the oldest change that is not known to be there; 0 when nothing is missing."""
+    eta_s: float | None
+    """When it has everything at the present rate; None where that cannot be told."""
+    blocked: str | None
+    """Why an object does not get there although others do."""
+    weak_fencing: bool
+    """A second writer can be told only after the fact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,22 @@ class Protection:
     stores: tuple[StoreProtection, ...]
 
 
-def judge(status: Mapping[str, Any], *, asked_ns: int, written_back: bool) -> Protection:
+class Thresholds(Protocol):
+    """When a delay becomes a risk; 0 turns one off (cli/config_alarm.py)."""
+
+    @property
+    def max_lag_s(self) -> int: ...
+    @property
+    def max_pending_bytes(self) -> int: ...
+    @property
+    def max_blocked_s(self) -> int: ...
+    @property
+    def min_free_bytes(self) -> int: ...
+
+
+def judge(
+    status: Mapping[str, Any], *, asked_ns: int, written_back: bool, thresholds: Thresholds
+) -> Protection:
     """Judge a status as the daemon sends it.
 
     Args:
@@ -81,13 +105,43 @@ def judge(status: Mapping[str, Any], *, asked_ns: int, written_back: bool) -> Pr
     durable_ns = min(as_of_ns, int(status["durable_ns"])) if in_memory else as_of_ns
     open_ns = int(status["open_since_ns"])
     not_offered_ns = min(durable_ns, open_ns) if open_ns else durable_ns
-    stores = tuple(_store(store, not_offered_ns) for store in status["stores"])
+    stores = tuple(_store(store, not_offered_ns, asked_ns) for store in status["stores"])
     light, reason = _light(status, stores, all_offered=not in_memory and not open_ns)
+    if light is not Light.AT_RISK:
+        passed = _passed(status, stores, thresholds, asked_ns)
+        if passed is not None:
+            light, reason = Light.AT_RISK, passed
     return Protection(light, reason, as_of_ns, durable_ns, stores)
 
 
-def _store(store: Mapping[str, Any], not_offered_ns: int) -> StoreProtection:
+def _passed(
+    status: Mapping[str, Any], stores: Sequence[StoreProtection], thresholds: Thresholds, now_ns: int
+) -> str | None:
+    """Which threshold is passed, in a sentence; None when none is."""
+    for store, raw in zip(stores, status["stores"], strict=True):
+        if 0 < thresholds.max_lag_s < store.lag_s:
+            return f"Store {store.name} has lacked changes for {span(store.lag_s)}."
+        if 0 < thresholds.max_pending_bytes < store.pending_bytes:
+            return f"Store {store.name} lacks {format_bytes(store.pending_bytes)}."
+        since_ns = raw["blocked_since_ns"]
+        if since_ns is not None and 0 < thresholds.max_blocked_s < (now_ns - since_ns) / 1e9:
+            return f"An object does not get to store {store.name}: {store.blocked}"
+    if thresholds.min_free_bytes > 0 and status["free_bytes"] < thresholds.min_free_bytes:
+        return f"Only {format_bytes(status['free_bytes'])} are free on the local disk."
+    return None
+
+
+def span(seconds: float) -> str:
+    """A duration for people."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _store(store: Mapping[str, Any], not_offered_ns: int, now_ns: int) -> StoreProtection:
     oldest_ns = store["oldest_pending_ns"]
+    pending, rate = int(store["pending_bytes"]), int(store["rate_bytes_s"])
     safe_ns = not_offered_ns if oldest_ns is None else min(not_offered_ns, int(oldest_ns))
     return StoreProtection(
         name=str(store["store"]),
@@ -98,6 +152,10 @@ def _store(store: Mapping[str, Any], not_offered_ns: int) -> StoreProtection:
         rate_bytes_s=int(store["rate_bytes_s"]),
         failing_since_ns=store["failing_since_ns"],
         last_error=store["last_error"],
+        lag_s=max(0.0, (now_ns - int(oldest_ns)) / 1e9) if store["pending_count"] and oldest_ns else 0.0,
+        eta_s=0.0 if not pending else pending / rate if rate else None,
+        blocked=store["blocked"],
+        weak_fencing=bool(store["weak_fencing"]),
     )
 
 

@@ -15,11 +15,12 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import trio
 
+from mirrorfs.cli.alarm import Alarm
 from mirrorfs.cli.config import VolumePaths
 from mirrorfs.cli.control import ControlServer
 from mirrorfs.cli.failures import single_error
@@ -197,6 +198,8 @@ class Session:
         )
         self._control.opened(volume)
         volume.before_read_only = self._write_back
+        alarm = Alarm(self._request.name, self._config.alarm, status=lambda: asdict(volume.status()))
+        nursery.start_soon(alarm.run)
 
         def on_unexpected(error: Exception) -> None:
             volume.stop(f"Unforeseen ({type(error).__name__}): writing has stopped; mount the volume again.")

@@ -15,12 +15,13 @@ from mirrorfs.cli.config import VolumePaths, configured_volumes, load_config, vo
 from mirrorfs.cli.control_protocol import ControlClient, NotMounted
 from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.progress import format_bytes
-from mirrorfs.cli.protection import Light, Protection, StoreProtection, judge
+from mirrorfs.cli.protection import Light, Protection, StoreProtection, judge, span
 from mirrorfs.cli.resolve import mounts_of, resolve
 from mirrorfs.cli.waiting_client import STATUS_SYNC_DEADLINE_S, write_back
 from mirrorfs.errors import MirrorfsError, UsageError
 
 SCHEMA: Final = 1
+LAG_SHOWN_S: Final = 60.0
 
 _WORDS: Final = {
     Light.PROTECTED: "protected",
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 def _report(paths: VolumePaths) -> VolumeReport:
     try:
-        load_config(paths)
+        config = load_config(paths)
         answer = _ask(paths)
     except NotMounted:
         note = None
@@ -95,7 +96,9 @@ def _report(paths: VolumePaths) -> VolumeReport:
         answer = _ask(paths)
     except MirrorfsError as error:
         return VolumeReport(paths.name, mountpoint, None, None, one_line(str(error)))
-    protection = judge(answer["status"], asked_ns=asked_ns, written_back=written_back)
+    protection = judge(
+        answer["status"], asked_ns=asked_ns, written_back=written_back, thresholds=config.alarm
+    )
     return VolumeReport(paths.name, mountpoint, answer, protection, None)
 
 
@@ -125,6 +128,7 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "light": None,
         "reason": report.note,
         "as_of": None,
+        "follows": None,
         "local": None,
         "stores": [],
     }
@@ -166,6 +170,10 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
                 if store.failing_since_ns is None
                 else timestamp(store.failing_since_ns),
                 "last_error": store.last_error,
+                "lag_s": round(store.lag_s, 3),
+                "eta_s": None if store.eta_s is None else round(store.eta_s),
+                "blocked": store.blocked,
+                "weak_fencing": store.weak_fencing,
             }
             for store in protection.stores
         ],
@@ -215,9 +223,17 @@ def _store_line(store: StoreProtection, *, now_ns: int) -> str:
         safe += f"; {format_bytes(store.pending_bytes)} to go"
         if store.rate_bytes_s:
             safe += f" at {format_bytes(store.rate_bytes_s)}/s"
-    if store.last_error is not None:
+        if store.eta_s is not None:
+            safe += f", about {span(store.eta_s)} more"
+        if store.lag_s >= LAG_SHOWN_S:
+            safe += f"; {span(store.lag_s)} behind"
+    if store.blocked is not None:
+        safe += f"; one object does not get there: {store.blocked}"
+    if store.last_error is not None and store.last_error != store.blocked:
         since = ""
         if store.failing_since_ns is not None:
             since = f" since {local_time(store.failing_since_ns, now_ns=now_ns)}"
         safe += f"; {store.state}{since}: {store.last_error}"
+    if store.weak_fencing:
+        safe += "; weak fencing: this store cannot keep a second writer out"
     return safe

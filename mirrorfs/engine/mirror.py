@@ -107,6 +107,7 @@ class Mirror:
         self._conflict: str | None = None
         self._local_fault: str | None = None
         self._failing_since_ns: int | None = None
+        self._parked_since_ns: int | None = None
         self._rate = Rate()
 
     # --- what others ask ---------------------------------------------------------------------
@@ -165,6 +166,8 @@ class Mirror:
             last_error=self._conflict or (str(fault) if fault else self._local_fault),
             failing_since_ns=self._failing_since_ns if fault else None,
             state=word,
+            blocked=self._local_fault if self._queue.parked else None,
+            blocked_since_ns=self._parked_since_ns if self._queue.parked else None,
         )
 
     async def wait_held(self, keys: Iterable[str] | None = None) -> None:
@@ -296,6 +299,8 @@ class Mirror:
     def _park(self, item: Item, sentence: str) -> None:
         if not self._queue.parked:
             self._unpark_at_s = trio.current_time() + PARK_S
+            if self._local_fault is None:
+                self._parked_since_ns = self._clock.now_ns()
         if self._local_fault is None:
             _logger.warning("object %s cannot be sent to store %s: %s", item.key, self.store.name, sentence)
         self._local_fault = sentence

@@ -54,6 +54,11 @@ class MirrorState:
     last_error: str | None
     """One sentence: the conflict, else what holds uploads back now, else a local object's fault."""
     state: StateWord
+    blocked: str | None = None
+    """Why an object is not sent although others are; None when none is held up."""
+    blocked_since_ns: int | None = None
+    weak_fencing: bool = False
+    """The store has no conditional writes: a second writer is told only after the fact."""
 
 
 @dataclass(frozen=True, slots=True)

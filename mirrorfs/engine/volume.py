@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -32,7 +32,7 @@ from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
 from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.recovery import Recovery
-from mirrorfs.engine.scrub import Scrubber
+from mirrorfs.engine.scrub import SIZES, Scrubber
 from mirrorfs.errors import DamagedError, MirrorfsError, StoreError
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
@@ -44,6 +44,7 @@ from mirrorfs.ports import IndexFiles, Store
 logger = logging.getLogger(__name__)
 
 HEAD_INTERVAL_S = 600.0
+LOOK_INTERVAL_S = 24 * 3600.0
 PROGRESS_S = 0.5
 RELEASE_S = 10.0
 
@@ -208,6 +209,7 @@ class MountedVolume:
                     nursery.start_soon(self._keep_lease, one)
                     nursery.start_soon(self._mirror, one.mirror)
                 nursery.start_soon(self._checkpoint)
+                nursery.start_soon(self._look_now_and_then)
                 nursery.start_soon(self.mender.run)
                 nursery.start_soon(self._publish_now_and_then)
 
@@ -249,6 +251,17 @@ class MountedVolume:
                 written_ns=written.root.time_ns,
                 after=written.root.position >> 20,
             )
+
+    async def _look_now_and_then(self) -> None:
+        """Find out, once a day, whether stores still have what they took; send again what they lost."""
+        while True:
+            await trio.sleep(LOOK_INTERVAL_S)
+            if self.scrubbing.locked():
+                continue
+            async with self.scrubbing:
+                report = await self.scrubber.run(SIZES)
+                for bad, why in (await self.mender.mend(report.bad)).items():
+                    logger.warning("Object %s of %s: %s. %s", bad.key, bad.place, bad.fault, why or "Mended.")
 
     async def _publish_now_and_then(self) -> None:
         while True:
@@ -293,7 +306,10 @@ class MountedVolume:
             free_bytes=local.space.free_bytes(),
             stalled=local.state.stalled,
             fatal=local.state.fatal,
-            stores=tuple(one.mirror.snapshot() for one in self._stores),
+            stores=tuple(
+                replace(one.mirror.snapshot(), weak_fencing=one.lease.state().weak_fencing)
+                for one in self._stores
+            ),
             fenced=fenced,
         )
 

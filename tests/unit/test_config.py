@@ -21,6 +21,7 @@ from mirrorfs.cli.config import (
     volume_paths,
     write_config,
 )
+from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.init import parse_stores
 from mirrorfs.cli.new_volume import PlannedStore
 from mirrorfs.errors import ConfigError, MirrorfsError, UsageError
@@ -35,6 +36,7 @@ CONFIG = VolumeConfig(
     token=TokenConfig("pkcs11:token=card", "/usr/lib/module.so"),
     mirror_delay_s=2.5,
     cache_bytes=20 << 30,
+    alarm=AlarmConfig(max_lag_s=60, max_pending_bytes=5 << 30, command=("/bin/mail", 'a "b"'), user="x"),
 )
 TEXT = CONFIG.to_toml()
 

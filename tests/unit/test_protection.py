@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.protection import KERNEL_HOLDS_S, Light, judge
 from mirrorfs.cli.status import VolumeReport, as_json, as_text, timestamp
 from mirrorfs.cli.waiting import Patience
@@ -27,6 +28,9 @@ def store(name: str = "a", **changes: Any) -> dict[str, Any]:
         "failing_since_ns": None,
         "last_error": None,
         "state": "up to date",
+        "blocked": None,
+        "blocked_since_ns": None,
+        "weak_fencing": False,
         **changes,
     }
 
@@ -39,7 +43,7 @@ def status(*stores: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "open_since_ns": 0,
         "files": 1,
         "allocated_bytes": 2048,
-        "free_bytes": 10,
+        "free_bytes": 10 << 30,
         "stalled": False,
         "fatal": None,
         "fenced": None,
@@ -80,7 +84,7 @@ CASES: list[tuple[dict[str, Any], Light, int]] = [
 
 @pytest.mark.parametrize(("given", "light", "lag_s"), CASES)
 def test_judgement(given: dict[str, Any], light: Light, lag_s: int) -> None:
-    found = judge(given, asked_ns=NOW_NS, written_back=True)
+    found = judge(given, asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig())
     assert found.light is light
     assert found.stores[0].safe_until_ns == NOW_NS - lag_s * S
     assert (found.reason is not None) == (light is Light.AT_RISK)
@@ -93,7 +97,9 @@ def test_what_the_kernel_still_holds_is_not_called_safe() -> None:
 
 def report(given: dict[str, Any]) -> VolumeReport:
     answer = {"mountpoint": "/mnt", "read_only": False, "pid": 7, "status": given}
-    return VolumeReport("v", "/mnt", answer, judge(given, asked_ns=NOW_NS, written_back=True), None)
+    return VolumeReport(
+        "v", "/mnt", answer, judge(given, asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig()), None
+    )
 
 
 def test_words_for_people() -> None:
@@ -170,3 +176,44 @@ def test_a_limit_ends_any_waiting() -> None:
     patience = Patience(stall_s=100, limit_s=30)
     assert patience.exhausted([mirror(error=None)], now_s=0) is None
     assert patience.exhausted([mirror(error=None)], now_s=30) == "store a still lacks 100 B"
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "words"),
+    [
+        (AlarmConfig(max_lag_s=20), status(store(**PENDING)), "lacked changes for 30 seconds"),
+        (AlarmConfig(max_lag_s=0), status(store(**PENDING)), None),
+        (AlarmConfig(max_pending_bytes=99), status(store(**PENDING)), "lacks 100 B"),
+        (AlarmConfig(max_pending_bytes=100), status(store(**PENDING)), None),
+        (AlarmConfig(min_free_bytes=11 << 30), status(store()), "Only 10.0 GiB are free"),
+        (
+            AlarmConfig(max_blocked_s=10),
+            status(store(**PENDING, blocked="It cannot be read.", blocked_since_ns=NOW_NS - 11 * S)),
+            "does not get to store a: It cannot be read.",
+        ),
+        (
+            AlarmConfig(max_blocked_s=12),
+            status(store(**PENDING, blocked="It cannot be read.", blocked_since_ns=NOW_NS - 11 * S)),
+            None,
+        ),
+    ],
+)
+def test_thresholds(config: AlarmConfig, given: dict[str, Any], words: str | None) -> None:
+    found = judge(given, asked_ns=NOW_NS, written_back=True, thresholds=config)
+    if words is None:
+        assert found.light is not Light.AT_RISK
+    else:
+        assert found.light is Light.AT_RISK
+        assert found.reason is not None and words in found.reason
+
+
+def test_lag_and_when_it_will_be_over() -> None:
+    found = judge(
+        status(store(**PENDING, rate_bytes_s=10)),
+        asked_ns=NOW_NS,
+        written_back=True,
+        thresholds=AlarmConfig(),
+    )
+    assert (found.stores[0].lag_s, found.stores[0].eta_s) == (30.0, 10.0)
+    away = judge(status(store(**AWAY)), asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig())
+    assert away.stores[0].eta_s is None

@@ -1,0 +1,133 @@
+"""The alarm of a mounted volume: its light is looked at now and then, and a change of it is told.
+
+The light is the one that `status` shows (cli/protection.py). A change is logged and told once it has held for
+a while, so that a store that comes and goes, or a volume that is written to all day, calls nobody each time.
+
+The command is run without a shell, in "/", with a bare environment and JSON on its standard input: volume,
+light, previous light, reason, time. One at a time, each with a deadline; what changes meanwhile is told
+afterwards, the newest state only. It is started by exec from this process (vfork: no copy of its memory).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pwd
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Final
+
+import trio
+
+from mirrorfs.cli.config_alarm import AlarmConfig
+from mirrorfs.cli.protection import Light, Protection, judge
+from mirrorfs.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S: Final = 5.0
+HOLDS_S: Final = {Light.AT_RISK: 10.0, Light.CATCHING_UP: 60.0, Light.PROTECTED: 10.0}
+"""How long a light must have been on before it is told."""
+DEADLINE_S: Final = 60.0
+_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+
+
+def check_command(alarm: AlarmConfig) -> None:
+    """Raises: ConfigError: the program is not there, or others than root and the caller could change it."""
+    if not alarm.command:
+        return
+    program = alarm.command[0]
+    try:
+        found = os.stat(program)
+    except OSError as exc:
+        raise ConfigError(f"The alarm command {program} cannot be found; correct the configuration.") from exc
+    if not stat.S_ISREG(found.st_mode) or not os.access(program, os.X_OK):
+        raise ConfigError(f"The alarm command {program} is no program that can be run; correct it.")
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        raise ConfigError(
+            f"The alarm command {program} could be changed by others; give it to root and run 'chmod go-w'."
+        )
+
+
+class Alarm:
+    """Watches one volume."""
+
+    def __init__(self, volume: str, config: AlarmConfig, *, status: Callable[[], dict[str, Any]]) -> None:
+        """`status` returns the fields of engine.volume.VolumeStatus."""
+        self._volume = volume
+        self._config = config
+        self._status = status
+        self._told: Light | None = None
+        self._light: Light | None = None
+        self._since_s = 0.0
+        self._failed = False
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            protection = self.look()
+            if protection is not None:
+                await self._tell(protection)
+            await trio.sleep(LOOK_EVERY_S)
+
+    def look(self) -> Protection | None:
+        """The state now, if its light has changed since it was told, and held since."""
+        protection = judge(
+            self._status(), asked_ns=time.time_ns(), written_back=False, thresholds=self._config
+        )
+        now_s = trio.current_time()
+        if protection.light is not self._light:
+            self._light, self._since_s = protection.light, now_s
+        if protection.light is self._told or now_s - self._since_s < HOLDS_S[protection.light]:
+            return None
+        return protection
+
+    async def _tell(self, protection: Protection) -> None:
+        before, self._told = self._told, protection.light
+        if before is None and protection.light is Light.PROTECTED:
+            return  # so it begins
+        level = logging.WARNING if protection.light is Light.AT_RISK else logging.INFO
+        log.log(level, "The volume is %s. %s", protection.light.value, protection.reason or "")
+        if self._config.command:
+            message = {
+                "volume": self._volume,
+                "light": protection.light.value,
+                "previous": None if before is None else before.value,
+                "reason": protection.reason,
+                "time_ns": time.time_ns(),
+                "stores": [asdict(store) for store in protection.stores],
+            }
+            await self._run_command(json.dumps(message).encode())
+
+    async def _run_command(self, message: bytes) -> None:
+        config = self._config
+        try:
+            check_command(config)
+            # What root serves need not be root's alarm.
+            user = pwd.getpwnam(config.user or "nobody") if os.geteuid() == 0 else None
+            with trio.move_on_after(DEADLINE_S) as scope:
+                done = await trio.run_process(
+                    list(config.command),
+                    stdin=message,
+                    check=False,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env={"PATH": _PATH, "LANG": "C.UTF-8"},
+                    start_new_session=True,
+                    user=user and user.pw_uid,
+                    group=user and user.pw_gid,
+                    extra_groups=user and [],
+                )
+            failure = "it did not end in time" if scope.cancelled_caught else ""
+            if not failure and done.returncode != 0:
+                failure = f"it ended with exit code {done.returncode}"
+        except (ConfigError, OSError, ValueError, LookupError) as exc:
+            failure = str(exc) if isinstance(exc, ConfigError) else "it could not be started"
+        if failure and not self._failed:
+            log.warning("The alarm command failed: %s.", failure.rstrip("."))
+        self._failed = bool(failure)
