@@ -30,6 +30,7 @@ class Told(Alarm):
         self.told.append((trio.current_time(), protection.light))
 
 
+@pytest.mark.expects_warnings("is at-risk")
 async def test_a_light_is_told_when_it_has_held(autojump_clock: MockClock) -> None:
     alarm = Told()
     async with trio.open_nursery() as nursery:

@@ -91,7 +91,7 @@ def test_judgement(given: dict[str, Any], light: Light, lag_s: int) -> None:
 
 
 def test_what_the_kernel_still_holds_is_not_called_safe() -> None:
-    found = judge(status(store()), asked_ns=NOW_NS, written_back=False)
+    found = judge(status(store()), asked_ns=NOW_NS, written_back=False, thresholds=AlarmConfig())
     assert found.as_of_ns == found.stores[0].safe_until_ns == NOW_NS - KERNEL_HOLDS_S * S
 
 
@@ -115,7 +115,7 @@ def test_words_for_people() -> None:
 def test_json_has_every_field_mounted_or_not() -> None:
     mounted = as_json(report(status(store(**PENDING))))
     absent = as_json(VolumeReport("v", None, None, None, "Its mount is dead."))
-    view = as_json(VolumeReport("v", "/mnt", {"pid": 7}, None, None, NOW_NS))
+    view = as_json(VolumeReport("v", "/mnt", {"pid": 7, "follows": True, "fault": None}, None, None, NOW_NS))
     away = as_json(report(status(store(**AWAY))))["stores"][0]
     assert away["failing_since"] == timestamp(NOW_NS - 20 * S)
     assert mounted["stores"][0]["failing_since"] is None
