@@ -83,11 +83,12 @@ def parse_stores(arguments: Sequence[str]) -> list[PlannedStore]:
         raise UsageError(f"A volume has at most {STORES_MAX} stores; give fewer.")
     if len({store.name for store in stores}) != len(stores):
         raise UsageError("Two stores have the same name; name them apart.")
-    _check_distinct_places(stores)
+    check_distinct_places(stores)
     return stores
 
 
-def _check_distinct_places(stores: Sequence[PlannedStore]) -> None:
+def check_distinct_places(stores: Sequence[PlannedStore]) -> None:
+    """Raises: UsageError: two of them are one place, or one lies inside the other."""
     seen: list[tuple[PlannedStore, Path | None]] = []
     for store in stores:
         place = directory_of(store.url)

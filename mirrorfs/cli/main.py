@@ -143,6 +143,13 @@ def _restore(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, _environment, _argv: run_restore(arguments)
 
 
+def _store(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import store
+
+    store.add_arguments(parser)
+    return lambda arguments, environment, _: store.run(arguments, environment)
+
+
 def _verify(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli import verify
 
@@ -171,6 +178,7 @@ COMMANDS: Final = {
     "flush": Command("wait until every store holds everything written so far", _flush),
     "umount": Command("unmount a volume and wait for the stores", _umount),
     "restore": Command("restore a volume from one store or more, without mounting it", _restore),
+    "store": Command("show, add, remove or replace the stores of a volume", _store),
     "verify": Command("look whether the stores and the local disk hold everything, whole", _verify),
     "repair": Command("mend what is bad in one place from a good copy in another", _repair),
     "doctor": Command("check what this machine has and lacks", _doctor),

@@ -169,7 +169,7 @@ def _light(
     if status["stalled"]:
         return Light.AT_RISK, "The local disk is full: free some space."
     for store in stores:
-        if store.state == StateWord.CONFLICT:
+        if store.state in (StateWord.CONFLICT, StateWord.MISSING):
             return Light.AT_RISK, store.last_error
         # With nothing pending, a store that is away lacks only what is not sealed yet.
         if store.state in _FAULTS and (store.pending_count or not all_offered):

@@ -35,15 +35,16 @@ from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.drivers.process import write_back_here
 from mirrorfs.engine.filesystem import FileSystem
+from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
-from mirrorfs.engine.retry import RetryingStore
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import MirrorfsError
 from mirrorfs.format.header import verify_header
 from mirrorfs.format.kdf import hkdf
 from mirrorfs.fuse.mount import serve
 from mirrorfs.fuse.operations import MirrorOperations
+from mirrorfs.ports import Store
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class Session:
     # --- from the stores down to the mount ---------------------------------------------------
 
     async def _with_stores(self) -> None:
-        stores = [open_store(store.name, store.url, policy=ONCE) for store in self._config.stores]
+        stores = self._stores()
         try:
             async with trio.open_nursery() as nursery:
                 # Once mounted, `_serving` ends before anything of the engine does.
@@ -167,7 +168,19 @@ class Session:
                 for store in stores:
                     await store.aclose()
 
-    async def _open(self, stores: list[RetryingStore], nursery: trio.Nursery) -> Opened:
+    def _stores(self) -> list[Store]:
+        header, keys = verify_header(self._unlocked.header, self._unlocked.key_set)
+        return [
+            GuardedStore(
+                open_store(store.name, store.url, policy=ONCE),
+                instance=store.instance,
+                keys=keys,
+                public_key=header.public_keys.writer,
+            )
+            for store in self._config.stores
+        ]
+
+    async def _open(self, stores: list[Store], nursery: trio.Nursery) -> Opened:
         unlocked = self._unlocked
         header, keys = verify_header(unlocked.header, unlocked.key_set)
         files = SqliteIndexFiles(

@@ -82,13 +82,15 @@ class StoreLook:
     instance: bytes | None
     unreachable: str | None
     """One sentence; None when the store answered."""
+    is_missing: bool = False
+    """It answered, and is not a store."""
 
 
 async def look_at_stores(stores: Sequence[StoreConfig]) -> list[StoreLook]:
     """Fetch the instance document of every store, all at once.
 
     A store that cannot be reached is said to be so; it is not an error here.
-    Raises: StoreMismatch: a store is reachable and has no such document. StoreTooNew. StoreDenied.
+    Raises: StoreMismatch: all stores are reachable, and none has such a document. StoreTooNew. StoreDenied.
     """
     looks: dict[str, StoreLook] = {}
     errors: dict[str, StoreError] = {}
@@ -114,17 +116,24 @@ async def look_at_stores(stores: Sequence[StoreConfig]) -> list[StoreLook]:
     for config in stores:
         if config.name in errors:
             raise errors[config.name]
-    return [looks[config.name] for config in stores]
+    found = [looks[config.name] for config in stores]
+    if all(look.is_missing for look in found):
+        # One destroyed store must not stop a practice; that all are gone is a wrong configuration.
+        raise StoreMismatch(found[0].unreachable)
+    return found
 
 
 async def _look(store: RetryingStore, config: StoreConfig) -> StoreLook:
     try:
         data = await store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
-    except ObjectNotFound as exc:
-        raise StoreMismatch(
+    except ObjectNotFound:
+        return StoreLook(
+            config,
+            None,
             f"Store {config.name} holds no MirrorFS volume: it is empty or another place than before;"
-            " check its URL and that its disk is mounted."
-        ) from exc
+            " check its URL and that its disk is mounted, or run `mirrorfs store replace`.",
+            is_missing=True,
+        )
     except LimitError as exc:
         raise _foreign(config.name) from exc
     except (StoreUnavailable, UnknownOutcome) as exc:

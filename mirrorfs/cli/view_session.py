@@ -20,9 +20,9 @@ from mirrorfs.cli.stores import system_random
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.restore_plan import Moment
-from mirrorfs.engine.retry import RetryingStore
 from mirrorfs.errors import UsageError
 from mirrorfs.format.header import verify_header
+from mirrorfs.ports import Store
 
 KEY_SIZE_BYTES: Final = 32
 
@@ -68,7 +68,7 @@ class ViewSession(Session):
         self._view_control = ViewControl(self._request)
         return self._view_control
 
-    async def _open(self, stores: list[RetryingStore], nursery: trio.Nursery) -> Opened:
+    async def _open(self, stores: list[Store], nursery: trio.Nursery) -> Opened:
         unlocked = self._unlocked
         header, keys = verify_header(unlocked.header, unlocked.key_set)
         files = SqliteIndexFiles(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import LocalVolume, Mirrors, World
 from mirrorfs.engine.mirror import Mirror
+from mirrorfs.engine.mirror_state import MirrorState, StateWord
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.format.header import VolumeHeader
@@ -22,6 +24,14 @@ class AttachedStore:
         self.store = store
         self.lease = lease
         self.mirror = mirror
+
+    def snapshot(self) -> MirrorState:
+        """The state of the store now: its mirror's, with what its lease knows better."""
+        lease, state = self.lease.state(), self.mirror.snapshot()
+        if lease.missing and state.state is not StateWord.CONFLICT:
+            # The mirror of a store that has everything asks it for nothing.
+            state = replace(state, state=StateWord.MISSING, last_error=lease.last_error)
+        return replace(state, weak_fencing=lease.weak_fencing)
 
 
 def attach_store(

@@ -42,6 +42,7 @@ from mirrorfs.errors import (
     ObjectExists,
     ObjectNotFound,
     StoreError,
+    StoreMismatch,
     StoreUnavailable,
     UnknownOutcome,
 )
@@ -136,6 +137,7 @@ class LeaseKeeper:
         self._clock_offset_ns = 0
         self._fenced: str | None = None
         self._last_error: str | None = None
+        self._missing = False
 
     def state(self) -> LeaseState:
         """The state now."""
@@ -144,6 +146,7 @@ class LeaseKeeper:
             epoch=self._claim.epoch if self._claim else None,
             fresh=self._is_fresh(),
             weak_fencing=self._weak,
+            missing=self._missing,
             fenced=self._fenced,
             last_error=self._last_error,
         )
@@ -231,9 +234,9 @@ class LeaseKeeper:
             else:
                 await self._renew(self._lease)
         except MirrorfsError as exc:
-            self._last_error = str(exc)
+            self._last_error, self._missing = str(exc), isinstance(exc, StoreMismatch)
             raise
-        self._last_error = None
+        self._last_error, self._missing = None, False
 
     async def _renew(self, lease: Lease) -> None:
         started_ns = self._clock.boottime_ns()

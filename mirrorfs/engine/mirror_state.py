@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mirrorfs.errors import MirrorfsError, StoreDenied, StoreFull
+from mirrorfs.errors import MirrorfsError, StoreDenied, StoreFull, StoreMismatch
 
 
 class StateWord(StrEnum):
@@ -19,10 +19,14 @@ class StateWord(StrEnum):
     CONFLICT = "conflict"
     """The store holds other bytes under one of our names: an alarm, for a person to look into."""
     WAITING_FOR_LEASE = "waiting for lease"
+    MISSING = "missing"
+    """In its place is no store, or another one: what was there counts as lost."""
 
 
 def fault_word(fault: MirrorfsError) -> StateWord:
     """The word for the fault that holds a store's uploads back."""
+    if isinstance(fault, StoreMismatch):
+        return StateWord.MISSING
     if isinstance(fault, StoreDenied):
         return StateWord.DENIED
     if isinstance(fault, StoreFull):
@@ -71,6 +75,8 @@ class LeaseState:
     fresh: bool
     weak_fencing: bool
     """The store has no conditional writes: two writers can only be told apart after the fact."""
+    missing: bool
+    """In the store's place is no store, or another one; `last_error` says so."""
     fenced: str | None
     """One sentence: who took over. Final."""
     last_error: str | None

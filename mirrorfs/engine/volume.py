@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
@@ -306,10 +306,7 @@ class MountedVolume:
             free_bytes=local.space.free_bytes(),
             stalled=local.state.stalled,
             fatal=local.state.fatal,
-            stores=tuple(
-                replace(one.mirror.snapshot(), weak_fencing=one.lease.state().weak_fencing)
-                for one in self._stores
-            ),
+            stores=tuple(one.snapshot() for one in self._stores),
             fenced=fenced,
         )
 
