@@ -44,6 +44,7 @@ def attach_store(
     *,
     pace: UploadPace,
     random: Callable[[], float],
+    suspect: Callable[[str | None, str], None],
 ) -> AttachedStore:
     """A store with its lease and its mirror; no task runs yet."""
     instance = settings.instances[store.name]
@@ -55,6 +56,7 @@ def attach_store(
         load_held=lambda: index.held(instance),
         save_held=lambda key: index.put_held(instance, key),
         forget_held=lambda key: index.delete_held(instance, key),
+        on_conflict=lambda key: suspect(store.name, key),
         clock=world.clock,
         pace=pace,
         random=random,

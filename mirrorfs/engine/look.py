@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from mirrorfs.engine.upload_queue import prefix_of
+from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
 from mirrorfs.errors import ObjectNotFound
 from mirrorfs.ports import LIST_PAGE_MAX, ObjectKey, Store
 
+PAGES_MAX = 10_000
 HEADS_PER_LOOK = 3
 """Up to so many objects are looked at singly: cheaper than a listing page."""
 
@@ -23,6 +24,26 @@ async def look_at(store: Store, keys: Sequence[str]) -> dict[str, int | None]:
             # A listing may lag behind on some servers; only a direct look says that it is gone.
             found[key] = sizes[key] if key in sizes else await size_at(store, key)
     return found
+
+
+async def list_around(store: Store, keys: Sequence[str], on_found: Callable[[str, int], None]) -> None:
+    """List the pages in which these keys lie; `on_found(key, bytes)` hears of all that is there.
+
+    Raises: StoreError: what was heard before it counts.
+    """
+    for prefix in MIRRORED_PREFIXES:
+        wanted = [key for key in keys if prefix_of(key) == prefix]
+        if not wanted:
+            continue
+        # A key less its last character sorts just before it.
+        start_after, last = min(wanted)[:-1], max(wanted)
+        for _ in range(PAGES_MAX):
+            page = await store.list(prefix, start_after=start_after)
+            for info in page:
+                on_found(info.key, info.size_bytes)
+            if len(page) == 0 or page[-1].key >= last:
+                break
+            start_after = page[-1].key
 
 
 async def size_at(store: Store, key: str) -> int | None:

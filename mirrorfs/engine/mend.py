@@ -70,9 +70,14 @@ class Mender:
     def suspect(self, store: str | None, key: str) -> None:
         """A reader found a copy bad or gone: it is examined, and mended, soon."""
         place = LOCAL if store is None else store
-        if len(self._suspects) < QUEUE_MAX and (place == LOCAL or self._mirrors[place].is_held(key)):
+        if len(self._suspects) < QUEUE_MAX and (place == LOCAL or self._may_mend(place, key)):
             self._suspects[place, key] = None
             self._wake.set()
+
+    def _may_mend(self, place: str, key: str) -> bool:
+        # What is on its way there is none of our business, and a reader may be faster than it.
+        mirror = self._mirrors[place]
+        return mirror.is_held(key) or mirror.is_in_conflict(key)
 
     async def run(self) -> None:
         """Mend what readers found, until cancelled."""

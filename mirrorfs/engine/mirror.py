@@ -28,11 +28,11 @@ from itertools import islice
 import trio
 
 from mirrorfs.engine.backoff import Backoff
-from mirrorfs.engine.look import look_at
+from mirrorfs.engine.look import list_around, look_at
 from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
 from mirrorfs.engine.rate import Rate
 from mirrorfs.engine.upload_pace import UploadPace
-from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, Item, UploadQueue, prefix_of
+from mirrorfs.engine.upload_queue import Item, UploadQueue
 from mirrorfs.errors import (
     DamagedError,
     MirrorfsError,
@@ -49,7 +49,8 @@ CONFIRM_BATCH = 256
 UNCONFIRMED_MAX = 1000
 PARKED_MAX = 64
 PARK_S = 30.0
-PAGES_MAX = 10_000
+CONFLICT_PATIENCE_S = 60.0
+"""How long whoever waits gives a conflict to be mended."""
 WARN_AFTER_FAILURES = 3
 _logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Mirror:
         load_held: Callable[[], Iterable[str]],
         save_held: Callable[[str], None],
         forget_held: Callable[[str], None],
+        on_conflict: Callable[[str], None] = lambda key: None,
         clock: Clock,
         pace: UploadPace,
         random: Callable[[], float],
@@ -82,6 +84,8 @@ class Mirror:
             lease_fresh: returns while this writer may write to the store (LeaseKeeper.fresh).
             save_held, forget_held: persist that a key is held, or is not after all; called on the loop,
                 errors stop the mirror.
+            on_conflict: hears the key of an object under which the store holds other bytes. Names are never
+                used twice, so that these are damage.
             random: uniform in [0, 1), for the back-off.
             parallel: uploads in flight.
         """
@@ -91,6 +95,8 @@ class Mirror:
         self._lease_fresh = lease_fresh
         self._save_held = save_held
         self._forget_held = forget_held
+        self._on_conflict = on_conflict
+        self._conflict_since_s = 0.0
         self._clock = clock
         self._pace = pace
         self._parallel = parallel
@@ -143,6 +149,10 @@ class Mirror:
             self._conflict = None
         self._event.unpark_all()
 
+    def is_in_conflict(self, key: str) -> bool:
+        """Whether the store was found to hold other bytes under a key."""
+        return key in self._queue.conflicts
+
     def snapshot(self) -> MirrorState:
         """The state of the store now; costs no more with a long queue."""
         oldest_ns = self._queue.oldest_ns()
@@ -174,7 +184,7 @@ class Mirror:
         """Return when the store is seen to hold everything offered so far, or those keys of it.
 
         A back-off is cut short once, so that whoever waits sees the store as it is now.
-        Raises: ObjectExists: an object waited for is in conflict and will not get there.
+        Raises: ObjectExists: an object waited for is in conflict, and nobody mends that.
         """
         waiting = set(self._queue.keys()) if keys is None else {key for key in keys if key in self._queue}
         self._waiters.append(waiting)
@@ -184,10 +194,14 @@ class Mirror:
             self._event.unpark_all()
             await trio.lowlevel.checkpoint()
             while waiting:
+                patience_s = float("inf")
                 if any(key in waiting for key in self._queue.conflicts):
-                    raise ObjectExists(self._conflict)
-                # `_now_held` removes from `waiting`, so nothing is missed across this await.
-                await self._event.park()
+                    patience_s = self._conflict_since_s + CONFLICT_PATIENCE_S - trio.current_time()
+                    if patience_s <= 0:
+                        raise ObjectExists(self._conflict)
+                with trio.move_on_after(patience_s):
+                    # `_now_held` removes from `waiting`, so nothing is missed across this await.
+                    await self._event.park()
         finally:
             # By identity: two waiters may hold equal sets.
             self._waiters = [other for other in self._waiters if other is not waiting]
@@ -198,22 +212,14 @@ class Mirror:
         Nothing is asked when nothing is outstanding, and no page before the first such object.
         Raises: StoreError: what was seen before it counts.
         """
-        for prefix in MIRRORED_PREFIXES:
-            wanted = [key for key in self._queue.keys() if prefix_of(key) == prefix]  # noqa: SIM118 - no dict
-            if not wanted:
-                continue
-            # A key less its last character sorts just before it.
-            start_after, last = min(wanted)[:-1], max(wanted)
-            for _ in range(PAGES_MAX):
-                page = await self.store.list(prefix, start_after=start_after)
-                # Offers and uploads may have gone on: each object is judged by the queue of now.
-                for info in page:
-                    item = self._queue.item(info.key)
-                    if item is not None and item.size_bytes == info.size_bytes:
-                        self._now_held(info.key)
-                if len(page) == 0 or page[-1].key >= last:
-                    break
-                start_after = page[-1].key
+
+        def found(key: str, size_bytes: int) -> None:
+            # Offers and uploads may have gone on: each object is judged by the queue of now.
+            item = self._queue.item(key)
+            if item is not None and item.size_bytes == size_bytes:
+                self._now_held(key)
+
+        await list_around(self.store, list(self._queue.keys()), found)
 
     # --- tasks -------------------------------------------------------------------------------
 
@@ -372,8 +378,11 @@ class Mirror:
             waiting.discard(key)
 
     def _settle_conflict(self, item: Item, sentence: str) -> None:
+        if self._conflict is None:
+            self._conflict_since_s = trio.current_time()
         self._conflict = sentence
         self._queue.settle_conflict(item)
+        self._on_conflict(item.key)
         _logger.error("store %s holds other bytes under %s: %s", self.store.name, item.key, sentence)
 
     def _failed(self, backoff: Backoff, fault: MirrorfsError, *, started_s: float) -> None:

@@ -150,9 +150,10 @@ class MountedVolume:
         index = recovered.index
         local: LocalVolume
         pace = upload_pace(world, settings, lambda: local)
+        suspect = lambda store, key: volume.mender.suspect(store, key)  # noqa: E731 - made below
         objects = object_source(world, index, keys, header, stores)
         attached = [
-            attach_store(*pair, objects, index, world, settings, pace=pace, random=random)
+            attach_store(*pair, objects, index, world, settings, pace=pace, random=random, suspect=suspect)
             for pair in zip(stores, leases, strict=True)
         ]
         volume: MountedVolume
@@ -172,7 +173,7 @@ class MountedVolume:
             identity,
             writer_key,
             nursery=nursery,
-            mirrors=mirrors_of(attached, lambda store, key: volume.mender.suspect(store, key)),
+            mirrors=mirrors_of(attached, suspect),
             cache_bytes=settings.cache_bytes,
             owner=settings.owner,
             mirror_delay_s=settings.mirror_delay_s,
