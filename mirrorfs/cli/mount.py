@@ -100,6 +100,8 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str], argv: Seq
     lock_fd = volume_lock.acquire(paths)
     try:
         _check_mountpoint(arguments.mountpoint, paths, config)
+        if arguments.take_over:
+            _say("Taking over takes about a minute: a machine that still writes has to notice first.")
         if unencrypted_swap():
             _say("Note: swap is not encrypted, so that memory may reach the disk in the clear; see doctor.")
         if arguments.foreground:

@@ -12,6 +12,7 @@ from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState, StateWord
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
 from mirrorfs.engine.upload_pace import UploadPace
+from mirrorfs.errors import InUseError
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.ports import Index, Store
@@ -37,6 +38,7 @@ class AttachedStore:
 def attach_store(
     store: Store,
     lease: LeaseKeeper,
+    leases: Sequence[LeaseKeeper],
     objects: ObjectSource,
     index: Index,
     world: World,
@@ -46,13 +48,24 @@ def attach_store(
     random: Callable[[], float],
     suspect: Callable[[str | None, str], None],
 ) -> AttachedStore:
-    """A store with its lease and its mirror; no task runs yet."""
+    """A store with its lease and its mirror; no task runs yet.
+
+    Args:
+        leases: of all stores: a writer that one of them fenced sends nothing to the others either.
+    """
     instance = settings.instances[store.name]
+
+    async def fresh() -> None:
+        for one in leases:
+            if (fenced := one.state().fenced) is not None:
+                raise InUseError(fenced)
+        await lease.fresh()
+
     mirror = Mirror(
         store,
         instance=instance,
         read_object=objects.read,
-        lease_fresh=lease.fresh,
+        lease_fresh=fresh,
         load_held=lambda: index.held(instance),
         save_held=lambda key: index.put_held(instance, key),
         forget_held=lambda key: index.delete_held(instance, key),
@@ -62,6 +75,27 @@ def attach_store(
         random=random,
     )
     return AttachedStore(store, lease, mirror)
+
+
+def attach_stores(
+    stores: Sequence[Store],
+    leases: Sequence[LeaseKeeper],
+    objects: ObjectSource,
+    index: Index,
+    world: World,
+    settings: VolumeSettings,
+    *,
+    pace: UploadPace,
+    random: Callable[[], float],
+    suspect: Callable[[str | None, str], None],
+) -> list[AttachedStore]:
+    """Every store with its lease."""
+    return [
+        attach_store(
+            store, lease, leases, objects, index, world, settings, pace=pace, random=random, suspect=suspect
+        )
+        for store, lease in zip(stores, leases, strict=True)
+    ]
 
 
 def upload_pace(world: World, settings: VolumeSettings, local: Callable[[], LocalVolume]) -> UploadPace:

@@ -96,7 +96,7 @@ class Joiner:
         Returns: the end that was reached, and ReplayEnd.undecided there.
         Raises: DamagedError: the stores' log goes on, but not whole.
         """
-        if not self.stores or start.previous is None:
+        if not self.stores:
             return start, undecided
         segments = Segments(Stream.MAIN, disk=None, offload=self._offload, stores=self.stores)
         await segments.look(from_sequence=start.next_sequence)

@@ -61,6 +61,8 @@ class LeaseTaker:
         self._stores = stores
         self._settings = settings
         self._key_set = key_set
+        self.notice_s = 0.0
+        """After `take_leases`: how long a writer that was displaced may go on before it has noticed."""
 
     async def take_leases(self, *, local_epoch: int) -> tuple[list[LeaseKeeper], WriterIdentity]:
         """Take every reachable store's lease. Raises InUseError when one is another's."""
@@ -85,6 +87,9 @@ class LeaseTaker:
             for number in range(len(keepers)):
                 nursery.start_soon(look, number)
         epoch = next_epoch(seen, local=local_epoch)
+        if self._settings.take_over:
+            live = [one for one in seen if one is not None and not one.released and one.writer not in before]
+            self.notice_s = max((one.period_ms / 1000 for one in live), default=0.0)
         refused: list[InUseError] = []
 
         async def acquire(number: int) -> None:
@@ -107,12 +112,7 @@ class LeaseTaker:
             for number in range(len(keepers)):
                 nursery.start_soon(acquire, number)
         if refused:
-            for keeper in keepers:
-                with trio.move_on_after(RELEASE_S):
-                    try:
-                        await keeper.release()
-                    except MirrorfsError as exc:
-                        logger.warning("A lease could not be given back: %s", exc)
+            await give_back(keepers)
             raise refused[0]
         identity = WriterIdentity(
             self._keys,
@@ -145,6 +145,16 @@ class LeaseTaker:
             host=self._settings.host,
             weak_fencing=weak,
         )
+
+
+async def give_back(keepers: Sequence[LeaseKeeper]) -> None:
+    """Release leases that are of no use after all; one that stays expires."""
+    for keeper in keepers:
+        with trio.move_on_after(RELEASE_S):
+            try:
+                await keeper.release()
+            except MirrorfsError as exc:
+                logger.warning("A lease could not be given back: %s", exc)
 
 
 def _read_writers(world: World) -> list[bytes]:

@@ -116,6 +116,11 @@ class Recovery:
             raise
         return self._recovered(index, start, rebuilt=rebuilt, undecided=undecided)
 
+    async def go_on(self, recovered: Recovered) -> Recovered:
+        """Follow what the stores got since `run` looked. Raises DamagedError: it is not whole."""
+        start, undecided = await self._joiner.follow(recovered.index, recovered.start, recovered.undecided)
+        return self._recovered(recovered.index, start, rebuilt=recovered.rebuilt, undecided=undecided)
+
     async def _joined(self) -> Recovered | None:
         """Where there is no local log but stores have one: the stores' newest state."""
         if not self._joiner.stores or self._disk.list(_DIRECTORY) or self._disk.list(_CHECKPOINTS):

@@ -15,11 +15,12 @@ import trio
 
 from mirrorfs.engine.attached import (
     AttachedStore,
-    attach_store,
+    attach_stores,
     mirrors_of,
     object_source,
     upload_pace,
 )
+from mirrorfs.engine.becoming_writer import become_writer
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.checkpoints import WrittenCheckpoint
 from mirrorfs.engine.filesystem import FileSystem
@@ -132,30 +133,28 @@ class MountedVolume:
 
         Raises: InUseError: another writer has the volume. DamagedError: the local log cannot be used.
         """
-        writer_key = load_public_key(header.public_keys.writer)
+        public_key = header.public_keys.writer
+        writer_key = load_public_key(public_key)
         recovery = Recovery(
             world.disk, files, world.offload, keys, writer_key, stores=stores, on_progress=on_progress
         )
         recovered = await recovery.run()
-        heads = Heads(world.disk, world.offload, world.clock, keys=keys, public_key=header.public_keys.writer)
+        heads = Heads(world.disk, world.offload, world.clock, keys=keys, public_key=public_key)
         try:
             heads.load()
-            await heads.compare(stores, recovered.index)
-            known = recovered.index.get_meta("epoch")
             taker = LeaseTaker(world, key_set, keys, header, stores, settings)
-            leases, identity = await taker.take_leases(local_epoch=known if isinstance(known, int) else 0)
+            recovered, leases, identity = await become_writer(recovery, recovered, heads, taker, stores)
         except BaseException:
             recovered.index.close()
             raise
         index = recovered.index
         local: LocalVolume
         pace = upload_pace(world, settings, lambda: local)
-        suspect = lambda store, key: volume.mender.suspect(store, key)  # noqa: E731 - made below
         objects = object_source(world, index, keys, header, stores)
-        attached = [
-            attach_store(*pair, objects, index, world, settings, pace=pace, random=random, suspect=suspect)
-            for pair in zip(stores, leases, strict=True)
-        ]
+        attached = attach_stores(
+            stores, leases, objects, index, world, settings, pace=pace, random=random,
+            suspect=lambda store, key: volume.mender.suspect(store, key),
+        )  # fmt: skip
         volume: MountedVolume
         ages = SegmentAges(recovered.time_ns)
 
@@ -173,7 +172,7 @@ class MountedVolume:
             identity,
             writer_key,
             nursery=nursery,
-            mirrors=mirrors_of(attached, suspect),
+            mirrors=mirrors_of(attached, lambda store, key: volume.mender.suspect(store, key)),
             cache_bytes=settings.cache_bytes,
             owner=settings.owner,
             mirror_delay_s=settings.mirror_delay_s,

@@ -79,14 +79,17 @@ def test_attach_with_one_store(tmp_path: Path) -> None:
 def test_take_over_from_a_live_pc(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     with mounted_volume(tmp_path / "one") as first:
+        # What is not flushed stays here for longer than this takes.
+        first.umount()
+        first.set_mirror_delay_s(3600)
+        first.mount()
         (first.mountpoint / "sent").write_bytes(DATA)
         first.flush()
+        (first.mountpoint / "never sent").write_bytes(DATA[:5000])
         second = second_pc(first, tmp_path / "two")
         try:
             second.must("attach", second.name, *urls(first), "--yes")
             second.must("mount", second.name, str(second.mountpoint), "--take-over")
-            # Its lease is gone, but it does not know yet.
-            (first.mountpoint / "never sent").write_bytes(DATA[:5000])
             (second.mountpoint / "new").write_bytes(b"of the new PC")
             second.flush()
             first.wait_until(lambda: _is_read_only(first), within_s=LEASE_PERIOD_S)

@@ -193,3 +193,74 @@ async def test_orphans_of_the_old_writer_are_not_followed(tmp_path: Path, stores
         assert names(third) == [b"new", b"sent"]
     async with Machine(tmp_path / "new", stores.view()).mounted() as second:
         assert names(second) == [b"new", b"sent"]
+
+
+@pytest.mark.expects_warnings("Another machine wrote")
+async def test_what_is_sent_while_another_waits_for_the_lease_is_followed(
+    tmp_path: Path, stores: Stores
+) -> None:
+    """The second one read the log before; the first one writes, sends and unmounts meanwhile."""
+    seen: list[bytes] = []
+
+    async def second() -> None:
+        async with Machine(tmp_path / "two", stores.view()).mounted() as volume:
+            seen.extend(names(volume))
+            await write_file(volume, b"of two", contents(3))
+
+    one = Machine(tmp_path / "one", stores.view())
+    async with trio.open_nursery() as nursery, one.mounted() as first:
+        await write_file(first, b"early", contents(1))
+        await first.flush()
+        nursery.start_soon(second)
+        await trio.sleep(0.15)
+        await write_file(first, b"late", contents(2))
+    assert seen == [b"early", b"late"]
+    async with Machine(tmp_path / "three", stores.view()).mounted() as third:
+        assert names(third) == [b"early", b"late", b"of two"]
+
+
+@pytest.mark.expects_warnings("was taken over", "Another machine wrote", "is falling behind")
+async def test_take_over_follows_what_the_old_writer_sent_before_it_noticed(
+    tmp_path: Path, stores: Stores
+) -> None:
+    async with Machine(tmp_path / "old", stores.view()).mounted(wait=False) as first:
+        await write_file(first, b"early", contents(1))
+        await first.flush()
+        for one in first._stores:
+            # Its next renewal comes late: what was fresh before is used until then.
+            one.lease._lock.acquire_nowait()
+            one.mirror._lease_fresh = trio.lowlevel.checkpoint
+        seen: list[bytes] = []
+
+        async def take_over() -> None:
+            new = Machine(tmp_path / "new", stores.view())
+            async with new.mounted(take_over=True) as volume:
+                seen.extend(names(volume))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_over)
+            await trio.sleep(0.3)
+            await write_file(first, b"in between", contents(2))
+            await first.flush()
+            for one in first._stores:
+                one.lease._lock.release()
+        assert seen == [b"early", b"in between"]
+
+
+@pytest.mark.expects_warnings("was taken over", "is away", "cannot be", "is falling behind", "not held yet")
+async def test_a_fenced_writer_sends_nothing_to_the_store_that_was_out_of_reach(
+    tmp_path: Path, stores: Stores
+) -> None:
+    async with Machine(tmp_path / "old", stores.view()).mounted(wait=False) as first:
+        await write_file(first, b"sent", contents(1))
+        await first.flush()
+        reachable = AwayStore("s3")
+        views = [stores.view()[0], reachable]
+        async with Machine(tmp_path / "new", views).mounted(take_over=True, wait=False):
+            with trio.fail_after(10):
+                while not first.filesystem.read_only:  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+            fresh = first._stores[1].mirror._lease_fresh
+            assert first._stores[1].lease.state().fenced is None
+            with pytest.raises(InUseError, match="taken over"):
+                await fresh()
