@@ -19,6 +19,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
+from tests.sim.mirrors import MirrorSimulation  # noqa: E402
 from tests.sim.place import memory_directory  # noqa: E402  # after the path is set
 from tests.sim.simulation import Fault, Simulation  # noqa: E402
 
@@ -34,7 +35,10 @@ def run_seed(task: tuple[int, str]) -> tuple[int, str | None]:
     seed, faults = task
     with tempfile.TemporaryDirectory(prefix="mirrorfs-sim-", dir=memory_directory()) as directory:
         try:
-            Simulation(seed, Path(directory), faults=FAULTS[faults]).run()
+            if faults == "stores":
+                MirrorSimulation(seed, Path(directory)).run()
+            else:
+                Simulation(seed, Path(directory), faults=FAULTS[faults]).run()
         except BaseException:  # noqa: BLE001  # a violation, or anything that the engine must not raise
             return seed, traceback.format_exc()
     return seed, None
@@ -45,7 +49,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", default="0..1000", metavar="A..B", help="from A up to, without, B")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
-    parser.add_argument("--faults", choices=sorted(FAULTS), default="none", help="disk: also a failing disk")
+    parser.add_argument(
+        "--faults",
+        choices=[*sorted(FAULTS), "stores"],
+        default="none",
+        help="disk: also a failing disk; stores: two stores and several machines (tests/sim/mirrors.py)",
+    )
     arguments = parser.parse_args()
     first, _, last = arguments.seeds.partition("..")
     tasks = [(seed, arguments.faults) for seed in range(int(first), int(last))]

@@ -44,6 +44,7 @@ PATIENCE_S: Final = 30.0
 """How long a read waits for stores none of which answers."""
 AGAIN_S: Final = 1.0
 BAD_MAX: Final = 1024
+LATENCY_STEP_S: Final = 0.1
 LATENCY_WEIGHT: Final = 0.2
 
 
@@ -89,8 +90,10 @@ class _Health:
         self.failed_at_s = float("-inf")
         self.latency_s = 0.0
 
-    def rank(self) -> tuple[bool, float]:
-        return trio.current_time() - self.failed_at_s < FAILED_FOR_S, self.latency_s
+    def rank(self) -> tuple[bool, int]:
+        """Equal for stores that hardly differ: then the order of the configuration decides."""
+        failed_lately = trio.current_time() - self.failed_at_s < FAILED_FOR_S
+        return failed_lately, round(self.latency_s / LATENCY_STEP_S)
 
 
 class Fetcher:

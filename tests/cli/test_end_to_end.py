@@ -299,11 +299,17 @@ def test_long_state_path(tmp_path: Path) -> None:
 # --- stores ----------------------------------------------------------------------------------
 
 
-def test_empty_store_is_refused(made: Machine) -> None:
+def test_one_empty_store_stops_nobody(made: Machine) -> None:
     shutil.rmtree(made.stores["b"])
     made.stores["b"].mkdir()
-    made.mount(check=False).refused(4, "Store b", "check its URL")
+    outcome = made.mount()
+    assert "Store b" in outcome.err
+    assert "store replace" in outcome.err
+    made.umount("--no-wait")
     assert list(made.stores["b"].iterdir()) == []
+    shutil.rmtree(made.stores["a"])
+    made.stores["a"].mkdir()
+    made.mount(check=False).refused(4, "Store a", "check its URL")
 
 
 def test_a_bucket_as_a_store(bare: Machine) -> None:

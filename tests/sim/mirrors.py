@@ -1,4 +1,4 @@
-"""One seed: a volume with two stores, on machines that are stopped, lost and taken over from, checked each time.
+"""One seed: a volume with two stores, on machines that are stopped, lost and replaced, checked each time.
 
 The engine is the real one, mirrors, leases, heads, cache, scrub and recovery included; clock, disks, index
 files and stores are simulated, and a seed replays its run.
@@ -9,6 +9,8 @@ Fault model
   nothing but the keys; a machine that comes back after another one wrote;
 - stores: outages of seconds to days, requests that are refused, lost, or take effect without an answer,
   a full store, one that denies writes; both at once;
+- not yet: a change of machines while a store is away, rollback of a store, stores without conditional writes,
+  two machines at a time, clocks that are wrong;
 - objects: a bit flips, the end is cut, the object is gone, the bytes are another object's. One copy of an
   object at a time: the other store, or the local disk of a machine that is not lost, has a good one.
 
@@ -121,7 +123,7 @@ class MirrorSimulation:
         self._states.append(state)
 
     def _seen(self, state: State, *, not_before: int, what: str) -> None:
-        """A mount shows this state: it must be one of those that are allowed, and is the newest from now on."""
+        """A mount shows this state: one of those that are allowed, and the newest from now on."""
         for number in range(self._newest, max(not_before, self._first) - 1, -1):
             if self._states[number - self._first] == state:
                 self._states = [state]
@@ -144,8 +146,10 @@ class MirrorSimulation:
         """The one that mounts next: mostly the one that did last."""
         last = self._machines[-1]
         if self.rng.random() < 0.2:
+            self._heal_stores()
             return self._fresh()
         if len(self._machines) > 1 and self.rng.random() < 0.2:
+            self._heal_stores()
             other = self._machines.pop(self.rng.randrange(len(self._machines) - 1))
             self._machines.append(other)
             return other
