@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 QUEUE_MAX: Final = 256
 """Copies that readers found bad and that wait to be mended; later ones are left to the next scrub."""
 GATHER_S: Final = 5.0
+AGAIN_S: Final = 30.0
+"""After so long what is still in the way of an upload is tried again."""
 
 
 class Mender:
@@ -77,12 +79,19 @@ class Mender:
     def _may_mend(self, place: str, key: str) -> bool:
         # What is on its way there is none of our business, and a reader may be faster than it.
         mirror = self._mirrors[place]
-        return mirror.is_held(key) or mirror.is_in_conflict(key)
+        return mirror.is_held(key) or key in mirror.in_conflict()
 
     async def run(self) -> None:
         """Mend what readers found, until cancelled."""
         while True:
-            await self._wake.wait()
+            with trio.move_on_after(AGAIN_S) as scope:
+                await self._wake.wait()
+            if scope.cancelled_caught:
+                # What was in an object's way could not be removed then: a store may allow it by now.
+                for name, mirror in self._mirrors.items():
+                    for key in mirror.in_conflict():
+                        self.suspect(name, key)
+                continue
             await trio.sleep(GATHER_S)
             self._wake = trio.Event()
             suspects, self._suspects = list(self._suspects), {}

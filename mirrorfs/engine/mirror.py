@@ -49,8 +49,7 @@ CONFIRM_BATCH = 256
 UNCONFIRMED_MAX = 1000
 PARKED_MAX = 64
 PARK_S = 30.0
-CONFLICT_PATIENCE_S = 60.0
-"""How long whoever waits gives a conflict to be mended."""
+CONFLICT_PATIENCE_S = 60.0  # how long whoever waits gives a conflict to be mended
 WARN_AFTER_FAILURES = 3
 _logger = logging.getLogger(__name__)
 
@@ -149,9 +148,9 @@ class Mirror:
             self._conflict = None
         self._event.unpark_all()
 
-    def is_in_conflict(self, key: str) -> bool:
-        """Whether the store was found to hold other bytes under a key."""
-        return key in self._queue.conflicts
+    def in_conflict(self) -> list[str]:
+        """Keys under which the store was found to hold other bytes."""
+        return list(self._queue.conflicts)
 
     def snapshot(self) -> MirrorState:
         """The state of the store now; costs no more with a long queue."""
@@ -188,6 +187,7 @@ class Mirror:
         """
         waiting = set(self._queue.keys()) if keys is None else {key for key in keys if key in self._queue}
         self._waiters.append(waiting)
+        began_s = trio.current_time()
         try:
             for backoff in (self._puts, self._looks, self._lease):
                 backoff.retry_now()
@@ -196,7 +196,8 @@ class Mirror:
             while waiting:
                 patience_s = float("inf")
                 if any(key in waiting for key in self._queue.conflicts):
-                    patience_s = self._conflict_since_s + CONFLICT_PATIENCE_S - trio.current_time()
+                    end_s = max(began_s, self._conflict_since_s) + CONFLICT_PATIENCE_S
+                    patience_s = end_s - trio.current_time()
                     if patience_s <= 0:
                         raise ObjectExists(self._conflict)
                 with trio.move_on_after(patience_s):

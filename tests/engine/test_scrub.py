@@ -148,7 +148,8 @@ async def test_different_harm_in_all_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.expects_warnings("is damaged", "holds other bytes under", "cannot be sent")
-async def test_what_cannot_be_mended_is_said(tmp_path: Path) -> None:
+async def test_what_cannot_be_mended_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirrorfs.engine.mirror.CONFLICT_PATIENCE_S", 1.0)
     async with place(tmp_path) as it:
         lost, kept = it.keys("segments/")[:2]
         for store in it.stores:

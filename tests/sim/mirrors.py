@@ -126,8 +126,8 @@ class MirrorSimulation:
         """A mount shows this state: one of those that are allowed, and the newest from now on."""
         for number in range(self._newest, max(not_before, self._first) - 1, -1):
             if self._states[number - self._first] == state:
-                self._states = [state]
-                self._first = number
+                # What came after it is lost; what came before may be all that the stores have.
+                del self._states[number - self._first + 1 :]
                 self._mirrored = min(self._mirrored, number)
                 return
         raise Violation(
