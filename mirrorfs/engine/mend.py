@@ -123,6 +123,8 @@ class Mender:
                     # What was found may be old: nothing good is ever removed.
                     if await self._scrubber.examine(one.place, one.key) is None:
                         results[one] = None
+                        if one.place != LOCAL and one.key in self._mirrors[one.place].in_conflict():
+                            self._mirrors[one.place].forget(one.key)  # sent again, and found to be there
                         continue
                 except MirrorfsError as exc:
                     results[one] = str(exc)
