@@ -117,31 +117,39 @@ class Mender:
         """
         results: dict[BadObject, str | None] = {}
         async with self._lock:
-            to_send: list[tuple[BadObject, int]] = []
-            for one in bad:
-                try:
-                    # What was found may be old: nothing good is ever removed.
-                    if await self._scrubber.examine(one.place, one.key) is None:
-                        results[one] = None
-                        if one.place != LOCAL and one.key in self._mirrors[one.place].in_conflict():
-                            self._mirrors[one.place].forget(one.key)  # sent again, and found to be there
-                        continue
-                except MirrorfsError as exc:
-                    results[one] = str(exc)
-                    continue
-                if one.place != LOCAL:
-                    self._mirrors[one.place].forget(one.key)
-                try:
-                    size_bytes = await self._keep_here(one.key)
-                except MirrorfsError as exc:
-                    results[one] = f"no good copy could be had: {exc}"
-                    self._send_when_possible(one)
-                else:
-                    results[one] = None
+            try:
+                await self._mend(bad, results)
+            finally:
+                for one in bad:
                     if one.place != LOCAL:
-                        to_send.append((one, size_bytes))
-            await self._send_again(to_send, results)
+                        self._mirrors[one.place].resume(one.key)
         return results
+
+    async def _mend(self, bad: Sequence[BadObject], results: dict[BadObject, str | None]) -> None:
+        to_send: list[tuple[BadObject, int]] = []
+        for one in bad:
+            try:
+                # What was found may be old: nothing good is ever removed.
+                if await self._scrubber.examine(one.place, one.key) is None:
+                    results[one] = None
+                    if one.place != LOCAL and one.key in self._mirrors[one.place].in_conflict():
+                        self._mirrors[one.place].forget(one.key)  # sent again, and found to be there
+                    continue
+            except MirrorfsError as exc:
+                results[one] = str(exc)
+                continue
+            if one.place != LOCAL:
+                self._mirrors[one.place].forget(one.key)
+            try:
+                size_bytes = await self._keep_here(one.key)
+            except MirrorfsError as exc:
+                results[one] = f"no good copy could be had: {exc}"
+                self._send_when_possible(one)
+            else:
+                results[one] = None
+                if one.place != LOCAL:
+                    to_send.append((one, size_bytes))
+        await self._send_again(to_send, results)
 
     async def _keep_here(self, key: str) -> int:
         """Have a good copy on the local disk. Returns its size. Raises: MirrorfsError: there is none."""

@@ -33,13 +33,7 @@ from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
 from mirrorfs.engine.rate import Rate
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.engine.upload_queue import Item, UploadQueue
-from mirrorfs.errors import (
-    DamagedError,
-    MirrorfsError,
-    ObjectExists,
-    StoreError,
-    StoreUnavailable,
-)
+from mirrorfs.errors import DamagedError, MirrorfsError, ObjectExists, StoreError, StoreUnavailable
 from mirrorfs.ports import Clock, ObjectKey, Sealed, Store
 
 UPLOADS_PARALLEL = 4
@@ -136,16 +130,20 @@ class Mirror:
         return key in self._held
 
     def forget(self, key: str) -> None:
-        """The store does not hold an object after all, or not whole; nothing is sent until it is offered.
+        """The store does not hold an object after all, or not whole; it is not sent until `resume`.
 
         What lies there damaged is to be deleted in between: an upload at the same time would be, too.
         """
         if key in self._held:
             self._forget_held(key)
             self._held.discard(key)
-        self._queue.reopen(key)
+        self._queue.withhold(key)
         if not self._queue.conflicts:
             self._conflict = None
+
+    def resume(self, key: str) -> None:
+        """An object that was forgotten, and offered if the store was thought to hold it, is sent again."""
+        self._queue.resume(key)
         self._event.unpark_all()
 
     def in_conflict(self) -> list[str]:

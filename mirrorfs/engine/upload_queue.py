@@ -2,13 +2,14 @@
 
 Invariants:
 - A key that was offered is in `_items` until it is held. It is in exactly one place: queued (a
-  heap), in flight, put but unconfirmed, parked after a local fault, or in conflict. A heap may also
-  hold keys that are held by now; they are passed over when they come up.
+  heap), in flight, put but unconfirmed, parked after a local fault, in conflict, or withheld while
+  what lies in its way is removed. A heap may also hold keys that are held by now; they are passed
+  over when they come up.
 - Order: header/ first, and nothing else before it is held, for no object may lie where the header
   that opens it is missing; then segments/ by sequence; then checkpoints/, which must never delay
   user data; heads/ last, so that a head names what the store has. An object with `after_sequence`
   waits while a segment up to it is queued, in flight or parked; a head also waits for every
-  checkpoint. An object in conflict holds nothing up: nobody can say when, if ever, it is settled.
+  checkpoint. An object in conflict or withheld holds nothing up: nobody can say when, if ever, it is settled.
 
 Memory is about 400 bytes for each outstanding object. Item is a NamedTuple because a million of
 them may wait for a store that is down.
@@ -77,10 +78,11 @@ class UploadQueue:
         self.unconfirmed: dict[str, Item] = {}
         self.parked: dict[str, Item] = {}
         self.conflicts: dict[str, Item] = {}
+        self.withheld: dict[str, Item] = {}
         self.size_bytes = 0
         """Bytes of all outstanding objects."""
         self.header_count = 0
-        """Headers outstanding and not in conflict: while there are any, nothing else goes."""
+        """Headers outstanding, in no conflict and not withheld: while there are any, nothing else goes."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -127,7 +129,7 @@ class UploadQueue:
 
     def is_idle(self) -> bool:
         """Whether nothing is in flight and nothing waits to be."""
-        return len(self._items) == len(self.unconfirmed) + len(self.conflicts)
+        return len(self._items) == len(self.unconfirmed) + len(self.conflicts) + len(self.withheld)
 
     def settle_put(self, item: Item) -> None:
         """The store says it has the item: a later look must confirm that."""
@@ -162,20 +164,25 @@ class UploadQueue:
         item = self._items.pop(key, None)
         if item is not None:
             self.size_bytes -= item.size_bytes
-            if key not in self.conflicts:
+            if key not in self.conflicts and key not in self.withheld:
                 self.header_count -= _rank(key) is _Rank.HEADER
-        for place in (self.unconfirmed, self.parked, self.conflicts):
+        for place in (self.unconfirmed, self.parked, self.conflicts, self.withheld):
             place.pop(key, None)
 
-    def reopen(self, key: str) -> None:
-        """What was put, is parked or in conflict is sent again; what is in flight is left to its task."""
-        item = self._items.get(key)
-        if item is None or key in self.in_flight:
-            return
+    def withhold(self, key: str) -> None:
+        """What was put, is parked or in conflict is not sent until `resume`; the rest goes on."""
         for place in (self.unconfirmed, self.parked, self.conflicts):
-            if place.pop(key, None) is not None:
-                self.header_count += place is self.conflicts and _rank(key) is _Rank.HEADER
-                heapq.heappush(self._heaps[_rank(key)], item)
+            item = place.pop(key, None)
+            if item is not None:
+                self.header_count -= place is not self.conflicts and _rank(key) is _Rank.HEADER
+                self.withheld[key] = item
+
+    def resume(self, key: str) -> None:
+        """What was withheld is sent (again)."""
+        item = self.withheld.pop(key, None)
+        if item is not None:
+            self.header_count += _rank(key) is _Rank.HEADER
+            heapq.heappush(self._heaps[_rank(key)], item)
 
     def oldest_ns(self) -> int | None:
         """`written_ns` of the oldest outstanding item."""

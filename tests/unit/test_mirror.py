@@ -543,6 +543,10 @@ async def test_a_conflict_ends_when_what_was_in_the_way_is_gone(
             await mirror.wait_held()
         await store.delete(ObjectKey("header/00000001-" + "0" * 32))
         mirror.forget("header/00000001-" + "0" * 32)
+        with trio.move_on_after(600):
+            await mirror.wait_held()
+        assert list(store.objects) == [segment(1)], "it is not sent while what is in the way is removed"
+        mirror.resume("header/00000001-" + "0" * 32)
         await mirror.wait_held()
         assert mirror.snapshot().state is StateWord.UP_TO_DATE
     assert store.objects == rig.objects
