@@ -26,7 +26,7 @@ from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
 from mirrorfs.engine.space import RESERVE_PATH
-from mirrorfs.errors import ChainError, DamagedError, DiskFull
+from mirrorfs.errors import ChainError, DamagedError, DiskFull, StoreUnavailable
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
@@ -78,13 +78,17 @@ class Recovery:
         self._writer = writer
         self._stores = stores
         self._on_progress = on_progress
+        self._silent: list[str] = []
         public_key = writer.public_bytes_raw()
         self._joiner = Joiner(
             stores if follows else (), offload, keys, public_key, writer, on_progress=on_progress
         )
 
     async def run(self) -> Recovered:
-        """Raises DamagedError: segments that are not the torn tail are damaged and no store has them."""
+        """Raises: DamagedError: segments that are not the torn tail are damaged and no store has them.
+
+        StoreUnavailable: a store may have them, and does not answer.
+        """
         self._disk.remove(RESERVE_PATH)
         await self._drop_unborn()
         if (joined := await self._joined()) is not None:
@@ -110,7 +114,7 @@ class Recovery:
             raise DamagedError(f"The local log is damaged and no store has a good copy: {end.damage}.")
         start = await self._cut(index, end)
         try:
-            start, undecided = await self._joiner.follow(index, start, end.undecided)
+            start, undecided = await self._follow(index, start, end.undecided)
         except BaseException:
             index.close()
             raise
@@ -118,8 +122,26 @@ class Recovery:
 
     async def go_on(self, recovered: Recovered) -> Recovered:
         """Follow what the stores got since `run` looked. Raises DamagedError: it is not whole."""
-        start, undecided = await self._joiner.follow(recovered.index, recovered.start, recovered.undecided)
+        start, undecided = await self._follow(recovered.index, recovered.start, recovered.undecided)
         return self._recovered(recovered.index, start, rebuilt=recovered.rebuilt, undecided=undecided)
+
+    async def _follow(
+        self, index: Index, start: LogPosition, undecided: frozenset[int]
+    ) -> tuple[LogPosition, frozenset[int]]:
+        end, undecided = await self._joiner.follow(index, start, undecided)
+        if end != start:
+            await self._settle(index)
+        return end, undecided
+
+    async def _settle(self, index: Index) -> None:
+        """Move what only the stores have of the log into the index's own file, for good.
+
+        A power cut may take the write-ahead log of the index: where the segments behind it are not on the
+        disk, it could be had from the stores alone, and the machine would depend on their being there.
+        """
+        index.commit()
+        await self._offload.run(index.backfill)
+        index.finish_backfill()
 
     async def _joined(self) -> Recovered | None:
         """Where there is no local log but stores have one: the stores' newest state."""
@@ -138,6 +160,7 @@ class Recovery:
         filled = await self._joiner.fill(self._files, is_attached=is_attached)
         if filled is None:
             return None
+        await self._settle(filled)
         return self._recovered(filled, self._joiner.end_of(filled), rebuilt=True, undecided=frozenset())
 
     def _recovered(
@@ -172,6 +195,8 @@ class Recovery:
             return index, await self._replay(index), rebuilt
         except ChainError as exc:
             index.close()
+            if self._silent:
+                raise self._needs_stores() from exc
             raise DamagedError(
                 "The local log lacks what was durable in it;"
                 " keep the state directory and restore from a store."
@@ -229,15 +254,23 @@ class Recovery:
         except ChainError:
             if not self._stores:
                 raise
-        await segments.look(from_sequence=from_sequence)
+        self._silent = await segments.look(from_sequence=from_sequence)
         replayer = Replayer(index, segments, self._keys, self._writer, on_progress=self._on_progress)
         end = await replayer.run(keep_tail=True)
+        if self._silent and (end.damage is not None or self._lost_behind(end, segments)):
+            raise self._needs_stores()
         if end.damage is None and self._lost_behind(end, segments):
             raise DamagedError(
                 "The local log has segments that do not continue it;"
                 " keep the state directory and restore from a store."
             )
         return end
+
+    def _needs_stores(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"A part of the log is not on this machine, and store {' and store '.join(self._silent)} does not"
+            " answer: mount again when it does."
+        )
 
     def _lost_behind(self, end: ReplayEnd, segments: Segments) -> bool:
         """Whether there are segments after the end of the chain, or durable frames after the torn tail."""

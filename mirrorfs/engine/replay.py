@@ -225,11 +225,13 @@ class Replayer:
                     continue
                 if scan.header.segment != segment or (check and scan.header.previous != previous):
                     continue
-                if scan.fault is None:
+                if scan.fault is None and scan.trailer is not None:
                     return _Loaded(segment, data, scan)
-                logger.warning(
-                    "%s, object %s: %s", where, segment_object_key(Stream.MAIN, segment), scan.fault
-                )
+                if scan.fault is not None:
+                    logger.warning(
+                        "%s, object %s: %s", where, segment_object_key(Stream.MAIN, segment), scan.fault
+                    )
+                # Without a trailer a copy that was cut between two frames looks whole: the longest counts.
                 if best is None or _rank(scan) > _rank(best.scan):
                     best = _Loaded(segment, data, scan)
             if best is not None:
@@ -254,22 +256,25 @@ class Replayer:
         return None
 
     async def _attested(self, current: _Loaded) -> tuple[_Loaded, Previous] | None:
-        """For a segment without trailer: the next one whose header attests a cut of it."""
+        """For a segment without trailer: the next one whose header attests a cut of it, in its best copy."""
         for segment in await self._source.candidates(current.segment.sequence + 1):
             async for _, data in self._source.copies(segment):
                 try:
-                    scan = scan_segment(data, self._keys, self._writer)
+                    header, _ = decode_header(data, self._keys, self._writer)
                 except (DamagedError, StoreTooNew):
                     continue
-                previous = scan.header.previous
+                previous = header.previous
                 if (
-                    previous is None
+                    header.segment != segment
+                    or previous is None
                     or previous.segment != current.segment
                     or previous.size > len(current.data)
                 ):
                     continue
                 if hashlib.sha256(memoryview(current.data)[: previous.size]).digest() == previous.digest:
-                    return _Loaded(segment, data, scan), previous
+                    # The copy whose header was read may be damaged behind it.
+                    following = await self._load(segment.sequence, previous, check=True)
+                    return None if following is None else (following, previous)
         return None
 
     def _apply_segment(self, loaded: _Loaded, end: int) -> str | None:
