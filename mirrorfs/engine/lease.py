@@ -10,7 +10,8 @@ Invariants:
 - Every document written differs from all others (its box has a new nonce), clones of this process
   included. So finding the very bytes that this process sent means that they are its own.
 - Being fenced is final for this process: another writer's verified lease was found where ours was.
-  A document that does not verify is a fault of the store; it stops our writes there but fences nobody.
+- A document that does not verify, or an older one than ours, is a fault of the store: it stops our writes
+  there and fences nobody. It is replaced once it was watched unchanged for long enough (lease_doubt.py).
 
 `_lock` is held across every await between reading the lease's state and changing it.
 
@@ -23,21 +24,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import NamedTuple, NoReturn
 
 import trio
 
+from mirrorfs.engine.lease_documents import LeaseDocuments
+from mirrorfs.engine.lease_doubt import DoubtWatch, was_before
 from mirrorfs.engine.mirror_state import LeaseState
 from mirrorfs.errors import (
     AuthenticationError,
     ChainError,
-    DamagedError,
-    FormatError,
     InUseError,
-    LimitError,
     MirrorfsError,
     ObjectExists,
     ObjectNotFound,
@@ -46,17 +44,8 @@ from mirrorfs.errors import (
     StoreUnavailable,
     UnknownOutcome,
 )
-from mirrorfs.format.control import (
-    LEASE_KEY,
-    Lease,
-    LeaseHolder,
-    open_lease,
-    open_lease_box,
-    seal_control,
-    seal_lease_box,
-)
+from mirrorfs.format.control import LEASE_KEY, Lease
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.slot import NONCE_SIZE_BYTES
 from mirrorfs.ports import Clock, Entropy, ObjectKey, Sealed, Store, Version
 
 LEASE_PERIOD_S = 60
@@ -76,16 +65,13 @@ _NS = 1_000_000_000
 _logger = logging.getLogger(__name__)
 
 
-def next_epoch(seen: Iterable[Lease | None], *, local: int) -> int:
-    """The epoch of a new mount: one more than any on the reachable stores, and than the local one."""
-    return max([local, *(lease.epoch for lease in seen if lease is not None)]) + 1
-
-
 class _Found(NamedTuple):
     """What lies under the lease's key."""
 
     data: bytes
     version: Version
+    looked_ns: int
+    """CLOCK_BOOTTIME before the request that showed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +107,20 @@ class LeaseKeeper:
             weak_fencing: the store's traits lack conditional_put.
         """
         self._store = store
-        self._keys = keys
-        self._seed = seed
-        self._public_key = public_key
+        self._documents = LeaseDocuments(
+            store.name, keys=keys, seed=seed, public_key=public_key, entropy=entropy, host=host
+        )
         self._clock = clock
-        self._entropy = entropy
-        self._host = host
         self._weak = weak_fencing
         self._lock = trio.Lock()
         self._claim: _Claim | None = None
         self._lease: Lease | None = None
         self._found: _Found | None = None
         self._attempts: deque[bytes] = deque(maxlen=ATTEMPTS_KEPT)
+        self._held_before = False
         self._renewed_ns = 0
         self._clock_offset_ns = 0
+        self._doubt = DoubtWatch(LEASE_PERIOD_S * _NS)
         self._fenced: str | None = None
         self._last_error: str | None = None
         self._missing = False
@@ -157,7 +143,7 @@ class LeaseKeeper:
         Raises: StoreError; FormatError, LimitError, AuthenticationError: it does not verify.
         """
         found = await self._read()
-        return None if found is None else self._open(found.data)
+        return None if found is None else self._documents.open(found.data)
 
     async def acquire(
         self, *, epoch: int, writer: bytes, own_before: bytes | None = None, take_over: bool = False
@@ -172,7 +158,7 @@ class LeaseKeeper:
                 that writer is gone, so its lease needs no watching.
             take_over: take a live lease as well; its writer is fenced.
         Raises: InUseError: another writer holds it. StoreError. DamagedError, LimitError: the lease
-            there does not verify.
+            there does not verify; later attempts replace it.
         """
         async with self._lock:
             self._claim = _Claim(epoch, writer, own_before, take_over, self._clock.now_ns())
@@ -241,17 +227,22 @@ class LeaseKeeper:
     async def _renew(self, lease: Lease) -> None:
         started_ns = self._clock.boottime_ns()
         renewed = replace(lease, counter=lease.counter + 1)
-        await self._write(renewed)
+        written = await self._write(renewed)
+        if self._doubt.is_open:
+            await self._settle(written)
         self._lease = renewed
         self._mark(started_ns)
 
     async def _take(self, claim: _Claim) -> None:
         found = await self._read()
         parent, counter = b"", 0
+        rotten = False
         if found is not None and found.data not in self._attempts:
-            found = await self._watch(found, self._open(found.data), claim)
-        if found is not None:
-            lease = self._open(found.data)
+            lease = self._open_or_doubt(found)
+            rotten = lease is None
+            found = found if lease is None else await self._watch(found, lease, claim)
+        if found is not None and not rotten:
+            lease = self._documents.open(found.data)
             if found.data in self._attempts:
                 # Our own claim, whose answer was lost, is followed by a renewal of it.
                 parent, counter = lease.parent, lease.counter + 1
@@ -271,14 +262,20 @@ class LeaseKeeper:
             box=b"",
         )
         written = await self._write(taken)
-        if self._weak:
-            # Nobody may write on the strength of this claim until it has stood: `_lease` is not set yet.
-            await trio.sleep(SETTLE_S)
-            settled = await self._read()
-            if settled is None or settled.data != written:
-                self._lost(settled)
+        await self._settle(written)
         self._lease = taken
         self._mark(started_ns)
+
+    async def _settle(self, written: bytes) -> None:
+        """Return when what was written stands: nobody may write on the strength of it before."""
+        if not self._weak:
+            return
+        await trio.sleep(SETTLE_S)
+        settled = await self._read()
+        if settled is None or settled.data != written:
+            if settled is not None:
+                self._lost(settled)
+            raise StoreUnavailable(f"Store {self._store.name} lost its lease; it is taken again.")
 
     async def _watch(self, found: _Found, lease: Lease, claim: _Claim) -> _Found | None:
         """Return what may be replaced, once it may. Raises: InUseError: its writer is alive."""
@@ -288,24 +285,27 @@ class LeaseKeeper:
         began_ns = self._clock.boottime_ns()
         while True:
             await trio.sleep(WATCH_POLL_S)
-            looked_ns = self._clock.boottime_ns()
             now = await self._read()
             if now is None:
                 return None
             if now.data != found.data:
-                newer = self._open(now.data)
+                newer = self._documents.open(now.data)
                 if newer.released:
                     return now
-                raise InUseError(f"The volume is in use: {self._describe(newer)}. Unmount it there first.")
-            if looked_ns - began_ns >= lease.period_ms * 1_000_000:
+                raise InUseError(
+                    f"The volume is in use: {self._documents.describe(newer)}. Unmount it there first."
+                )
+            if now.looked_ns - began_ns >= lease.period_ms * 1_000_000:
                 return now
 
     # --- the one place that writes -----------------------------------------------------------
 
     async def _write(self, lease: Lease) -> bytes:
         """Replace what we last saw; return the bytes. Raises: InUseError, StoreError, DamagedError."""
-        data = seal_control(replace(lease, box=self._box()), keys=self._keys, seed=self._seed)
+        since_ns = self._claim.since_ns if self._claim else self._clock.now_ns()
+        data = self._documents.seal(lease, since_ns=since_ns)
         self._attempts.append(data)
+        began_ns = self._clock.boottime_ns()
         fault: StoreError = StoreUnavailable(
             f"Store {self._store.name} does not settle the lease; it is tried again."
         )
@@ -321,7 +321,7 @@ class LeaseKeeper:
             except (ObjectExists, ObjectNotFound):
                 pass
             else:
-                self._found = _Found(data, version)
+                self._found = _Found(data, version, began_ns)
                 return data
             now = await self._read()
             if now is not None and now.data == data:
@@ -330,29 +330,45 @@ class LeaseKeeper:
             unchanged = now is not None and self._found is not None and now.data == self._found.data
             if now is not None and not unchanged and now.data not in self._attempts:
                 self._lost(now)
-            # Absent, unchanged, or an earlier attempt of ours whose answer was lost: replace that.
+            # Absent, unchanged, in doubt for long enough, or an attempt of ours whose answer was lost.
             self._found = now
         raise fault
 
-    def _lost(self, found: _Found | None) -> NoReturn:
-        """Another document is where ours was. Always raises."""
-        if found is None:
-            raise StoreUnavailable(f"Store {self._store.name} lost its lease; it is taken again.")
-        lease = self._open(found.data)
-        claim = self._claim
-        held = self._lease
-        if (
-            claim is not None
-            and held is not None
-            and (lease.writer, lease.epoch) == (claim.writer, claim.epoch)
-            and lease.counter <= held.counter
-        ):
-            raise ChainError(f"Store {self._store.name} shows an old lease of ours: it was rolled back.")
-        self._fence(lease)
+    def _lost(self, found: _Found) -> None:
+        """Another document is where ours was. Returns only if it may be replaced."""
+        lease = self._open_or_doubt(found)
+        if lease is None:
+            return
+        if self._lease is None or not was_before(lease, self._lease) or self._doubt.was_renewed(lease):
+            self._fence(lease)
+        fault = ChainError(f"Store {self._store.name} shows an old lease of this volume: it was rolled back.")
+        self._pass_or_raise(found, fault, lease)
+
+    def _open_or_doubt(self, found: _Found) -> Lease | None:
+        """What was found; None: it does not verify, and may be replaced.
+
+        Raises: AuthenticationError: it does not verify, and may not be replaced yet.
+        """
+        try:
+            return self._documents.open(found.data)
+        except AuthenticationError as exc:
+            self._pass_or_raise(found, exc, None)
+        return None
+
+    def _pass_or_raise(self, found: _Found, fault: MirrorfsError, lease: Lease | None) -> None:
+        self._doubt.pass_or_raise(
+            found.data,
+            fault,
+            looked_ns=found.looked_ns,
+            now_ns=self._clock.boottime_ns(),
+            lease=lease,
+            held_before=self._held_before,
+        )
+        _logger.warning("store %s: %s It is written anew.", self._store.name, fault)
 
     def _fence(self, lease: Lease) -> NoReturn:
         self._fenced = (
-            f"Store {self._store.name} was taken over: {self._describe(lease)}."
+            f"Store {self._store.name} was taken over: {self._documents.describe(lease)}."
             " Unmount here, and mount again where the volume is to be written."
         )
         if self._lease is not None:
@@ -362,33 +378,15 @@ class LeaseKeeper:
     # --- leaves ------------------------------------------------------------------------------
 
     async def _read(self) -> _Found | None:
+        looked_ns = self._clock.boottime_ns()
         try:
-            return _Found(*await self._store.read_mutable(ObjectKey(LEASE_KEY)))
+            return _Found(*await self._store.read_mutable(ObjectKey(LEASE_KEY)), looked_ns)
         except ObjectNotFound:
             return None
 
-    def _open(self, data: bytes) -> Lease:
-        try:
-            return open_lease(data, keys=self._keys, public_key=self._public_key)
-        except (FormatError, LimitError, AuthenticationError) as exc:
-            raise AuthenticationError(
-                f"The lease in store {self._store.name} does not verify; see `mirrorfs doctor`."
-            ) from exc
-
-    def _box(self) -> bytes:
-        since_ns = self._claim.since_ns if self._claim else self._clock.now_ns()
-        holder = LeaseHolder(host=self._host, since_ns=since_ns)
-        return seal_lease_box(holder, keys=self._keys, nonce=self._entropy(NONCE_SIZE_BYTES))
-
-    def _describe(self, lease: Lease) -> str:
-        try:
-            holder = open_lease_box(lease.box, keys=self._keys)
-        except (DamagedError, LimitError):
-            return f"epoch {lease.epoch}, by a machine that gives no name"
-        since = datetime.fromtimestamp(holder.since_ns // _NS, UTC)
-        return f"epoch {lease.epoch}, by {holder.host} since {since:%Y-%m-%d %H:%M:%S} UTC"
-
     def _mark(self, started_ns: int) -> None:
+        self._doubt.end()
+        self._held_before = True
         self._renewed_ns = started_ns
         self._clock_offset_ns = self._clock.now_ns() - self._clock.boottime_ns()
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import trio
 
 from mirrorfs.engine.cache import CACHE_SIZE
-from mirrorfs.engine.lease import LEASE_PERIOD_S, LeaseKeeper, next_epoch
+from mirrorfs.engine.lease import LEASE_PERIOD_S, LeaseKeeper
+from mirrorfs.engine.lease_documents import next_epoch
 from mirrorfs.engine.local import World
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.errors import DamagedError, InUseError, LimitError, MirrorfsError, StoreDenied, StoreError

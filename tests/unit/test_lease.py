@@ -18,12 +18,14 @@ from mirrorfs.engine.lease import (
     CLOCK_JUMP_S,
     FRESH_S,
     LEASE_PERIOD_S,
+    RENEW_AGAIN_S,
     RENEW_S,
     SETTLE_S,
     WATCH_POLL_S,
     LeaseKeeper,
-    next_epoch,
 )
+from mirrorfs.engine.lease_documents import next_epoch
+from mirrorfs.engine.lease_doubt import NEWCOMER_PERIODS
 from mirrorfs.errors import (
     AuthenticationError,
     ChainError,
@@ -361,6 +363,159 @@ async def test_lost_lease_is_written_again(
     assert (stored(store).writer, stored(store).counter) == (A, 1)
 
 
+# --- what is there is not to be believed -------------------------------------------------------
+
+
+@pytest.mark.expects_warnings("does not verify. It is written anew")
+@pytest.mark.parametrize("weak", [False, True])
+async def test_rotten_lease_is_written_anew_after_a_period(autojump_clock: MockClock, weak: bool) -> None:
+    store = make_store(weak=weak)
+    alpha = Machine(store)
+    await alpha.keeper.acquire(epoch=7, writer=A)
+    async with alpha.renewing():
+        await trio.sleep(1)
+        store.flip_bit(LEASE_KEY, bit_index=8 * 60)
+        rotten = store.objects[LEASE_KEY]
+        await trio.sleep(RENEW_S + LEASE_PERIOD_S - RENEW_AGAIN_S)
+        assert store.objects[LEASE_KEY] == rotten, "somebody may still believe to hold it"
+        assert not alpha.keeper.state().fresh
+        await trio.sleep(2 * RENEW_AGAIN_S + 2 * SETTLE_S)
+        assert alpha.keeper.state().fresh
+        assert (stored(store).writer, stored(store).epoch) == (A, 7)
+        assert alpha.keeper.state().last_error is None
+
+
+@pytest.mark.expects_warnings("does not verify. It is written anew")
+async def test_rotten_lease_of_a_dead_writer_is_taken(
+    autojump_clock: MockClock, alpha: Machine, beta: Machine, store: SimulatedStore
+) -> None:
+    await alpha.keeper.acquire(epoch=1, writer=A)
+    store.truncate(LEASE_KEY, size_bytes=0)
+    with pytest.raises(AuthenticationError):
+        await beta.keeper.acquire(epoch=2, writer=B)
+    assert trio.current_time() == 0, "a mount does not wait for it"
+    async with beta.renewing():
+        await trio.sleep(NEWCOMER_PERIODS * LEASE_PERIOD_S - 1)
+        assert not beta.keeper.state().fresh
+        await trio.sleep(2 * RENEW_AGAIN_S)
+        await beta.keeper.fresh()
+    assert (stored(store).writer, stored(store).parent) == (B, b"")
+
+
+@pytest.mark.expects_warnings("does not verify. It is written anew")
+async def test_rotten_lease_goes_to_the_writer_that_holds_it(
+    autojump_clock: MockClock, alpha: Machine, beta: Machine, store: SimulatedStore
+) -> None:
+    await alpha.keeper.acquire(epoch=1, writer=A)
+    async with alpha.renewing():
+        store.flip_bit(LEASE_KEY, bit_index=8 * 60)
+        with pytest.raises(AuthenticationError):
+            await beta.keeper.acquire(epoch=2, writer=B)
+        async with beta.renewing():
+            await trio.sleep(10 * LEASE_PERIOD_S)
+            assert alpha.keeper.state().fresh and not beta.keeper.state().fresh
+            assert alpha.keeper.state().fenced is None
+            with pytest.raises(InUseError, match="in use"):
+                await beta.keeper.fresh()
+
+
+async def test_rot_that_goes_on_is_left_alone(
+    autojump_clock: MockClock, alpha: Machine, store: SimulatedStore
+) -> None:
+    """Bytes that change are somebody's, or the store does not keep what it takes."""
+    await alpha.keeper.acquire(epoch=1, writer=A)
+    async with alpha.renewing():
+        for number in range(20):
+            store.objects[LEASE_KEY] = b"%d" % number
+            await trio.sleep(LEASE_PERIOD_S / 2)
+        assert store.objects[LEASE_KEY] == b"19"
+        assert alpha.keeper.state().fenced is None
+
+
+@pytest.mark.expects_warnings("rolled back. It is written anew")
+@pytest.mark.parametrize("earlier", ["renewal", "released before", "expired before"])
+async def test_store_that_went_back_is_taken_again(
+    autojump_clock: MockClock, alpha: Machine, beta: Machine, store: SimulatedStore, earlier: str
+) -> None:
+    """What was there before us fences nobody; only whoever comes after us does."""
+    await beta.keeper.acquire(epoch=4, writer=B)
+    if earlier == "released before":
+        await beta.keeper.release()
+    old = store.objects[LEASE_KEY]
+    await alpha.keeper.acquire(epoch=5, writer=A)
+    if earlier == "renewal":
+        old = store.objects[LEASE_KEY]
+    async with alpha.renewing():
+        await trio.sleep(20 * RENEW_S + 1)
+        store.objects[LEASE_KEY] = old
+        await trio.sleep(FRESH_S + RENEW_S)
+        assert not alpha.keeper.state().fresh
+        assert "rolled back" in (alpha.keeper.state().last_error or "")
+        await trio.sleep(LEASE_PERIOD_S)
+        assert alpha.keeper.state().fresh and alpha.keeper.state().fenced is None
+        assert (stored(store).writer, stored(store).epoch) == (A, 5)
+
+
+@pytest.mark.expects_warnings(TAKEN_OVER)
+async def test_an_older_lease_that_is_renewed_fences(
+    autojump_clock: MockClock, alpha: Machine, store: SimulatedStore
+) -> None:
+    """A clone of this machine, from then, goes on from a store that went back: one of the two must stop."""
+    await alpha.keeper.acquire(epoch=1, writer=A)
+    clone = Machine(make_store(store.objects), "alpha", seed=1)
+    for name in ("_claim", "_lease", "_found", "_held_before", "_renewed_ns", "_clock_offset_ns"):
+        setattr(clone.keeper, name, getattr(alpha.keeper, name))
+    old = store.objects[LEASE_KEY]
+    async with alpha.renewing():
+        await trio.sleep(20 * RENEW_S + 1)
+        store.objects[LEASE_KEY] = old
+        async with clone.renewing():
+            await trio.sleep(2 * LEASE_PERIOD_S)
+            assert alpha.keeper.state().fenced is not None
+            assert clone.keeper.state().fresh
+
+
+@pytest.mark.expects_warnings("It is written anew", TAKEN_OVER)
+@pytest.mark.parametrize("weak", [False, True])
+async def test_writers_never_overlap_whatever_the_store_shows(autojump_clock: MockClock, weak: bool) -> None:
+    """Rot, old documents, writers that die: no two are ever fresh at one moment."""
+    held_count = healed_count = 0
+    for seed in range(15):
+        draw = random.Random(seed)
+        objects: dict[str, bytes] = {}
+        machines = [
+            Machine(make_store(objects, seed=seed, weak=weak), f"host{n}", seed=seed) for n in range(3)
+        ]
+        past: list[bytes] = []
+        async with trio.open_nursery() as nursery:
+            for machine, writer in zip(machines, (A, B, C), strict=True):
+                nursery.start_soon(contend_for_long, machine, writer, draw.randrange(1 << 30), 0.8)
+            rotten_since_s: float | None = None
+            for _ in range(1200):
+                await trio.sleep(1)
+                fresh = [machine for machine in machines if machine.keeper.state().fresh]
+                assert len(fresh) <= 1, f"seed {seed} at {trio.current_time()}"
+                held_count += len(fresh)
+                now = objects.get(LEASE_KEY)
+                if now is None:
+                    continue
+                if draw.random() < 0.01:
+                    harmed = (
+                        now[:-1] + bytes([now[-1] ^ 1])
+                        if draw.random() < 0.5 or not past
+                        else draw.choice(past)
+                    )
+                    objects[LEASE_KEY] = harmed
+                    rotten_since_s = trio.current_time()
+                else:
+                    if rotten_since_s is not None and fresh:
+                        healed_count += 1
+                        rotten_since_s = None
+                    past = [*past[-50:], now]
+            nursery.cancel_scope.cancel()
+    assert held_count > 3000 and healed_count > 30
+
+
 # --- faults ----------------------------------------------------------------------------------
 
 
@@ -531,7 +686,7 @@ async def test_writers_never_overlap(autojump_clock: MockClock) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def contend_for_long(machine: Machine, writer: bytes, seed: int) -> None:
+async def contend_for_long(machine: Machine, writer: bytes, seed: int, run_share: float = 0.5) -> None:
     """Take the lease, hold it without renewing (as if crashed) or with, start over."""
     draw = random.Random(seed)
     own = writer
@@ -541,12 +696,17 @@ async def contend_for_long(machine: Machine, writer: bytes, seed: int) -> None:
         machine.keeper = Machine(machine.store, "host", seed=draw.randrange(1 << 30)).keeper
         try:
             seen = await machine.keeper.look()
+        except AuthenticationError:
+            seen = None
+        try:
             # Only its very last lease is known to be dead: the process that held it is this one.
             await machine.keeper.acquire(epoch=next_epoch([seen], local=0), writer=own, own_before=own_before)
         except InUseError:
             continue
+        except (AuthenticationError, StoreUnavailable):
+            pass  # a mount goes on without the store, and tries again
         with trio.move_on_after(draw.uniform(0, 90)):
-            await machine.keeper.run() if draw.random() < 0.5 else await trio.sleep_forever()
+            await machine.keeper.run() if draw.random() < run_share else await trio.sleep_forever()
 
 
 # --- epochs ----------------------------------------------------------------------------------
