@@ -16,6 +16,9 @@ from mirrorfs.errors import MirrorfsError
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_CAP_S = 60.0
+TRIAL_S = 15.0
+TRIALS_MAX = 2
+"""So often in a row an object is the trial; it may be the one that never works."""
 
 _POLICY = RetryPolicy(backoff_first_s=BACKOFF_FIRST_S, backoff_max_s=BACKOFF_CAP_S)
 
@@ -56,3 +59,32 @@ class Backoff:
     def delay_s(self) -> float:
         """Seconds until the next try; 0 when it may start."""
         return max(0.0, self._retry_at_s - trio.current_time()) if self.failures else 0.0
+
+
+class Trial:
+    """The one request that finds out whether a store is back, while others wait for what it tells."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._began_s = 0.0
+        self._last: tuple[str, int] = ("", 0)
+
+    def begin(self, key: str) -> None:
+        """An object is sent as the trial."""
+        self._key, self._began_s = key, trio.current_time()
+
+    def end(self, key: str) -> None:
+        """The request for an object ended, whether it was the trial or not."""
+        if self._key == key:
+            self._key = None
+
+    def left_s(self) -> float:
+        """How long others still wait for it: it may take TRIAL_S, then the next is sent as well."""
+        return 0.0 if self._key is None else max(0.0, self._began_s + TRIAL_S - trio.current_time())
+
+    def failed(self, key: str) -> bool:
+        """The request for an object failed. Returns whether it is another one's turn to be the trial."""
+        if self._key != key:
+            return False
+        self._last = key, self._last[1] + 1 if self._last[0] == key else 1
+        return self._last[1] >= TRIALS_MAX

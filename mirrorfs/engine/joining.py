@@ -18,7 +18,7 @@ from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import Replayer, previous_of
 from mirrorfs.engine.restore_plan import NEWEST, Planner
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError, StoreUnavailable
+from mirrorfs.errors import DamagedError
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.signing import WriterPublicKey
@@ -56,18 +56,14 @@ class Joiner:
         Args:
             files: of the local index, which is empty.
             is_attached: the volume is known to have a log.
-        Raises: StoreUnavailable: it has one, and no store answers. DamagedError: the stores' log is not
+        Raises: StoreUnavailable: no store answers, so that an empty drive could be shown for a full one, or
+            a second beginning of the log be written. DamagedError: the stores' log is not
             whole: going on from its good part would leave the rest behind for ever.
         """
         planner = Planner(
             self.stores, files, self._offload, self._keys, self._public_key, on_progress=self._on_progress
         )
-        try:
-            index, plan = await planner.run(NEWEST)
-        except StoreUnavailable:
-            if is_attached:
-                raise
-            return None
+        index, plan = await planner.run(NEWEST)
         if plan.damage is not None:
             index.close()
             raise DamagedError(

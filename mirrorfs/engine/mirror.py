@@ -11,12 +11,12 @@ Invariants:
   an unknown outcome only makes it be sent again, which the store's PUT contract makes safe.
 - No PUT starts unless the lease was fresh just before. The lease may still be lost while the PUT is
   under way: names are never shared between writers, so that leaves an orphan, not damage.
-- Memory is bounded by `parallel` objects, and by UNCONFIRMED_MAX and PARKED_MAX entries beside the queue.
+- Memory: `parallel` objects, and UNCONFIRMED_MAX and PARKED_MAX entries beside the queue.
 - What fails here stays here: one store's trouble delays its own mirror only. Faults of the store
-  hold all its uploads back (with one trial request at a time); faults of one object, only that one.
+  hold all its uploads back (with one trial request at a time); faults of one object, only that one
+  (engine/set_aside.py): it is the object's when that failed before, and the store took another one meanwhile.
 
-Rejected: asking with HEAD before each PUT (a request per object for a case that a restart alone
-makes likely), and taking "the key exists" for success (only equal bytes are; the driver compares).
+Rejected: asking with HEAD before each PUT, and taking "the key exists" for success (equal bytes are).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from itertools import islice
 
 import trio
 
-from mirrorfs.engine.backoff import Backoff
+from mirrorfs.engine.backoff import Backoff, Trial
 from mirrorfs.engine.look import list_around, look_at
 from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
 from mirrorfs.engine.rate import Rate
+from mirrorfs.engine.set_aside import OWN_FAULT_AFTER, SetAside
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.engine.upload_queue import Item, UploadQueue
 from mirrorfs.errors import DamagedError, MirrorfsError, ObjectExists, StoreError, StoreUnavailable
@@ -42,7 +43,6 @@ CONFIRM_DELAY_S = 5.0
 CONFIRM_BATCH = 256
 UNCONFIRMED_MAX = 1000
 PARKED_MAX = 64
-PARK_S = 30.0
 CONFLICT_PATIENCE_S = 60.0  # how long whoever waits gives a conflict to be mended
 WARN_AFTER_FAILURES = 3
 _logger = logging.getLogger(__name__)
@@ -75,12 +75,9 @@ class Mirror:
             instance: UUID (hex) of the store's instance; `load_held` and `save_held` are about it alone.
             read_object: the local bytes of a key. Errors: MirrorfsError, OSError.
             lease_fresh: returns while this writer may write to the store (LeaseKeeper.fresh).
-            save_held, forget_held: persist that a key is held, or is not after all; called on the loop,
-                errors stop the mirror.
-            on_conflict: hears the key of an object under which the store holds other bytes. Names are never
-                used twice, so that these are damage.
+            save_held, forget_held: persist that a key is held, or is not after all; called on the loop.
+            on_conflict: hears the key of an object under which the store holds other bytes.
             random: uniform in [0, 1), for the back-off.
-            parallel: uploads in flight.
         """
         self.store = store
         self.instance = instance
@@ -101,12 +98,11 @@ class Mirror:
         self._event = trio.lowlevel.ParkingLot()
         self._waiters: list[set[str]] = []
         self._confirm_at_s = 0.0
-        self._unpark_at_s = 0.0
+        self._aside = SetAside(clock, store=store.name)
+        self._trial, self._put_at_s = Trial(), float("-inf")
         self._newest_ns: int | None = None
         self._conflict: str | None = None
-        self._local_fault: str | None = None
         self._failing_since_ns: int | None = None
-        self._parked_since_ns: int | None = None
         self._rate = Rate()
 
     # --- what others ask ---------------------------------------------------------------------
@@ -114,10 +110,7 @@ class Mirror:
     def offer(self, key: str, size_bytes: int, *, written_ns: int, after_sequence: int | None = None) -> None:
         """Queue an object that has become immutable here; what is held or queued already is passed over.
 
-        Args:
-            written_ns: CLOCK_REALTIME of the oldest change in it.
-            after_sequence: for checkpoints and heads, the newest main-stream segment that it builds on.
-        Raises: LimitError: no object of that name is mirrored.
+        The other arguments are those of Item. Raises: LimitError: no object of that name is mirrored.
         """
         if key in self._held:
             return
@@ -138,6 +131,7 @@ class Mirror:
             self._forget_held(key)
             self._held.discard(key)
         self._queue.withhold(key)
+        self._aside.forget(key)
         if not self._queue.conflicts:
             self._conflict = None
 
@@ -147,17 +141,16 @@ class Mirror:
         self._event.unpark_all()
 
     def in_conflict(self) -> list[str]:
-        """Keys under which the store was found to hold other bytes."""
+        """Keys under which the store holds other bytes."""
         return list(self._queue.conflicts)
 
     def snapshot(self) -> MirrorState:
         """The state of the store now; costs no more with a long queue."""
         oldest_ns = self._queue.oldest_ns()
+        blocked = self._aside.blocked()
         fault = self._lease.fault or self._puts.fault or self._looks.fault
         if self._conflict is not None:
             word = StateWord.CONFLICT
-        elif self._lease.fault is not None and not isinstance(self._lease.fault, StoreError):
-            word = StateWord.WAITING_FOR_LEASE
         elif fault is not None:
             word = fault_word(fault)
         else:
@@ -170,17 +163,17 @@ class Mirror:
             oldest_pending_ns=oldest_ns,
             safe_before_ns=self._newest_ns if oldest_ns is None else oldest_ns,
             rate_bytes_s=self._rate.bytes_s(),
-            last_error=self._conflict or (str(fault) if fault else self._local_fault),
+            last_error=self._conflict or (str(fault) if fault else blocked and blocked[0]),
             failing_since_ns=self._failing_since_ns if fault else None,
             state=word,
-            blocked=self._local_fault if self._queue.parked else None,
-            blocked_since_ns=self._parked_since_ns if self._queue.parked else None,
+            blocked=blocked and blocked[0],
+            blocked_since_ns=blocked and blocked[1],
         )
 
     async def wait_held(self, keys: Iterable[str] | None = None) -> None:
         """Return when the store is seen to hold everything offered so far, or those keys of it.
 
-        A back-off is cut short once, so that whoever waits sees the store as it is now.
+        A back-off is cut short once: whoever waits sees the store as it is now.
         Raises: ObjectExists: an object waited for is in conflict, and nobody mends that.
         """
         waiting = set(self._queue.keys()) if keys is None else {key for key in keys if key in self._queue}
@@ -189,6 +182,7 @@ class Mirror:
         try:
             for backoff in (self._puts, self._looks, self._lease):
                 backoff.retry_now()
+            self._queue.unpark(lambda key: True)
             self._event.unpark_all()
             await trio.lowlevel.checkpoint()
             while waiting:
@@ -202,18 +196,15 @@ class Mirror:
                     # `_now_held` removes from `waiting`, so nothing is missed across this await.
                     await self._event.park()
         finally:
-            # By identity: two waiters may hold equal sets.
             self._waiters = [other for other in self._waiters if other is not waiting]
 
     async def reconcile(self) -> None:
         """Learn from listings which of the objects offered so far the store has already.
 
-        Nothing is asked when nothing is outstanding, and no page before the first such object.
         Raises: StoreError: what was seen before it counts.
         """
 
         def found(key: str, size_bytes: int) -> None:
-            # Offers and uploads may have gone on: each object is judged by the queue of now.
             item = self._queue.item(key)
             if item is not None and item.size_bytes == size_bytes:
                 self._now_held(key)
@@ -240,28 +231,30 @@ class Mirror:
                 # Whatever stopped it: in flight means that a task has it, and this one no longer has.
                 if item.key in self._queue.in_flight:
                     self._queue.requeue(item)
+                self._trial.end(item.key)
                 self._event.unpark_all()
 
     async def _next_item(self) -> Item:
         while True:
             delay_s = max(self._puts.delay_s(), self._lease.delay_s())
-            if self._queue.parked and self._unpark_at_s <= trio.current_time():
-                self._queue.unpark()
-            trial = self._puts.failures or self._lease.failures
+            self._queue.unpark(self._aside.is_due)
+            is_trial = bool(self._puts.failures or self._lease.failures)
             if (
                 delay_s <= 0
-                and not (trial and self._queue.in_flight)
+                and not (is_trial and self._trial.left_s() > 0)
                 and len(self._queue.unconfirmed) < UNCONFIRMED_MAX
                 and len(self._queue.parked) < PARKED_MAX
             ):
                 # Popping puts the item in flight in the same step: no two tasks have one item.
                 item = self._queue.pop()
                 if item is not None:
+                    if is_trial:
+                        self._trial.begin(item.key)
                     return item
-            wait_s = delay_s if delay_s > 0 else float("inf")
-            if self._queue.parked:
-                wait_s = min(wait_s, max(0.0, self._unpark_at_s - trio.current_time()))
-            with trio.move_on_after(wait_s):
+            due_s = max(0.0, self._aside.due_s(self._queue.parked) - trio.current_time())
+            waits_s = (delay_s, self._trial.left_s() if is_trial else 0.0)
+            wait_s = min((one for one in waits_s if one > 0), default=float("inf"))
+            with trio.move_on_after(min(wait_s, due_s)):
                 await self._event.park()
 
     async def _upload(self, item: Item) -> None:
@@ -288,28 +281,38 @@ class Mirror:
         except ObjectExists as exc:
             self._settle_conflict(item, str(exc))
         except StoreError as exc:
-            self._failed(self._puts, exc, started_s=started_s)
+            self._put_failed(item, exc, started_s=started_s)
         except MirrorfsError as exc:
             self._park(item, str(exc))
         else:
             self._put_succeeded(item)
 
     def _put_succeeded(self, item: Item) -> None:
+        if self._puts.failures:
+            # What was tried in vain meanwhile is older: it goes first.
+            self._queue.unpark(lambda key: True)
         self._recovered(self._puts)
+        self._put_at_s = trio.current_time()
         self._rate.add(item.size_bytes)
         if not self._queue.unconfirmed:
             self._confirm_at_s = trio.current_time() + CONFIRM_DELAY_S
         self._queue.settle_put(item)
 
+    def _put_failed(self, item: Item, fault: StoreError, *, started_s: float) -> None:
+        failures = self._aside.failed(item.key)
+        if self._put_at_s > started_s and failures >= OWN_FAULT_AFTER:
+            self._queue.park(item)
+            self._aside.store_chokes(item.key, str(fault), took_s=trio.current_time() - started_s)
+            return
+        self._failed(self._puts, fault, started_s=started_s)
+        if self._trial.failed(item.key):
+            self._aside.take_turns(item.key)
+            self._queue.park(item)
+
     def _park(self, item: Item, sentence: str) -> None:
-        if not self._queue.parked:
-            self._unpark_at_s = trio.current_time() + PARK_S
-            if self._local_fault is None:
-                self._parked_since_ns = self._clock.now_ns()
-        if self._local_fault is None:
-            _logger.warning("object %s cannot be sent to store %s: %s", item.key, self.store.name, sentence)
-        self._local_fault = sentence
+        """Set an object aside that cannot be read here."""
         self._queue.park(item)
+        self._aside.unreadable(item.key, sentence)
 
     # --- confirming --------------------------------------------------------------------------
 
@@ -335,7 +338,6 @@ class Mirror:
         if (delay_s := self._looks.delay_s()) > 0:
             return delay_s
         hurry = any(self._waiters) and self._queue.is_idle()
-        # Everything else waits for a header to be seen there.
         if hurry or self._queue.header_count or len(self._queue.unconfirmed) >= CONFIRM_BATCH:
             return 0.0
         return self._confirm_at_s - trio.current_time()
@@ -371,8 +373,7 @@ class Mirror:
         self._save_held(key)
         self._held.add(key)
         self._queue.settle_held(key)
-        if not self._queue.parked:
-            self._local_fault = None
+        self._aside.forget(key)
         for waiting in self._waiters:
             waiting.discard(key)
 
@@ -381,6 +382,7 @@ class Mirror:
             self._conflict_since_s = trio.current_time()
         self._conflict = sentence
         self._queue.settle_conflict(item)
+        self._aside.forget(item.key)
         self._on_conflict(item.key)
         _logger.error("store %s holds other bytes under %s: %s", self.store.name, item.key, sentence)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mirrorfs.errors import MirrorfsError, StoreDenied, StoreFull, StoreMismatch
+from mirrorfs.errors import MirrorfsError, StoreDenied, StoreError, StoreFull, StoreMismatch
 
 
 class StateWord(StrEnum):
@@ -31,6 +31,8 @@ def fault_word(fault: MirrorfsError) -> StateWord:
         return StateWord.DENIED
     if isinstance(fault, StoreFull):
         return StateWord.FULL
+    if not isinstance(fault, StoreError):
+        return StateWord.WAITING_FOR_LEASE
     return StateWord.UNREACHABLE
 
 

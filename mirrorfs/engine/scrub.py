@@ -228,6 +228,8 @@ class Scrubber:
                 except (StoreError, DiskError) as exc:
                     failures.append(exc)
                     return
+            if bad is not None and place == LOCAL and bad.fault is Fault.MISSING:
+                return  # the cache gave it up since it was listed
             if bad is not None:
                 note(bad)
             found.read += 1

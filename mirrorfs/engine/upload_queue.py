@@ -18,7 +18,7 @@ them may wait for a store that is down.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -143,7 +143,7 @@ class UploadQueue:
         self._leave_flight(item, self.conflicts)
 
     def park(self, item: Item) -> None:
-        """The item cannot be read here: out of the way of the others until `unpark`."""
+        """The item is out of the way of the others until `unpark`."""
         self._leave_flight(item, self.parked)
 
     def requeue(self, item: Item) -> None:
@@ -154,9 +154,9 @@ class UploadQueue:
         if item.key in self._items:
             heapq.heappush(self._heaps[_rank(item.key)], item)
 
-    def unpark(self) -> None:
-        """Queue every parked item again."""
-        for item in list(self.parked.values()):
+    def unpark(self, is_due: Callable[[str], bool]) -> None:
+        """Queue those parked items again whose keys are due."""
+        for item in [item for key, item in self.parked.items() if is_due(key)]:
             self.requeue(item)
 
     def settle_held(self, key: str) -> None:

@@ -1,24 +1,30 @@
 """One seed: a volume with two stores, on machines that are stopped, lost and replaced, checked each time.
 
-The engine is the real one, mirrors, leases, heads, cache, scrub and recovery included; clock, disks, index
-files and stores are simulated, and a seed replays its run.
+The engine is the real one, mirrors, leases, heads, cache, scrub, recovery and views included, behind the
+deadlines and the guard of a real mount; clocks, disks, index files and stores are simulated, and a seed
+replays its run.
 
 Fault model
-- machines: clean unmount with or without waiting for the stores, kill of the process, power cut
-  (disk.py, index.py); loss of a machine with all that is on it; a fresh machine in its place, which has
-  nothing but the keys;
-- stores: outages of seconds to days, requests that are refused, lost, or take effect without an answer,
-  a full store, one that denies writes; both at once;
-- not yet: a change of machines while a store is away, a machine that comes back after another one wrote,
-  rollback of a store, stores without conditional writes, two machines at a time, clocks that are wrong;
-- objects: a bit flips, the end is cut, the object is gone, the bytes are another object's. One copy of an
-  object at a time: the other store, or the local disk of a machine that is not lost, has a good one.
+- machines: clean unmount with or without waiting for the stores; kill of the process or power cut at any
+  step (disk.py, index.py), within recovery too; loss of a machine; a fresh one in its place, which has
+  nothing but the keys; one that comes back after another one wrote; a take-over from one that is alive,
+  or an attempt to mount beside it; a seat that follows, read-only;
+- clocks: of each machine hours off, set while it runs; sleep of a machine (its clocks go on, no task does);
+- stores: outages of any length, requests that are refused, lost, hang, or take effect without an answer,
+  puts that are acknowledged and did not happen, a full store, one that denies writes; both at once, also
+  while machines change; stores without conditional writes;
+- objects (weather.py): a bit flips, the end is cut, the object is gone, or has another one's bytes; a lease
+  is lost, rots, or is an old one; a whole store goes back to what it was earlier.
+Left out: harm to the same object in both stores, for which nothing could stand in.
 
-Programs save files by writing a new one and renaming it, and remove files; so the visible tree takes one
-state after the other. What must hold
-- a mount on the same machine shows a state not older than the last one that was synced there;
-- a mount on a fresh machine shows a state not older than the last one that every store was said to hold;
+What must hold (lines.py)
+- a mount on the machine that wrote last shows a state not older than the last that was synced there;
+- a mount elsewhere shows a state not older than the last that every store was said to hold; and whatever
+  was said to be safe lies on one line of states: of two writers at most one is ever believed;
+- a machine refuses to mount only for a reason: another one wrote since, or a store that is needed is away.
+  What it had is then exported from its state, up to what was synced there;
 - a read gives the bytes that were written, or an error while stores are away or bad copies are about;
+- a view shows one state after the other, never half of one, and never goes back;
 - once the faults are over, both stores hold everything within a bounded time, a deep scrub finds what is
   bad and mends all of it, and each store alone gives the newest state.
 """
@@ -27,25 +33,49 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import trio
 from trio.testing import MockClock
 
+from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
+from mirrorfs.engine.past import ReadOnlyVolume
+from mirrorfs.engine.recovery import Recovery
+from mirrorfs.engine.restore_plan import NEWEST
+from mirrorfs.engine.retry import RetryingStore, RetryPolicy
 from mirrorfs.engine.scrub import DEEP
 from mirrorfs.engine.volume import MountedVolume
-from mirrorfs.errors import ChainError, DamagedError, ObjectExists, ReadFailed, WritesStopped
+from mirrorfs.errors import (
+    ChainError,
+    DamagedError,
+    InUseError,
+    MirrorfsError,
+    ObjectExists,
+    ReadFailed,
+    StoreError,
+    UsageError,
+    WritesStopped,
+)
+from mirrorfs.errors import (
+    ReadOnlyVolume as ReadOnly,
+)
+from mirrorfs.format.control import INSTANCE_KEY, Instance, seal_control
 from mirrorfs.format.header import header_key
-from tests.sim.disk import Crash, SimulatedDisk
-from tests.sim.index import SimulatedIndexFiles
+from mirrorfs.format.signing import load_public_key
+from mirrorfs.ports import Index, Store
+from tests.sim.disk import Crash
 from tests.sim.limits import limits
+from tests.sim.lines import Chronicle, Line, State
+from tests.sim.machines import Machine
 from tests.sim.model import Violation
+from tests.sim.weather import Weather
 from tests.sim.world import InlineOffload, SeededEntropy, SimulatedClock, deterministic
 from tests.support.machine import HEADER_BYTES
-from tests.support.store_simulated import NO_FAULTS, Faults, SimulatedStore
+from tests.support.store_simulated import SimulatedStore
 from tests.support.volumes import HEADER, KEY_SET, KEYS
 
 FILE = 0o100644
@@ -53,28 +83,40 @@ TIMEOUT_S = 30 * 24 * 3600.0
 """Of virtual time per life: beyond it something waits for ever."""
 HEAL_S = 4 * 3600.0
 """Of virtual time: so long after the last fault everything must be everywhere."""
-STORMY = Faults(
-    unavailable=0.1, lost_request=0.05, lost_acknowledgement=0.05, latency_min_s=0.0, latency_max_s=2.0
-)
-State = dict[bytes, bytes]
+NAMES = 6
+_WRITER = load_public_key(HEADER.public_keys.writer)
+_ONCE = RetryPolicy(attempts_max=1)
+_REFUSALS = (ChainError, DamagedError)
 
 
-class Machine:
-    """Disk and index of one PC."""
+@cache
+def _instances() -> dict[str, bytes]:
+    return {
+        store.name: seal_control(
+            Instance(store=store.name, instance=store.instance), keys=KEYS, seed=KEY_SET.writer
+        )
+        for store in HEADER.stores
+    }
 
-    def __init__(self, rng: random.Random, directory: Path, number: int) -> None:
-        self.name = f"pc{number}"
-        self.disk = SimulatedDisk(random.Random(rng.getrandbits(64)))
-        self.files = SimulatedIndexFiles(self.disk, directory / f"index{number}.db", KEYS.index_key)
-        self.synced = 0
-        """Number of the state that was last synced here."""
-        self.wrote_last = False
+
+class Refused(Exception):
+    """A machine did not mount, for a reason that is one."""
+
+
+class Session:
+    """One writable mount."""
+
+    def __init__(self, machine: Machine, volume: MountedVolume, line: Line) -> None:
+        self.machine = machine
+        self.volume = volume
+        self.line = line
+        self.closed = False
 
 
 class MirrorSimulation:
     """The lives of one volume and its stores under one seed."""
 
-    def __init__(self, seed: int, directory: Path, *, lives: int = 4, steps: int = 14) -> None:
+    def __init__(self, seed: int, directory: Path, *, lives: int = 4, steps: int = 10) -> None:
         """`directory` must be empty and on a tmpfs, or it takes long."""
         self.rng = random.Random(seed)
         self._seed = seed
@@ -84,14 +126,25 @@ class MirrorSimulation:
         self._clock = SimulatedClock()
         self._entropy = SeededEntropy(seed)
         self._offload = InlineOffload(random.Random(self.rng.getrandbits(64)))
-        self._places = [SimulatedStore(store.name, seed=self.rng.getrandbits(32)) for store in HEADER.stores]
-        self._machines = [Machine(self.rng, directory, 0)]
-        self._states: list[State] = [{}]
-        self._first = 0
-        """Number of the first element of _states."""
-        self._mirrored = 0
-        """Number of the last state that all stores were said to hold."""
-        self._spoiled: dict[str, str] = {}
+        places = [
+            SimulatedStore(
+                store.name,
+                seed=self.rng.getrandbits(32),
+                weak=self.rng.random() < 0.2,
+                objects={INSTANCE_KEY: _instances()[store.name]},
+            )
+            for store in HEADER.stores
+        ]
+        self.weather = Weather(self.rng, places)
+        self._machine_count = 0
+        self._machines: list[Machine] = []
+        self._last: Machine | None = None
+        """The one that was mounted last."""
+        self._running: list[Session] = []
+        self._awake: list[Machine] = []
+        """Machines whose process runs."""
+        self.chronicle = Chronicle()
+        self._save_count = 0
         self._ran_s = 0.0
 
     def run(self) -> None:
@@ -103,248 +156,455 @@ class MirrorSimulation:
         try:
             with limits(self.rng, small=True):
                 for _ in range(self._lives):
-                    self._live(self._machine(), self._life)
-                self._live(self._machine(), self._heal)
-                for place in self._places:
-                    self._mirrored = self._newest
-                    self._live(self._fresh(), self._look_alone, stores=[place])
+                    self._live(self._life)
+                self.weather.heal()
+                self._live(self._heal)
+                newest = self.chronicle.promised
+                for place in self.weather.places:
+                    self._live(lambda place=place: self._look_alone(place, newest))
         finally:
             logger.setLevel(level)
             for machine in self._machines:
                 machine.files.close_all()
 
-    # --- states ------------------------------------------------------------------------------
-
-    @property
-    def _newest(self) -> int:
-        return self._first + len(self._states) - 1
-
-    def _change(self, state: State) -> None:
-        self._states.append(state)
-
-    def _seen(self, state: State, *, not_before: int, what: str) -> None:
-        """A mount shows this state: one of those that are allowed, and the newest from now on."""
-        for number in range(self._newest, max(not_before, self._first) - 1, -1):
-            if self._states[number - self._first] == state:
-                # What came after it is lost; what came before may be all that the stores have.
-                del self._states[number - self._first + 1 :]
-                self._mirrored = min(self._mirrored, number)
-                return
-        raise Violation(
-            f"{what} shows no state from {not_before} to {self._newest}: {sorted(state)} instead of"
-            f" {sorted(self._states[-1])}"
-        )
-
     # --- machines ----------------------------------------------------------------------------
 
     def _fresh(self) -> Machine:
-        machine = Machine(self.rng, self._directory, len(self._machines))
+        machine = Machine(self.rng, self._clock, self._directory, self._machine_count)
+        self._machine_count += 1
         self._machines.append(machine)
         return machine
 
-    def _machine(self) -> Machine:
-        """The one that mounts next: the one that did last, or a fresh one for it is lost."""
-        last = self._machines[-1]
-        if self.rng.random() < 0.2:
-            self._heal_stores()
+    def _choose(self, *, but: Machine | None = None) -> Machine:
+        """The machine that mounts next: mostly the last one, or an older one, or a fresh one."""
+        others = [machine for machine in self._machines if machine is not but]
+        if not others or self.rng.random() < 0.15:
             return self._fresh()
-        return last
+        if self._last in others and self.rng.random() < 0.7:
+            return self._last
+        return self.rng.choice(others)
 
-    def _live(self, machine: Machine, life, *, stores: Sequence[SimulatedStore] | None = None) -> None:  # type: ignore[no-untyped-def]
+    def _drop(self, machine: Machine) -> None:
+        """It is set aside, or lost."""
+        self._machines.remove(machine)
+        machine.files.close_all()
+
+    def _live(self, life: Callable[[], Awaitable[None]]) -> None:
+        """One run of the world: until everything is unmounted, or something stops."""
         rng = self.rng
-        machine.disk.arm(None, lambda: self._stopped(machine))
+        self._running, self._awake = [], []
         crashed = True
         try:
-            trio.run(self._main, machine, life, stores or self._places, clock=MockClock(autojump_threshold=0))
+            trio.run(self._main, life, clock=MockClock(autojump_threshold=0))
             crashed = False
         except* Crash:
             pass
         except* WritesStopped:
-            if not machine.disk.crashed:
+            if not any(machine.disk.crashed for machine in self._machines):
                 raise
         self._clock.boot(ran_s=self._ran_s)
-        if not crashed:
-            machine.files.close_all()
-            machine.disk.restart()
-        elif rng.random() < 0.5:
-            machine.files.restart(rng)
-            machine.disk.power_cut(rng)
-        else:
-            machine.files.restart(None)
-            machine.disk.restart()
+        for machine in self._machines:
+            if crashed and machine in self._awake:
+                machine.restart(rng, cut=machine.disk.crashed and rng.random() < 0.5)
+            else:
+                machine.files.close_all()
+                machine.disk.restart()
 
-    def _stopped(self, machine: Machine) -> None:
-        self._ran_s = trio.current_time()
-        machine.files.stop()
-
-    async def _main(self, machine: Machine, life, stores: Sequence[SimulatedStore]) -> None:  # type: ignore[no-untyped-def]
+    async def _main(self, life: Callable[[], Awaitable[None]]) -> None:
         with trio.fail_after(TIMEOUT_S):
-            async with trio.open_nursery() as nursery:
-                try:
-                    volume = await self._mount(machine, stores, nursery)
-                except (ChainError, DamagedError):
-                    if machine.wrote_last or machine.synced == 0:
-                        raise
-                    # Another machine went on from an earlier state: this one is set aside.
-                    self._machines.remove(machine)
-                    machine.files.close_all()
-                    self._fresh()
-                    return
-                await life(machine, volume)
-                nursery.cancel_scope.cancel()
+            await life()
         self._ran_s = trio.current_time()
+
+    def _wake(self, machine: Machine, *, may_crash: bool) -> None:
+        steps = None
+        if may_crash and self.rng.random() < 0.3:
+            steps = self.rng.randrange(self.rng.choice((30, 1000)))
+        machine.disk.arm(steps, self._stopped)
+        self._awake.append(machine)
+
+    def _stopped(self) -> None:
+        """A machine stops, and with it this run: the others' processes end in the same instant."""
+        self._ran_s = trio.current_time()
+        for machine in self._awake:
+            machine.stop()
+
+    # --- mounting ----------------------------------------------------------------------------
+
+    def _stores(self, places: Sequence[SimulatedStore]) -> list[Store]:
+        instances = {store.name: store.instance for store in HEADER.stores}
+        return [
+            GuardedStore(
+                RetryingStore(place, random=self.rng.random, policy=_ONCE),
+                instance=instances[place.name],
+                keys=KEYS,
+                public_key=HEADER.public_keys.writer,
+            )
+            for place in places
+        ]
+
+    def _world(self, machine: Machine) -> World:
+        return World(machine.disk, machine.clock, self._entropy, self._offload)
 
     async def _mount(
-        self, machine: Machine, stores: Sequence[SimulatedStore], nursery: trio.Nursery
-    ) -> MountedVolume:
-        world = World(machine.disk, self._clock, self._entropy, self._offload)
+        self,
+        machine: Machine,
+        nursery: trio.Nursery,
+        *,
+        take_over: bool = False,
+        places: Sequence[SimulatedStore] | None = None,
+    ) -> Session:
+        """Raises: Refused. InUseError."""
         machine.disk.write_whole(f"objects/{header_key(HEADER.generation, HEADER_BYTES)}", HEADER_BYTES)
-        volume = await MountedVolume.open(
-            nursery=nursery,
-            world=world,
-            files=machine.files,
-            key_set=KEY_SET,
-            keys=KEYS,
-            header=HEADER,
-            stores=stores,
-            settings=VolumeSettings(
-                instances={store.name: store.instance.hex() for store in HEADER.stores},
-                header_bytes=HEADER_BYTES,
-                host=machine.name,
-                owner=(0, 0),
-                cache_bytes=self.rng.choice((0, 100_000, 1 << 30)),
-            ),
-            random=self.rng.random,
-        )
-        is_its_own = machine.wrote_last
-        for other in self._machines:
-            other.wrote_last = other is machine
-        floor = max(machine.synced if is_its_own else 0, 0 if is_its_own else self._mirrored)
-        self._seen(await self._tree(volume), not_before=floor, what=f"a mount on {machine.name}")
-        machine.synced = self._newest
-        return volume
+        was_last = self._last in (None, machine)
+        stormy = self.weather.is_stormy
+        try:
+            volume = await MountedVolume.open(
+                nursery=nursery,
+                world=self._world(machine),
+                files=machine.files,
+                key_set=KEY_SET,
+                keys=KEYS,
+                header=HEADER,
+                stores=self._stores(places or self.weather.places),
+                settings=VolumeSettings(
+                    instances={store.name: store.instance.hex() for store in HEADER.stores},
+                    header_bytes=HEADER_BYTES,
+                    host=machine.name,
+                    owner=(0, 0),
+                    cache_bytes=self.rng.choice((0, 100_000, 1 << 30)),
+                    take_over=take_over,
+                ),
+                random=self.rng.random,
+            )
+        except StoreError:
+            if not stormy and not self.weather.is_stormy:
+                raise
+            raise Refused from None
+        except _REFUSALS as exc:
+            if machine.line is None:
+                if not self.weather.is_troubled:
+                    raise
+            elif not machine.may_be_refused:
+                raise
+            else:
+                await self._export(machine, exc)
+            raise Refused from exc
+        session = Session(machine, volume, await self._check_mounted(machine, volume, was_last=was_last))
+        machine.may_be_refused = not was_last and (stormy or self.weather.is_stormy)
+        if self._last not in (None, machine):
+            self._last.may_be_refused = True
+        self._last = machine
+        self._running.append(session)
+        return session
+
+    async def _check_mounted(self, machine: Machine, volume: MountedVolume, *, was_last: bool) -> Line:
+        chronicle = self.chronicle
+        shown = chronicle.found(await self._tree(volume))
+        if shown is None:
+            raise Violation(f"a mount on {machine.name} shows what never was")
+        before = machine.line
+        line = chronicle.line_with(shown, preferred=before)
+        is_stale = False
+        if was_last and before is not None:
+            if not line.reaches(shown, earlier=machine.synced):
+                raise Violation(f"{machine.name} shows {shown}, and {machine.synced} was synced on it")
+        elif not chronicle.keeps_promise(line, shown):
+            # A machine that has been away cannot know better while no store answers.
+            is_stale = before is not None and shown in before.ids and self.weather.is_stormy
+            if not is_stale:
+                raise Violation(f"{machine.name} shows {shown}, and {chronicle.promised} was promised")
+        line = line.upto(shown)
+        chronicle.lines.append(line)
+        machine.line, machine.synced = line, shown
+        return line
+
+    async def _export(self, machine: Machine, why: Exception) -> None:
+        """What a machine has that may not go on: all that was synced there can be had from it."""
+        stormy = self.weather.is_stormy
+        machine.files.close_all()
+        recovery = Recovery(
+            machine.disk, machine.files, self._offload, KEYS, _WRITER,
+            stores=self._stores(self.weather.places), follows=False,
+        )  # fmt: skip
+        try:
+            recovered = await recovery.run()
+        except StoreError:
+            if not stormy and not self.weather.is_stormy:
+                raise
+            return
+        shown = self.chronicle.found(self._names_and_sizes(recovered.index))
+        recovered.index.close()
+        assert machine.line is not None
+        if shown is None or not machine.line.reaches(shown, earlier=machine.synced):
+            raise Violation(f"{machine.name} exports {shown}, and {machine.synced} was synced on it") from why
 
     # --- lives -------------------------------------------------------------------------------
 
-    async def _life(self, machine: Machine, volume: MountedVolume) -> None:
+    async def _life(self) -> None:
         rng = self.rng
-        for _ in range(self._steps):
-            await rng.choices(
-                (self._save, self._remove, self._sync, self._flush, self._read, self._wait, self._weather,
-                 self._spoil, self._publish),
-                (6, 1, 2, 2, 3, 3, 2, 2, 1),
-            )[0](machine, volume)  # fmt: skip
-        end = rng.choice(("crash", "crash", "no wait", "wait"))
+        async with trio.open_nursery() as nursery:
+            machine = self._choose()
+            self._wake(machine, may_crash=True)
+            try:
+                session = await self._mount(machine, nursery, take_over=rng.random() < 0.1)
+            except Refused as exc:
+                if isinstance(exc.__cause__, _REFUSALS) and machine.line is not None:
+                    self._drop(machine)
+                return
+            kind = rng.random()
+            if kind < 0.2:
+                nursery.start_soon(self._rival, machine)
+            elif kind < 0.35:
+                nursery.start_soon(self._follow)
+            await self._use(session)
+            await self._end(session)
+            nursery.cancel_scope.cancel()
+
+    async def _use(self, session: Session) -> None:
+        rng = self.rng
+        for _ in range(rng.randrange(self._steps + 1) + self._steps // 2):
+            step = rng.choices(
+                (self._save, self._remove, self._sync, self._flush, self._read, self._wait, self._publish,
+                 self._time),
+                (6, 1, 2, 2, 3, 3, 1, 1),
+            )[0]  # fmt: skip
+            await step(session)
+            match rng.randrange(14):
+                case 0 | 1:
+                    self.weather.change()
+                case 2 | 3:
+                    self.weather.harm()
+                case 4:
+                    self.weather.harm_lease()
+                case 5:
+                    self.weather.remember()
+                case 6:
+                    self.weather.go_back()
+
+    async def _end(self, session: Session) -> None:
+        machine, volume = session.machine, session.volume
+        end = self.rng.choice(("crash", "crash", "no wait", "wait"))
         if end == "crash":
             machine.disk.crash_now()
+        state = session.line.newest
+        session.closed = True
         if end == "wait":
-            self._heal_stores()
-            with trio.fail_after(HEAL_S):
-                await volume.close(wait_for_stores=True)
-            self._mirrored = self._newest
+            self.weather.heal()
+            told = True
+            try:
+                with trio.move_on_after(HEAL_S) as waited:
+                    await volume.close(wait_for_stores=True)
+            except* (InUseError, ObjectExists):
+                # Somebody took over; or what is in an object's way stays there until a repair.
+                if not self._is_fenced(session) and not self.weather.is_troubled:
+                    raise
+                told = False
+            if waited.cancelled_caught:
+                # A writer that was displaced keeps what it has.
+                self._check_fenced(session)
+            elif told:
+                self.chronicle.promise(session.line, state, who=machine.name)
         else:
             await volume.close(wait_for_stores=False)
-        machine.synced = self._newest
+        machine.synced = state
 
-    async def _heal(self, machine: Machine, volume: MountedVolume) -> None:
+    async def _rival(self, first: Machine) -> None:
+        """Another machine wants the volume while the first one has it."""
+        rng = self.rng
+        await trio.sleep(rng.choice((0.1, 20.0, 200.0)) * rng.random())
+        machine = self._choose(but=first)
+        self._wake(machine, may_crash=False)
+        takes_over = rng.random() < 0.7
+        async with trio.open_nursery() as nursery:
+            try:
+                session = await self._mount(machine, nursery, take_over=takes_over)
+            except (Refused, InUseError):
+                nursery.cancel_scope.cancel()
+                return
+            await self._use(session)
+            session.closed = True
+            await session.volume.close(wait_for_stores=False)
+            machine.synced = session.line.newest
+            nursery.cancel_scope.cancel()
+
+    async def _follow(self) -> None:
+        """A seat that looks on: states of one line, one after the other."""
+        machine = self._fresh()
+        self._machines.remove(machine)
+        shown = -1
+        async with trio.open_nursery() as nursery:
+            try:
+                view = await ReadOnlyVolume.open(
+                    nursery=nursery, world=self._world(machine), files=machine.files, keys=KEYS,
+                    writer_key=HEADER.public_keys.writer, stores=self._stores(self.weather.places),
+                    moment=NEWEST, random=self.rng.random,
+                )  # fmt: skip
+            except (StoreError, UsageError, DamagedError):
+                nursery.cancel_scope.cancel()
+                return
+            for _ in range(8):
+                found = self.chronicle.found(self._names_and_sizes(view._index))
+                if found is None:
+                    raise Violation("a view shows what never was")
+                if shown >= 0 and not any(
+                    line.reaches(found, earlier=shown) for line in self.chronicle.lines
+                ):
+                    raise Violation(f"a view went from state {shown} to {found}")
+                shown = found
+                await trio.sleep(20.0 * self.rng.random())
+            view.close()
+            nursery.cancel_scope.cancel()
+
+    async def _heal(self) -> None:
         """All faults are over: everything gets everywhere, and what is bad is mended."""
-        self._heal_stores()
-        with trio.fail_after(HEAL_S):
-            await volume.flush()
-            report = await volume.scrubber.run(DEEP, restart=True)
-            left = {
-                bad: why for bad, why in (await volume.mender.mend(report.bad)).items() if why is not None
-            }
-            if left:
-                raise Violation(f"not mended: {left}")
-            await volume.flush()
-            report = await volume.scrubber.run(DEEP, restart=True)
+        async with trio.open_nursery() as nursery:
+            machine = self._last if self._last in self._machines else self._fresh()
+            assert machine is not None
+            self._wake(machine, may_crash=False)
+            try:
+                session = await self._mount(machine, nursery)
+            except Refused:
+                self._drop(machine)
+                machine = self._fresh()
+                self._wake(machine, may_crash=False)
+                session = await self._mount(machine, nursery)
+            volume = session.volume
+            with trio.fail_after(HEAL_S):
+                await self._mend_all(volume)
+            for name, contents in self.chronicle.states[session.line.newest].items():
+                row = volume.filesystem.lookup(1, name)
+                if await volume.filesystem.read(row.inode, 0, 1 << 30) != contents:
+                    raise Violation(f"{name!r} reads as something else")
+            await volume.close(wait_for_stores=True)
+            self.chronicle.promise(session.line, session.line.newest, who=machine.name)
+            nursery.cancel_scope.cancel()
+
+    async def _mend_all(self, volume: MountedVolume) -> None:
+        report = await volume.scrubber.run(DEEP, restart=True)
+        left = {bad: why for bad, why in (await volume.mender.mend(report.bad)).items() if why is not None}
+        if left:
+            raise Violation(f"not mended: {left}")
+        await volume.flush()
+        report = await volume.scrubber.run(DEEP, restart=True)
         if report.bad or any(place.pending for place in report.places):
             raise Violation(f"after mending: {report}")
-        for name, contents in self._states[-1].items():
-            row = volume.filesystem.lookup(1, name)
-            if await volume.filesystem.read(row.inode, 0, 1 << 30) != contents:
-                raise Violation(f"{name!r} reads as something else")
-        await volume.close(wait_for_stores=True)
-        machine.synced = self._newest
 
-    async def _look_alone(self, machine: Machine, volume: MountedVolume) -> None:
-        """Everything was compared by the mount."""
-        await volume.close(wait_for_stores=False)
-
-    def _heal_stores(self) -> None:
-        for place in self._places:
-            place.outage = place.full = place.denied = False
-            place.faults = NO_FAULTS
+    async def _look_alone(self, place: SimulatedStore, newest: int) -> None:
+        """A fresh machine with one store shows the newest state."""
+        async with trio.open_nursery() as nursery:
+            machine = self._fresh()
+            self._wake(machine, may_crash=False)
+            session = await self._mount(machine, nursery, places=[place])
+            if session.line.newest != newest:
+                raise Violation(f"store {place.name} alone gives {session.line.newest} instead of {newest}")
+            await session.volume.close(wait_for_stores=False)
+            nursery.cancel_scope.cancel()
 
     # --- steps -------------------------------------------------------------------------------
 
+    def _is_fenced(self, session: Session) -> bool:
+        return session.volume.status().fenced is not None
+
     async def _tree(self, volume: MountedVolume) -> State:
-        state: State = {}
-        for row in volume._local.index.list_dentries(1, after_cookie=0, limit=10_000):
-            if row.name.startswith(b"."):
-                continue
+        index = volume._local.index
+        state = self._names_and_sizes(index)
+        for name in state:
+            row = index.get_dentry(1, name)
+            assert row is not None
             try:
-                state[row.name] = await volume.filesystem.read(row.inode, 0, 1 << 30)
+                state[name] = await volume.filesystem.read(row.inode, 0, 1 << 30)
             except ReadFailed:
-                if not self._is_troubled():
+                if not self.weather.is_troubled:
                     raise
                 # Names and sizes still say which state it is.
-                state[row.name] = self._expected(row.name, volume.filesystem.getattr(row.inode).size)
         return state
 
-    def _expected(self, name: bytes, size: int) -> bytes:
-        for state in reversed(self._states):
-            if len(state.get(name, b"")) == size and name in state:
+    def _names_and_sizes(self, index: Index) -> State:
+        """The tree with the contents that files of these names and sizes have: saves differ in size."""
+        state: State = {}
+        for entry in index.list_dentries(1, after_cookie=0, limit=10_000) if index.get_inode(1) else ():
+            if entry.name.startswith(b"."):
+                continue
+            inode = index.get_inode(entry.inode)
+            assert inode is not None
+            state[entry.name] = self._contents(entry.name, inode.size)
+        return state
+
+    def _contents(self, name: bytes, size: int) -> bytes:
+        for state in reversed(self.chronicle.states):
+            if name in state and len(state[name]) == size:
                 return state[name]
         raise Violation(f"{name!r} has a size that it never had")
 
-    def _is_troubled(self) -> bool:
-        stormy = any(place.outage or place.faults is not NO_FAULTS for place in self._places)
-        return stormy or bool(self._spoiled)
+    async def _save(self, session: Session) -> None:
+        rng, filesystem = self.rng, session.volume.filesystem
+        # Its size is its number: no two saves have the same.
+        self._save_count += 1
+        size = self._save_count + rng.choice((10, 3000, 30_000))
+        data = b"%08d" % self._save_count + rng.randbytes(size)
+        name = b"file %d" % rng.randrange(NAMES)
+        try:
+            inode = filesystem.create(1, b".new", mode=FILE, uid=0, gid=0, umask=0).inode
+            filesystem.opened(inode, writable=True)
+            await filesystem.write(inode, 0, data)
+            filesystem.released(inode, writable=True)
+            filesystem.rename(1, b".new", new_parent=1, new_name=name)
+        except (ReadOnly, WritesStopped):
+            self._check_fenced(session)
+            return
+        state = self.chronicle.states[session.line.newest]
+        self.chronicle.add(session.line, {**state, name: data})
 
-    async def _save(self, machine: Machine, volume: MountedVolume) -> None:
-        rng, filesystem = self.rng, volume.filesystem
-        data = rng.randbytes(rng.choice((10, 3000, 30_000)))
-        inode = filesystem.create(1, b".new", mode=FILE, uid=0, gid=0, umask=0).inode
-        filesystem.opened(inode, writable=True)
-        await filesystem.write(inode, 0, data)
-        filesystem.released(inode, writable=True)
-        name = b"file %d" % rng.randrange(6)
-        filesystem.rename(1, b".new", new_parent=1, new_name=name)
-        self._change({**self._states[-1], name: data})
+    def _check_fenced(self, session: Session) -> None:
+        if not self._is_fenced(session):
+            raise Violation(f"{session.machine.name} takes no changes, and nobody took over")
 
-    async def _remove(self, machine: Machine, volume: MountedVolume) -> None:
-        state = dict(self._states[-1])
-        if state:
-            name = self.rng.choice(sorted(state))
-            inode = volume.filesystem.lookup(1, name).inode
-            volume.filesystem.unlink(1, name)
-            volume.filesystem.forgotten(inode)
-            del state[name]
-            self._change(state)
+    async def _remove(self, session: Session) -> None:
+        state = dict(self.chronicle.states[session.line.newest])
+        newest = max(state.values(), default=b"")
+        names = sorted(name for name, contents in state.items() if contents != newest)
+        if not names:
+            return
+        name = self.rng.choice(names)
+        filesystem = session.volume.filesystem
+        try:
+            inode = filesystem.lookup(1, name).inode
+            filesystem.unlink(1, name)
+        except (ReadOnly, WritesStopped):
+            self._check_fenced(session)
+            return
+        filesystem.forgotten(inode)
+        del state[name]
+        self.chronicle.add(session.line, state)
 
-    async def _sync(self, machine: Machine, volume: MountedVolume) -> None:
-        number = self._newest
-        await volume.filesystem.sync()
-        machine.synced = number
+    async def _sync(self, session: Session) -> None:
+        state = session.line.newest
+        try:
+            await session.volume.filesystem.sync()
+        except (ReadOnly, WritesStopped):
+            self._check_fenced(session)
+            return
+        session.machine.synced = state
 
-    async def _flush(self, machine: Machine, volume: MountedVolume) -> None:
-        number = self._newest
-        with trio.move_on_after(self.rng.choice((1.0, 60.0, 1000.0))):
+    async def _flush(self, session: Session) -> None:
+        state, told = session.line.newest, False
+        with trio.move_on_after(self.rng.choice((1.0, 60.0, 300.0))):
             try:
-                await volume.flush()
-                machine.synced = self._mirrored = number
-            except* ObjectExists:
-                # Harm that cannot be mended now, for a store that takes nothing.
-                if not self._is_troubled():
+                await session.volume.flush()
+                told = True
+            except* MirrorfsError:
+                # Harm that cannot be mended now, for a store that takes nothing; or a writer that is fenced.
+                if not self.weather.is_troubled and not self._is_fenced(session):
                     raise
+        if told:
+            session.machine.synced = state
+            self.chronicle.promise(session.line, state, who=session.machine.name)
 
-    async def _publish(self, machine: Machine, volume: MountedVolume) -> None:
-        await volume._publish()
+    async def _publish(self, session: Session) -> None:
+        await session.volume._publish()
 
-    async def _read(self, machine: Machine, volume: MountedVolume) -> None:
-        state = self._states[-1]
+    async def _read(self, session: Session) -> None:
+        state, volume = self.chronicle.states[session.line.newest], session.volume
         if not state:
             return
         name = self.rng.choice(sorted(state))
@@ -354,49 +614,16 @@ class MirrorSimulation:
         try:
             found = await volume.filesystem.read(inode, 0, 1 << 30)
         except ReadFailed:
-            if not self._is_troubled():
+            if not self.weather.is_troubled:
                 raise
             return
         if found != state[name]:
             raise Violation(f"{name!r} reads as something else")
 
-    async def _wait(self, machine: Machine, volume: MountedVolume) -> None:
-        await trio.sleep(self.rng.choice((0.1, 10.0, 200.0, 2000.0)) * self.rng.random())
+    async def _wait(self, session: Session) -> None:
+        await trio.sleep(self.rng.choice((0.1, 5.0, 40.0, 40.0, 400.0)) * self.rng.random())
+        if self.rng.random() < 0.02:
+            await trio.sleep(86_400 * self.rng.random())
 
-    async def _weather(self, machine: Machine, volume: MountedVolume) -> None:
-        place = self.rng.choice(self._places)
-        place.outage = place.full = place.denied = False
-        place.faults = self.rng.choice((NO_FAULTS, NO_FAULTS, STORMY))
-        match self.rng.randrange(6):
-            case 0 | 1:
-                place.outage = True
-            case 2:
-                place.full = True
-            case 3:
-                place.denied = True
-
-    async def _spoil(self, machine: Machine, volume: MountedVolume) -> None:
-        """Harm one copy of an object of which another store has a good one."""
-        rng = self.rng
-        place, other = rng.sample(self._places, 2)
-        keys = [
-            key
-            for key in sorted(place.objects)
-            if key.startswith(("segments/", "checkpoints/"))
-            and key in other.objects
-            and self._spoiled.get(key, place.name) == place.name
-            and other.objects[key] == place.objects[key]
-        ]
-        if not keys:
-            return
-        key = rng.choice(keys)
-        self._spoiled[key] = place.name
-        match rng.randrange(4):
-            case 0:
-                place.flip_bit(key)
-            case 1:
-                place.truncate(key, size_bytes=rng.randrange(len(place.objects[key])))
-            case 2:
-                place.lose(key)
-            case 3:
-                place.misdirect(source=rng.choice(keys), target=key)
+    async def _time(self, session: Session) -> None:
+        self.rng.choice((session.machine.clock.set, session.machine.clock.suspend))(self.rng)

@@ -4,7 +4,9 @@ Fault model. Drawn per request from the `Faults` in force:
 - latency before and after the effect, by trio.sleep: a cancelled request may or may not have happened;
 - unavailable: the request is refused and nothing happens;
 - lost request: UnknownOutcome (reads: StoreUnavailable), and nothing happened;
-- lost acknowledgement: the same error, and a write took effect.
+- lost acknowledgement: the same error, and a write took effect;
+- lie: a put is acknowledged, and nothing happened;
+- hang: the answer takes HANG_S, longer than anybody waits; a write took effect or not.
 Switched by the test:
 - outage: everything is StoreUnavailable, after its latency;
 - denied, full: writes are refused;
@@ -36,11 +38,14 @@ class Faults:
     unavailable: float = 0.0
     lost_request: float = 0.0
     lost_acknowledgement: float = 0.0
+    lie: float = 0.0
+    hang: float = 0.0
     latency_min_s: float = 0.0
     latency_max_s: float = 0.0
 
 
 NO_FAULTS = Faults()
+HANG_S = 10_000.0
 
 
 class SimulatedStore:
@@ -110,11 +115,18 @@ class SimulatedStore:
 
     async def put(self, key: ObjectKey, data: Sealed) -> None:
         """See Store.put."""
-        if self.weak and key not in self.objects:
-            # The look and the write are two requests here, with room for another writer between.
-            await self._request(lambda: self._overwrite(key, data), writes=True)
-        else:
-            await self._request(lambda: self._memory.put(key, data), writes=True)
+        # Of a weak store the look and the write are two requests, with room for another writer between.
+        overwrites = self.weak and key not in self.objects
+
+        async def effect() -> None:
+            if self.faults.lie and self._random.random() < self.faults.lie:
+                return
+            if overwrites:
+                await self._overwrite(key, data)
+            else:
+                await self._memory.put(key, data)
+
+        await self._request(effect, writes=True)
 
     async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
         """See Store.get."""
@@ -200,6 +212,11 @@ class SimulatedStore:
         if drawn < faults.lost_request:
             raise self._silence(writes=writes)
         drawn -= faults.lost_request
+        if faults.hang and self._random.random() < faults.hang:
+            if self._random.random() < 0.5:
+                await effect()
+            await trio.sleep(HANG_S)
+            raise self._silence(writes=writes)
         outcome = await effect()
         await self._delay(faults)
         if drawn < faults.lost_acknowledgement:

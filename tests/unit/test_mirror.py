@@ -17,14 +17,14 @@ from mirrorfs.engine.look import HEADS_PER_LOOK
 from mirrorfs.engine.mirror import (
     CONFIRM_BATCH,
     CONFIRM_DELAY_S,
-    PARK_S,
     UPLOADS_PARALLEL,
     Mirror,
 )
 from mirrorfs.engine.mirror_state import StateWord
+from mirrorfs.engine.set_aside import FIRST_S
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.engine.upload_queue import Item, UploadQueue
-from mirrorfs.errors import DiskError, InUseError, LimitError, ObjectExists, StoreDenied
+from mirrorfs.errors import DiskError, InUseError, LimitError, ObjectExists, StoreDenied, UnknownOutcome
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.ports import ObjectInfo, ObjectKey, Sealed
 from tests.support.store_simulated import Faults, SimulatedStore
@@ -59,6 +59,8 @@ class WatchedStore(SimulatedStore):
         self.head_count = 0
         self.list_count = 0
         self.most_at_once = 0
+        self.chokes_on = ""
+        self.chokes_for_s = 0.0
         self._at_once = 0
 
     async def put(self, key: ObjectKey, data: Sealed) -> None:
@@ -66,6 +68,9 @@ class WatchedStore(SimulatedStore):
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
+            if key == self.chokes_on:
+                await trio.sleep(self.chokes_for_s)
+                raise UnknownOutcome(f"Store {self.name} did not confirm a change of {key}.")
             await super().put(key, data)
         finally:
             self._at_once -= 1
@@ -190,7 +195,7 @@ def test_what_waits_for_what() -> None:
     assert queue.pop() is None, "the checkpoint names segment 7, which is in flight"
     queue.park(seven)
     assert queue.pop() is None, "nor may it go while segment 7 waits for the local disk"
-    queue.unpark()
+    queue.unpark(lambda key: True)
     assert queue.pop() is seven
     queue.settle_put(seven)
     after_seven = queue.pop()
@@ -399,19 +404,71 @@ async def test_unreadable_local_object_holds_up_no_other(
     rig.offer(checkpoint(1), after=4)
     missing = rig.objects.pop(segment(0))
     async with rig.running() as mirror:
-        await trio.sleep(PARK_S * 3.5)
+        await trio.sleep(FIRST_S * 20)
         assert rig.held == [segment(sequence) for sequence in range(1, 5)]
         assert sorted(store.started) == rig.held, "the checkpoint waits for the segment, which was never sent"
         state = mirror.snapshot()
         assert (state.state, state.pending_count) == (StateWord.CATCHING_UP, 2)
         assert state.last_error == f"The local object {segment(0)} cannot be read."
         rig.objects[segment(0)] = missing + b"x"
-        await trio.sleep(PARK_S * 2)
+        await trio.sleep(FIRST_S * 40)
         assert segment(0) not in store.objects, "bytes that are not those offered stay here"
         rig.objects[segment(0)] = missing
         await mirror.wait_held()
         assert mirror.snapshot().last_error is None
     assert store.objects == rig.objects
+
+
+@pytest.mark.expects_warnings("cannot be sent")
+async def test_an_object_that_the_store_chokes_on_holds_up_no_other(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    """Its requests end at their deadline each time, the others are taken: it is told, not waited for."""
+    deadline_s = 600.0
+    store.chokes_on, store.chokes_for_s = segment(0), deadline_s
+    for sequence in range(40):
+        rig.offer(segment(sequence))
+    rig.offer(checkpoint(1), after=4)
+    began_ns = TrioClock().now_ns()
+    async with rig.running() as mirror:
+        await trio.sleep(deadline_s / 2)
+        assert sorted(rig.held) == [segment(sequence) for sequence in range(1, 40)]
+        assert mirror.snapshot().blocked is None, "nothing failed yet"
+        for sequence in range(40, 60):
+            # One after the other, for hours: no failure of the first delays any of them.
+            rig.offer(segment(sequence))
+            await trio.sleep(deadline_s / 2)
+            assert segment(sequence) in rig.held
+        state = mirror.snapshot()
+        assert state.blocked is not None and segment(0) in state.blocked
+        assert (
+            state.blocked_since_ns is not None and state.blocked_since_ns - began_ns <= 2 * deadline_s * 1e9
+        )
+        assert (state.state, state.pending_count) == (StateWord.CATCHING_UP, 2)
+        assert store.started.count(segment(0)) <= 8, "the longer it fails the seldomer it is tried"
+        store.chokes_on = ""
+        await mirror.wait_held()
+        assert mirror.snapshot().blocked is None
+    assert store.objects == rig.objects
+
+
+@pytest.mark.expects_warnings(OUTAGE_WARNING, "cannot be sent")
+async def test_an_object_that_the_store_chokes_on_during_an_outage(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    """The oldest object is what tells whether the store is back: not if it is the one that never works."""
+    store.chokes_on, store.chokes_for_s = segment(0), 60.0
+    store.outage = True
+    for sequence in range(10):
+        rig.offer(segment(sequence))
+    async with rig.running() as mirror:
+        await trio.sleep(3 * 3600)
+        assert rig.held == [] and mirror.snapshot().blocked is None, "nothing else got there either"
+        store.outage = False
+        await trio.sleep(600)
+        assert sorted(rig.held) == [segment(sequence) for sequence in range(1, 10)]
+        await trio.sleep(3600)
+        assert mirror.snapshot().blocked is not None
 
 
 @pytest.mark.expects_warnings(OUTAGE_WARNING)

@@ -1,0 +1,82 @@
+"""What a volume looked like, state after state, and what was promised about it.
+
+Programs here save files by writing a new one and renaming it, and remove files, so that the visible tree
+takes one state after the other. No two states are alike: each save has bytes of its own, and the file saved
+last is never the one that is removed. A *line* is the states that one mount saw and made. Where a machine
+goes on from an earlier state than another one did, lines part; what was promised must lie on one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tests.sim.model import Violation
+
+State = dict[bytes, bytes]
+
+
+class Line:
+    """States in order, each with an id that no other state of any line has."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list(ids)
+
+    @property
+    def newest(self) -> int:
+        return self.ids[-1]
+
+    def upto(self, state_id: int) -> Line:
+        """A line of its own that begins as this one does, up to a state."""
+        return Line(self.ids[: self.ids.index(state_id) + 1])
+
+    def reaches(self, later: int, *, earlier: int) -> bool:
+        """Whether both states lie on it, in this order."""
+        return later in self.ids and earlier in self.ids[: self.ids.index(later) + 1]
+
+
+class Chronicle:
+    """All lines of one volume, and the last promise that every store holds a state."""
+
+    def __init__(self) -> None:
+        self.states: list[State] = [{}]
+        """By id."""
+        self.lines: list[Line] = [Line([0])]
+        self.promised = 0
+        """Id of the last state that somebody was told every store holds."""
+
+    def add(self, line: Line, state: State) -> None:
+        """A program made a new state."""
+        self.states.append(state)
+        line.ids.append(len(self.states) - 1)
+
+    def promise(self, line: Line, state_id: int, *, who: str) -> None:
+        """Somebody is told that every store holds a state. Promises lie on one line, each after the last."""
+        if self.promised in line.ids[line.ids.index(state_id) :]:
+            return  # more was promised already
+        if not line.reaches(state_id, earlier=self.promised):
+            raise Violation(
+                f"{who} was told that state {state_id} is safe, and somebody else that {self.promised} is:"
+                f" no volume has both ({line.ids[-8:]})"
+            )
+        self.promised = state_id
+
+    def found(self, state: State) -> int | None:
+        """The id of a state that something shows."""
+        for state_id in range(len(self.states) - 1, -1, -1):
+            if self.states[state_id] == state:
+                return state_id
+        return None
+
+    def line_with(self, state_id: int, *, preferred: Line | None = None) -> Line:
+        """A line that has the state: the preferred one, or else one that has the promise as well."""
+        if preferred is not None and state_id in preferred.ids:
+            return preferred
+        having = list(self._having(state_id))
+        return next((line for line in having if self.promised in line.ids), having[0])
+
+    def keeps_promise(self, line: Line, state_id: int) -> bool:
+        """Whether a state has in it what was promised."""
+        return line.reaches(state_id, earlier=self.promised)
+
+    def _having(self, state_id: int) -> Iterator[Line]:
+        return (line for line in reversed(self.lines) if state_id in line.ids)
