@@ -16,6 +16,7 @@ from typing import Protocol
 
 from mirrorfs.core.scan import ScannedFrame, ScannedJournal, ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.apply import Applier
+from mirrorfs.engine.branches import Branches
 from mirrorfs.errors import ChainError, DamagedError, StoreTooNew
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key, split_frame_id
 from mirrorfs.format.journal import GENESIS_HASH, Journal
@@ -39,6 +40,9 @@ class SegmentSource(Protocol):
 
     def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
         """The copies of a segment, best first: (where, bytes). Unreachable ones are passed over."""
+
+    def beginnings(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
+        """The same of at least its header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +94,14 @@ class Replayer:
         """
         self._index = index
         self._source = source
+        self._branches = Branches(source, keys, writer)
         self._keys = keys
         self._writer = writer
         self._stop_after = stop_after
         self._on_progress = on_progress
         self._applier = Applier(index)
         self._group: list[ScannedJournal] = []
-        # (sequence, frame) since the last commit: a large one lies in several segments.
-        self._frames: list[tuple[int, ScannedFrame]] = []
+        self._frames: list[tuple[int, ScannedFrame]] = []  # (sequence, frame) since the last commit
         self._uncommitted = 0
         self._stopped = False
         self.position = self._int("position")
@@ -185,8 +189,7 @@ class Replayer:
             if tail is None:
                 self._close_segment(current, end)
             last = end
-            # All of it is applied, but nobody may write on: the next header would attest a wrong digest.
-            damage = doubt
+            damage = doubt  # applied, but nobody may write on: the next header would attest a wrong digest
             if self._on_progress is not None:
                 self._on_progress(current.segment.sequence, self.time_ns)
             current = following
@@ -212,7 +215,7 @@ class Replayer:
         """The segment under a sequence number that continues the chain, in its best copy; None for none."""
         best: _Loaded | None = None
         newer: StoreTooNew | None = None
-        for segment in await self._source.candidates(sequence):
+        for segment in await self._branches.order(await self._source.candidates(sequence)):
             async for where, data in self._source.copies(segment):
                 try:
                     scan = scan_segment(data, self._keys, self._writer)
@@ -228,9 +231,8 @@ class Replayer:
                 if scan.fault is None and scan.trailer is not None:
                     return _Loaded(segment, data, scan)
                 if scan.fault is not None:
-                    logger.warning(
-                        "%s, object %s: %s", where, segment_object_key(Stream.MAIN, segment), scan.fault
-                    )
+                    key = segment_object_key(Stream.MAIN, segment)
+                    logger.warning("%s, object %s: %s", where, key, scan.fault)
                 # Without a trailer a copy that was cut between two frames looks whole: the longest counts.
                 if best is None or _rank(scan) > _rank(best.scan):
                     best = _Loaded(segment, data, scan)
@@ -389,7 +391,7 @@ class Replayer:
 
 
 def _rank(scan: ScannedSegment) -> tuple[bool, bool, int, int]:
-    """Which of two damaged copies is of more use."""
+    """Which of two copies is of more use."""
     return scan.trailer is not None, scan.journal_whole, scan.end, -len(scan.bad)
 
 

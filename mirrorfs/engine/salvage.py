@@ -30,6 +30,10 @@ class CombiningSource:
         """See SegmentSource."""
         return _Combining(self._source.copies(segment), self._keys, self._writer)
 
+    def beginnings(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
+        """See SegmentSource."""
+        return self._source.beginnings(segment)
+
 
 class _Combining:
     """Copies as they come, and in the end one more; no generator, for readers do not finish it."""

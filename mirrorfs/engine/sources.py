@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.errors import DiskError, FormatError, LimitError, ObjectNotFound, StoreError
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
+from mirrorfs.format.segment import HEADER_SIZE
 from mirrorfs.ports import LIST_PAGE_MAX, Disk, ObjectKey, Offload, Store
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,10 @@ class Segments:
     def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
         """See SegmentSource."""
         return self._parts(segment, offset=0, size_bytes=None)
+
+    def beginnings(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
+        """See SegmentSource."""
+        return self._parts(segment, offset=0, size_bytes=HEADER_SIZE)
 
     def read_frame(
         self, segment: SegmentId, *, offset: int, size_bytes: int

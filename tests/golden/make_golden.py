@@ -104,6 +104,9 @@ class FileSource:
     def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
         return OneCopy(self._objects[segment_object_key(Stream.MAIN, segment)])
 
+    def beginnings(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
+        return self.copies(segment)
+
 
 class Builder:
     """Plays the story: appends frames, fails and crashes where it says so."""
