@@ -178,6 +178,7 @@ def _table(name: str, fields: tuple[str, ...], *, key_count: int) -> Table:
     return Table(name, tuple(f'"{field}"' for field in fields), key_count)
 
 
+ALLOCATED: Final = InodeRow._fields.index("allocated")
 INODES: Final = _table("inodes", InodeRow._fields, key_count=1)
 DENTRIES: Final = _table("dentries", DentryRow._fields, key_count=1)
 XATTRS: Final = _table("xattrs", XattrRow._fields, key_count=2)

@@ -307,7 +307,7 @@ class SqliteIndex:
 
     # --- transactions --------------------------------------------------------------------------
 
-    def load_rows(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+    def load_rows(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert rows of a checkpointed table whose keys are not there yet, in any order, in bulk.
 
         Raises: IndexDamaged: a key is taken, or a value has the wrong type.
@@ -321,10 +321,10 @@ class SqliteIndex:
             self._xattr_count += len(rows)
         elif spec is schema.INODES:
             self._inode_count += len(rows)
-            self._allocated += sum(InodeRow._make(row).allocated for row in rows)
+            self._allocated += sum([row[schema.ALLOCATED] for row in rows])
         self._last_name = None
         if spec in self._caches:
-            self._caches[spec].raise_newest(max(map(spec.key_of, rows)))
+            self._caches[spec].raise_newest(spec.key_of(max(rows)))  # keys differ, and come first
 
     def _flush(self) -> None:
         for cache in self._caches.values():

@@ -21,7 +21,7 @@ from mirrorfs.format.checkpoint import (
     Root,
     Row,
     Table,
-    decode_chunk,
+    decode_fields,
     decode_root,
     encode_chunk,
     encode_root,
@@ -264,7 +264,7 @@ class CheckpointReader:
     async def load(self, root: Root, index: Index) -> None:
         """Fill an empty index with a checkpoint. Raises DamagedError when a chunk has no good copy."""
         for ref in root.chunks:
-            table, rows = decode_chunk(await self._chunk(ref))
+            table, rows = decode_fields(await self._chunk(ref))
             if table.code != ref.table or len(rows) != ref.rows:
                 raise DamagedError("a checkpoint chunk is not the one its root names.")
             index.load_rows(table.name, rows)

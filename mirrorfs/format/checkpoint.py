@@ -9,12 +9,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import lt
 from typing import Any, NamedTuple
 
 from mirrorfs.errors import FormatError
 from mirrorfs.format.ids import SegmentId, Stream
 from mirrorfs.format.limits import FILE_SIZE_MAX, INTEGER_MAX, ORDINAL_MAX, SEQUENCE_MAX, TARGET_MAX
-from mirrorfs.format.names import check_name
+from mirrorfs.format.names import check_names
 from mirrorfs.format.record import check_xattr
 from mirrorfs.format.rows import (
     DentryRow,
@@ -28,6 +30,10 @@ from mirrorfs.format.rows import (
 
 Row = InodeRow | DentryRow | XattrRow | ExtentRow | FrameRow | RelocationRow | SegmentRow
 Key = tuple[int | bytes, ...]
+Fields = tuple[int | bytes, ...]
+"""The fields of a row, in its order."""
+Columns = Sequence[tuple[Any, ...]]
+"""The same fields of all rows of a chunk, field by field."""
 
 
 class Table(NamedTuple):
@@ -41,6 +47,8 @@ class Table(NamedTuple):
     fixed: struct.Struct
     fixed_fields: tuple[int, ...]
     blob_fields: tuple[int, ...]
+    wide_fields: tuple[int, ...]
+    """Those of the fixed fields whose 64 bits can hold more than INTEGER_MAX."""
 
 
 def _table(
@@ -48,9 +56,11 @@ def _table(
 ) -> Table:
     names: tuple[str, ...] = row._fields
     fixed_fields = tuple(i for i, field in enumerate(names) if field not in blobs)
+    codes = zip(fixed_fields, fixed.removeprefix("<"), strict=True)
     return Table(
-        code, name, row, key, struct.Struct(fixed), fixed_fields, tuple(names.index(b) for b in blobs)
-    )
+        code, name, row, key, struct.Struct(fixed), fixed_fields, tuple(names.index(b) for b in blobs),
+        tuple(i for i, code in codes if code == "Q"),
+    )  # fmt: skip
 
 
 TABLES: tuple[Table, ...] = (
@@ -124,82 +134,122 @@ def encode_chunk(table: Table, rows: Sequence[bytes]) -> bytes:
 
 def decode_chunk(payload: bytes) -> tuple[Table, list[Row]]:
     """The inverse. Raises FormatError; rows out of order are refused."""
+    table, rows = decode_fields(payload)
+    make: Callable[[Sequence[Any]], Row] = table.row._make
+    return table, [make(row) for row in rows]
+
+
+def decode_fields(payload: bytes) -> tuple[Table, list[Fields]]:
+    """`decode_chunk` with rows that are plain tuples of the same fields: a third of its time.
+
+    A mount on a new machine decodes millions of rows. So what can be checked of a whole column at once is
+    checked so: rules are those of single rows all the same.
+    """
     if len(payload) < _CHUNK.size:
         raise FormatError("checkpoint chunk is cut short.")
     code, reserved, count = _CHUNK.unpack_from(payload)
     table = TABLE_BY_CODE.get(code)
     if table is None or any(reserved):
         raise FormatError("checkpoint table is reserved; a newer program wrote it.")
-    rows: list[Row] = []
-    position = _CHUNK.size
-    check = _ROW_CHECKS.get(code)
-    last: Key = ()
-    for _ in range(count):
-        row, position = _decode_row(table, payload, position)
-        if check is not None:
-            check(row)
-        key = row_key(table, row)
-        if key <= last:
-            raise FormatError("checkpoint rows are out of order.")
-        last = key
-        rows.append(row)
-    if not rows or position != len(payload):
-        raise FormatError("checkpoint chunk is empty or has bytes left over.")
+    if not count:
+        raise FormatError("checkpoint chunk is empty.")
+    rows = _split(table, payload, count)
+    columns = list(zip(*rows, strict=True))
+    for number in table.wide_fields:
+        if max(columns[number]) > INTEGER_MAX:
+            raise FormatError("checkpoint row has a number out of range.")
+    keys = columns[0] if len(table.key) == 1 else list(zip(columns[0], columns[1], strict=True))
+    if not all(map(lt, keys, islice(keys, 1, None))):
+        raise FormatError("checkpoint rows are out of order.")
+    check = _COLUMN_CHECKS.get(code)
+    if check is not None:
+        check(columns)
     return table, rows
 
 
-def _decode_row(table: Table, payload: bytes, position: int) -> tuple[Row, int]:
-    end = len(payload)
-    fields: list[Any] = [None] * len(table.row._fields)
-    if end - position < table.fixed.size:
+def _split(table: Table, payload: bytes, count: int) -> list[Fields]:
+    if len(table.blob_fields) == 1:
+        return _split_at_blob(table, payload, count)
+    rows: list[Fields] = []
+    unpack, size = table.fixed.unpack_from, table.fixed.size
+    at = _CHUNK.size
+    try:
+        for _ in range(count):
+            fields = [*unpack(payload, at)]
+            at += size
+            for number in table.blob_fields:
+                (length,) = _BLOB.unpack_from(payload, at)
+                start = at + _BLOB.size
+                at = start + length
+                fields.insert(number, payload[start:at])
+            rows.append(tuple(fields))
+    except struct.error:
+        raise FormatError("checkpoint row is cut short.") from None
+    _check_end(payload, at)
+    return rows
+
+
+def _split_at_blob(table: Table, payload: bytes, count: int) -> list[Fields]:
+    """Of tables with one byte string, nearly all rows there are: fields and its length in one go."""
+    rows: list[Fields] = []
+    head = struct.Struct(f"{table.fixed.format}{_BLOB.format[1:]}")
+    unpack, size = head.unpack_from, head.size
+    (number,) = table.blob_fields
+    at = _CHUNK.size
+    try:
+        for _ in range(count):
+            fields = unpack(payload, at)
+            start = at + size
+            at = start + fields[-1]
+            rows.append((*fields[:number], payload[start:at], *fields[number:-1]))
+    except struct.error:
+        raise FormatError("checkpoint row is cut short.") from None
+    _check_end(payload, at)
+    return rows
+
+
+def _check_end(payload: bytes, at: int) -> None:
+    # A byte string that goes beyond the end was cut by its slice, and is noticed here.
+    if at > len(payload):
         raise FormatError("checkpoint row is cut short.")
-    for i, value in zip(table.fixed_fields, table.fixed.unpack_from(payload, position), strict=True):
-        if value > INTEGER_MAX:
-            raise FormatError("checkpoint row has a number out of range.")
-        fields[i] = value
-    position += table.fixed.size
-    for i in table.blob_fields:
-        if end - position < _BLOB.size:
-            raise FormatError("checkpoint row is cut short.")
-        (length,) = _BLOB.unpack_from(payload, position)
-        position += _BLOB.size
-        if length > end - position:
-            raise FormatError("checkpoint row is cut short.")
-        fields[i] = payload[position : position + length]
-        position += length
-    row: Row = table.row(*fields)
-    return row, position
+    if at < len(payload):
+        raise FormatError("checkpoint chunk has bytes left over.")
 
 
-def _check_inode(row: InodeRow) -> None:
-    if len(row.target) > TARGET_MAX or row.size > FILE_SIZE_MAX:
+def _check_inodes(columns: Columns) -> None:
+    if max(map(len, columns[_TARGET])) > TARGET_MAX or max(columns[_SIZE]) > FILE_SIZE_MAX:
         raise FormatError("checkpoint row describes an impossible inode.")
 
 
-def _check_dentry(row: DentryRow) -> None:
-    check_name(row.name)
+def _check_dentries(columns: Columns) -> None:
+    check_names(columns[_NAME])
 
 
-def _check_xattr(row: XattrRow) -> None:
-    check_xattr(row.name, row.value)
+def _check_xattrs(columns: Columns) -> None:
+    for name, value in zip(columns[1], columns[2], strict=True):
+        check_xattr(name, value)
 
 
-def _check_relocation(row: RelocationRow) -> None:
-    if row.stream not in (Stream.MAIN, Stream.RELOCATED):
+def _check_relocations(columns: Columns) -> None:
+    if not {Stream.MAIN, Stream.RELOCATED}.issuperset(columns[1]):
         raise FormatError("checkpoint row names a stream that holds no data.")
 
 
-def _check_segment(row: SegmentRow) -> None:
-    if len(row.writer) != _WRITER_SIZE or len(row.digest) != _DIGEST_SIZE or row.sealed > 1:
-        raise FormatError("checkpoint row describes an impossible segment.")
+def _check_segments(columns: Columns) -> None:
+    for row in zip(*columns, strict=True):
+        segment = SegmentRow._make(row)
+        if len(segment.writer) != _WRITER_SIZE or len(segment.digest) != _DIGEST_SIZE or segment.sealed > 1:
+            raise FormatError("checkpoint row describes an impossible segment.")
 
 
-_ROW_CHECKS: dict[int, Callable[[Any], None]] = {
-    1: _check_inode,
-    2: _check_dentry,
-    3: _check_xattr,
-    6: _check_relocation,
-    7: _check_segment,
+_TARGET, _SIZE = InodeRow._fields.index("target"), InodeRow._fields.index("size")
+_NAME = DentryRow._fields.index("name")
+_COLUMN_CHECKS: dict[int, Callable[[Columns], None]] = {
+    1: _check_inodes,
+    2: _check_dentries,
+    3: _check_xattrs,
+    6: _check_relocations,
+    7: _check_segments,
 }
 
 

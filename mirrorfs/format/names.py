@@ -5,13 +5,23 @@ Restore makes files under these names, so a name that could leave its directory 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mirrorfs.errors import FormatError
 from mirrorfs.format.limits import NAME_MAX
 
 _NOT_NAMES = (b"", b".", b"..")
+_NONE = frozenset(_NOT_NAMES)
 
 
 def check_name(name: bytes) -> None:
     """Raises FormatError: not 1..255 bytes without '/' and NUL, or '.' or '..'."""
     if len(name) > NAME_MAX or name in _NOT_NAMES or b"/" in name or b"\0" in name:
+        raise FormatError("a name in the log is none that a directory can hold.")
+
+
+def check_names(names: Sequence[bytes]) -> None:
+    """`check_name` for many at once. Raises FormatError."""
+    joined = b"".join(names)
+    if max(map(len, names)) > NAME_MAX or b"/" in joined or b"\0" in joined or not _NONE.isdisjoint(names):
         raise FormatError("a name in the log is none that a directory can hold.")
