@@ -1,8 +1,8 @@
 """The background process of a mount: `python -m mirrorfs.cli.daemon STATUS_FD LOCK_FD`.
 
 It is started before the volume is unlocked, and forks nothing that holds keys. The keys come through
-standard input; through STATUS_FD go JSON lines to the waiting `mount`: {"replay": N}, then {"ready": true}
-or {"error": sentence, "exit_code": N}. The volume's lock is held by LOCK_FD being open.
+standard input; through STATUS_FD go JSON lines to the waiting `mount`: {"loaded": percent} and {"replay": N},
+then {"ready": true} or {"error": sentence, "exit_code": N}. The volume's lock is held by LOCK_FD being open.
 """
 
 from __future__ import annotations
@@ -39,10 +39,18 @@ class StatusPipe:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._shown = -1
+        self._loaded = -1
         self.log_path = "its log in the state directory"
 
+    def loaded(self, done: int, total: int) -> None:
+        """Tell how much of a checkpoint is loaded."""
+        percent = 100 * done // max(1, total)
+        if percent != self._loaded:
+            self._loaded = percent
+            self._send({"loaded": percent})
+
     def replay(self, sequence: int) -> None:
-        """Tell that a segment of the local log was replayed."""
+        """Tell that a segment of the log was replayed."""
         if sequence != self._shown:
             self._shown = sequence
             self._send({"replay": sequence})
@@ -118,7 +126,9 @@ def main(argv: list[str]) -> int:
         paths = replace(volume_paths(request.name, os.environ), view=request.view)
         log_to(paths.log)
         status.log_path = str(paths.log)
-        session = session_kind(request.view)(unlocked, paths, on_ready=status.ready, on_replay=status.replay)
+        session = session_kind(request.view)(
+            unlocked, paths, on_ready=status.ready, on_replay=status.replay, on_loaded=status.loaded
+        )
         del unlocked
         trio.run(session.run)
     except (MirrorfsError, OSError, ExceptionGroup) as error:

@@ -239,7 +239,10 @@ def _await_ready(status: IO[bytes], paths: VolumePaths) -> None:
             raise RemoteError(str(message["error"]), exit_code=message.get("exit_code"))
         if time.monotonic() - said_s >= LINE_INTERVAL_S:
             said_s = time.monotonic()
-            _say(f"Reading the local log: segment {message.get('replay')} ...")
+            if "loaded" in message:
+                _say(f"Fetching the volume's index: {message['loaded']}% ...")
+            else:
+                _say(f"Reading the log: segment {message.get('replay')} ...")
     raise MirrorfsError(f"The background process ended unexpectedly; its log is {paths.log}.")
 
 

@@ -78,12 +78,14 @@ class Session:
         *,
         on_ready: Callable[[], None],
         on_replay: Callable[[int], None] = lambda sequence: None,
+        on_loaded: Callable[[int, int], None] = lambda done, total: None,
         on_stopping: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             on_ready: called once, when the mount answers.
-            on_replay: hears of each segment number while the local log is replayed.
+            on_replay: hears of each segment number while the log is replayed.
+            on_loaded: hears how much of a checkpoint is loaded, and of how much.
             on_stopping: called once, when the mount is about to go, or gone.
         """
         self._unlocked = unlocked
@@ -92,6 +94,7 @@ class Session:
         self._paths = paths
         self._on_ready = on_ready
         self._on_replay = on_replay
+        self._on_loaded = on_loaded
         self._on_stopping = on_stopping
         self._control = self._make_control()
         self._serving = trio.CancelScope()
@@ -208,6 +211,7 @@ class Session:
             settings=settings,
             random=system_random(),
             on_progress=lambda sequence, _: self._on_replay(sequence),
+            on_loaded=self._on_loaded,
         )
         self._control.opened(volume)
         volume.before_read_only = self._write_back

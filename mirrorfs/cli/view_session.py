@@ -86,6 +86,7 @@ class ViewSession(Session):
             random=system_random(),
             moment=Moment(time_ns=self._request.at_ns, position=self._request.at_position),
             on_progress=lambda sequence, _: self._on_replay(sequence),
+            on_loaded=self._on_loaded,
         )
         self._view_control.view_opened(volume)
 

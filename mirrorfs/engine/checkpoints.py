@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from mirrorfs.engine.checkpoint_loader import CheckpointLoader, OnLoaded
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, SegmentWriter, WriterIdentity
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, LimitError
@@ -21,18 +22,17 @@ from mirrorfs.format.checkpoint import (
     Root,
     Row,
     Table,
-    decode_fields,
     decode_root,
     encode_chunk,
     encode_root,
     encode_row,
     row_key,
 )
-from mirrorfs.format.frame import FrameCipher, Kind, make_body, unpack
+from mirrorfs.format.frame import Kind, make_body, unpack
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import FRAME_LENGTH_MAX
-from mirrorfs.format.segment import FOOTER, HEADER_SIZE, Previous, decode_header, open_trailer, read_footer
+from mirrorfs.format.segment import FOOTER, Previous, decode_header, open_trailer, read_footer
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Disk, Entropy, Index, IndexSnapshot
 
@@ -218,7 +218,8 @@ class CheckpointReader:
         self._segments = segments
         self._keys = keys
         self._writer = writer
-        self._ciphers: dict[SegmentId, FrameCipher] = {}
+        self._read: dict[SegmentId, bytes] = {}
+        """The segment whose root was found last: many of the checkpoint's chunks may lie in it."""
 
     async def newest(self, accept: Callable[[Root], bool]) -> tuple[Root, SegmentId] | None:
         """The newest readable checkpoint that `accept` takes, with the segment that holds its root."""
@@ -249,7 +250,9 @@ class CheckpointReader:
                         parts.append(unpack(body))
                 if not parts:
                     return None
-                return decode_root(b"".join(parts))
+                root = decode_root(b"".join(parts))
+                self._read = {segment: data}
+                return root
             except DamagedError as exc:
                 key = segment_object_key(Stream.CHECKPOINT, segment)
                 logger.warning("%s, object %s: %s", where, key, exc)
@@ -261,54 +264,11 @@ class CheckpointReader:
             return Previous(segment, len(data), hashlib.sha256(data).digest())
         return None
 
-    async def load(self, root: Root, index: Index) -> None:
-        """Fill an empty index with a checkpoint. Raises DamagedError when a chunk has no good copy."""
-        for ref in root.chunks:
-            table, rows = decode_fields(await self._chunk(ref))
-            if table.code != ref.table or len(rows) != ref.rows:
-                raise DamagedError("a checkpoint chunk is not the one its root names.")
-            index.load_rows(table.name, rows)
-        put = index.put_meta
-        put("position", root.position)
-        put("journal_sequence", root.journal_sequence)
-        put("journal_hash", root.journal_hash)
-        put("time_ns", root.time_ns)
-        put("next_inode", root.next_inode)
-        put("next_generation", root.next_generation)
-        put("next_cookie", root.next_cookie)
-        put("epoch", root.epoch)
-        index.commit()
+    async def load(self, root: Root, index: Index, on_loaded: OnLoaded | None = None) -> None:
+        """Fill an empty index with a checkpoint that `newest` found.
 
-    async def _chunk(self, ref: ChunkRef) -> bytes:
-        cipher = await self._cipher(ref.segment)
-        async for where, data in self._segments.read_frame(
-            ref.segment, offset=ref.offset, size_bytes=ref.size
-        ):
-            try:
-                if cipher is None:
-                    break
-                _, body = cipher.open_body(data, offset=ref.offset, ordinal=ref.ordinal)
-                payload = unpack(body)
-                if body.kind is Kind.CHECKPOINT and hashlib.sha256(payload).digest() == ref.digest:
-                    return payload
-                raise DamagedError("the frame is not the chunk that the root names.")
-            except DamagedError as exc:
-                key = segment_object_key(Stream.CHECKPOINT, ref.segment)
-                logger.warning("%s, object %s, offset %d: %s", where, key, ref.offset, exc)
-        raise DamagedError("a chunk of the checkpoint has no good copy.")
-
-    async def _cipher(self, segment: SegmentId) -> FrameCipher | None:
-        known = self._ciphers.get(segment)
-        if known is not None:
-            return known
-        async for where, data in self._segments.read_frame(segment, offset=0, size_bytes=HEADER_SIZE):
-            try:
-                header, cipher = decode_header(data, self._keys, self._writer)
-                if header.segment == segment and header.stream is Stream.CHECKPOINT:
-                    self._ciphers[segment] = cipher
-                    return cipher
-            except DamagedError as exc:
-                logger.warning(
-                    "%s, object %s: %s", where, segment_object_key(Stream.CHECKPOINT, segment), exc
-                )
-        return None
+        Raises: DamagedError: a chunk has no good copy, and the index is of no use.
+        """
+        loader = CheckpointLoader(self._segments, self._keys, self._writer, read_before=self._read)
+        self._read = {}
+        await loader.load(root, index, on_loaded)

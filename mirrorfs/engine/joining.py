@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import Replayer, previous_of
 from mirrorfs.engine.restore_plan import NEWEST, Planner
@@ -41,6 +42,7 @@ class Joiner:
         writer: WriterPublicKey,
         *,
         on_progress: Progress | None,
+        on_loaded: OnLoaded | None,
     ) -> None:
         """`public_key` is `writer` as 32 bytes."""
         self.stores = stores
@@ -49,6 +51,7 @@ class Joiner:
         self._public_key = public_key
         self._writer = writer
         self._on_progress = on_progress
+        self._on_loaded = on_loaded
 
     async def fill(self, files: IndexFiles, *, is_attached: bool) -> Index | None:
         """An index of the stores' newest state, open; None when the stores hold nothing of a log.
@@ -61,8 +64,9 @@ class Joiner:
             whole: going on from its good part would leave the rest behind for ever.
         """
         planner = Planner(
-            self.stores, files, self._offload, self._keys, self._public_key, on_progress=self._on_progress
-        )
+            self.stores, files, self._offload, self._keys, self._public_key,
+            on_progress=self._on_progress, on_loaded=self._on_loaded,
+        )  # fmt: skip
         index, plan = await planner.run(NEWEST)
         if plan.damage is not None:
             index.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.follower import Follower
@@ -74,6 +75,7 @@ class ReadOnlyVolume:
         moment: Moment,
         random: Callable[[], float],
         on_progress: Callable[[int, int], None] | None = None,
+        on_loaded: OnLoaded | None = None,
     ) -> ReadOnlyVolume:
         """Replay the log up to a moment; if that is the newest, follow it from there.
 
@@ -85,7 +87,7 @@ class ReadOnlyVolume:
         index = files.open()
         try:
             return await cls._fill(
-                index, nursery, world, keys, writer_key, stores, moment, random, on_progress
+                index, nursery, world, keys, writer_key, stores, moment, random, on_progress, on_loaded
             )
         except BaseException:
             index.close()
@@ -103,6 +105,7 @@ class ReadOnlyVolume:
         moment: Moment,
         random: Callable[[], float],
         on_progress: Callable[[int, int], None] | None,
+        on_loaded: OnLoaded | None,
     ) -> ReadOnlyVolume:
         writer = load_public_key(writer_key)
         checkpoints = Segments(Stream.CHECKPOINT, disk=world.disk, offload=world.offload, stores=stores)
@@ -111,7 +114,7 @@ class ReadOnlyVolume:
         found = await reader.newest(lambda root: moment.has(position=root.position, time_ns=root.time_ns))
         start = 0
         if found is not None:
-            await reader.load(found[0], index)
+            await reader.load(found[0], index, on_loaded)
             start = found[0].position >> 20
         main = Segments(Stream.MAIN, disk=world.disk, offload=world.offload, stores=stores)
         await main.look(from_sequence=start)

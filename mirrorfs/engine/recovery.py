@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
+from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
 from mirrorfs.engine.joining import Joiner
 from mirrorfs.engine.log import LogPosition
@@ -69,6 +70,7 @@ class Recovery:
         stores: Sequence[Store] = (),
         follows: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
+        on_loaded: OnLoaded | None = None,
     ) -> None:
         """`stores` are asked for what is damaged or gone here and, if it `follows`, for what comes after."""
         self._disk = disk
@@ -78,11 +80,13 @@ class Recovery:
         self._writer = writer
         self._stores = stores
         self._on_progress = on_progress
+        self._on_loaded = on_loaded
         self._silent: list[str] = []
         public_key = writer.public_bytes_raw()
         self._joiner = Joiner(
-            stores if follows else (), offload, keys, public_key, writer, on_progress=on_progress
-        )
+            stores if follows else (), offload, keys, public_key, writer,
+            on_progress=on_progress, on_loaded=on_loaded,
+        )  # fmt: skip
 
     async def run(self) -> Recovered:
         """Raises: DamagedError: segments that are not the torn tail are damaged and no store has them.
@@ -93,15 +97,8 @@ class Recovery:
         await self._drop_unborn()
         if (joined := await self._joined()) is not None:
             return joined
-        rebuilt = False
+        index, rebuilt = await self._opened()
         try:
-            index = self._files.open()
-        except DamagedError:
-            logger.warning("The index cannot be read; rebuilding it from the log.")
-            self._files.remove()
-            index, rebuilt = self._files.open(), True
-        try:
-            rebuilt = await self._prepare(index) or rebuilt
             end = await self._replay(index)
         except ChainError:
             # The index stands at a position the verified log does not hold: its last commits were ahead
@@ -176,22 +173,29 @@ class Recovery:
             undecided,
         )
 
-    async def _prepare(self, index: Index) -> bool:
-        """Start an empty index from the newest local checkpoint. Returns whether it did."""
-        if index.get_meta("journal_sequence") is not None:
-            return False
-        return await self._from_checkpoint(index)
-
-    async def _without_wal(self) -> tuple[Index, ReplayEnd, bool]:
+    async def _opened(self) -> tuple[Index, bool]:
+        """The index, and whether it is a new one, begun from a checkpoint or instead of a damaged one."""
         rebuilt = False
         try:
             index = self._files.open()
+            if index.get_meta("journal_sequence") is not None:
+                return index, False
+            # It has no position, so that it may hold any part of a checkpoint that was being loaded.
+            index.close()
         except DamagedError:
             logger.warning("The index cannot be read; rebuilding it from the log.")
-            self._files.remove()
-            index, rebuilt = self._files.open(), True
+            rebuilt = True
+        self._files.remove()
+        index = self._files.open()
         try:
-            rebuilt = await self._prepare(index) or rebuilt
+            return index, await self._from_checkpoint(index) or rebuilt
+        except BaseException:
+            index.close()
+            raise
+
+    async def _without_wal(self) -> tuple[Index, ReplayEnd, bool]:
+        index, rebuilt = await self._opened()
+        try:
             return index, await self._replay(index), rebuilt
         except ChainError as exc:
             index.close()
@@ -237,7 +241,7 @@ class Recovery:
         found = await reader.newest(lambda root: True)
         if found is None:
             return False
-        await reader.load(found[0], index)
+        await reader.load(found[0], index, self._on_loaded)
         return True
 
     async def _replay(self, index: Index) -> ReplayEnd:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mirrorfs.core.scan import scan_segment
+from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
 from mirrorfs.engine.heads import newest_head
 from mirrorfs.engine.replay import ReplayEnd, Replayer
@@ -85,12 +86,14 @@ class Planner:
         writer_key: bytes,
         *,
         on_progress: Callable[[int, int], None] | None = None,
+        on_loaded: OnLoaded | None = None,
     ) -> None:
         """
         Args:
             files: of an index of its own, to be thrown away; what it holds is removed.
             writer_key: the volume's public key of the writer role, 32 bytes.
             on_progress: hears (sequence, time_ns) of each segment replayed.
+            on_loaded: hears how much of a checkpoint is loaded.
         """
         self._stores = stores
         self._files = files
@@ -99,6 +102,7 @@ class Planner:
         self._writer_key = writer_key
         self._writer = load_public_key(writer_key)
         self._on_progress = on_progress
+        self._on_loaded = on_loaded
         self._stopped = False
         self.main = Segments(Stream.MAIN, disk=None, offload=offload, stores=stores)
         self._checkpoints = Segments(Stream.CHECKPOINT, disk=None, offload=offload, stores=stores)
@@ -160,7 +164,7 @@ class Planner:
             below = root.position
             index = self._fresh()
             try:
-                await reader.load(root, index)
+                await reader.load(root, index, self._on_loaded)
             except DamagedError as exc:
                 logger.warning("A checkpoint cannot be used, trying an older one: %s", exc)
                 index.close()
@@ -184,7 +188,7 @@ class Planner:
         # No log leads to any checkpoint: then the newest checkpoint by itself is what there is.
         index.close()
         index = self._fresh()
-        await reader.load(alone, index)
+        await reader.load(alone, index, self._on_loaded)
         return index, ReplayEnd(
             alone.position, alone.journal_sequence, alone.journal_hash, alone.time_ns, None,
             (alone.position >> 20) + 1, None, "the log behind the newest checkpoint is missing or damaged",

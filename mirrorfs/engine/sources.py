@@ -25,7 +25,7 @@ class Segments:
     ) -> None:
         self._stream = stream
         self._disk = disk
-        self._offload = offload
+        self.offload = offload
         self._stores = stores
         self._by_sequence: dict[int, set[SegmentId]] = {}
         self._places: dict[SegmentId, list[Store]] = {}
@@ -122,7 +122,7 @@ class Segments:
             return lambda: store.get_range(ObjectKey(key), offset=offset, size_bytes=size)
 
         if disk is not None and segment in self._local:
-            attempts.append(("local log", lambda: self._offload.run(from_disk)))
+            attempts.append(("local log", lambda: self.offload.run(from_disk)))
         for store in self._places.get(segment, ()):
             attempts.append((f"store {store.name}", from_store(store)))
         return _Copies(key, attempts)

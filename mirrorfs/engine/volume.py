@@ -128,18 +128,19 @@ class MountedVolume:
         settings: VolumeSettings,
         random: Callable[[], float],
         on_progress: Callable[[int, int], None] | None = None,
+        on_loaded: Callable[[int, int], None] | None = None,
     ) -> MountedVolume:
         """Recover the local log, take the leases, start the tasks in `nursery`.
 
         Raises: InUseError: another writer has the volume. DamagedError: the local log cannot be used.
         """
-        public_key = header.public_keys.writer
-        writer_key = load_public_key(public_key)
+        writer_key = load_public_key(header.public_keys.writer)
         recovery = Recovery(
-            world.disk, files, world.offload, keys, writer_key, stores=stores, on_progress=on_progress
-        )
+            world.disk, files, world.offload, keys, writer_key,
+            stores=stores, on_progress=on_progress, on_loaded=on_loaded,
+        )  # fmt: skip
         recovered = await recovery.run()
-        heads = Heads(world.disk, world.offload, world.clock, keys=keys, public_key=public_key)
+        heads = Heads(world.disk, world.offload, world.clock, keys=keys, public_key=header.public_keys.writer)
         try:
             heads.load()
             taker = LeaseTaker(world, key_set, keys, header, stores, settings)

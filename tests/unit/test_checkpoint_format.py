@@ -174,3 +174,21 @@ def test_root_fields_out_of_range(at: int) -> None:
     data[at] |= 0x80
     with pytest.raises(FormatError):
         decode_root(bytes(data))
+
+
+@pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0b", b"n" * 256])
+def test_one_bad_name_among_many(name: bytes) -> None:
+    rows = [DentryRow(16 + number, 1, b"n" * (number or 1), 2) for number in range(256)]
+    table = TABLE_BY_NAME["dentries"]
+    assert len(decode_chunk(encode_chunk(table, [encode_row(table, row) for row in rows]))[1]) == 256
+    rows[100] = rows[100]._replace(name=name)
+    with pytest.raises(FormatError):
+        decode_chunk(encode_chunk(table, [encode_row(table, row) for row in rows]))
+
+
+def test_numbers_out_of_range_in_a_later_row() -> None:
+    rows = [FrameRow(number, 316, 100, 60, 60, 0) for number in range(50)]
+    rows[40] = rows[40]._replace(death=2**63)
+    table = TABLE_BY_NAME["frames"]
+    with pytest.raises(FormatError):
+        decode_chunk(encode_chunk(table, [encode_row(table, row) for row in rows]))
