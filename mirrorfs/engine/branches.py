@@ -71,6 +71,19 @@ class Branches:
             frontier = following
         return ends
 
+    async def leads(self, start: SegmentId, end: SegmentId) -> bool:
+        """Whether a branch goes from one segment to a later one; where that cannot be read, it may."""
+        numbers = range(start.sequence, end.sequence + 1)
+        if all([len(await self._source.candidates(number)) < 2 for number in numbers]):
+            return True
+        segment = end
+        while segment.sequence > start.sequence:
+            previous = await self.previous(segment)
+            if previous is None:
+                return True
+            segment = previous.segment
+        return segment == start
+
     async def previous(self, segment: SegmentId) -> Previous | None:
         """What the header of a segment attests of the one before; None where no copy can be read."""
         if segment not in self._previous:

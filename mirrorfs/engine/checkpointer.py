@@ -68,7 +68,7 @@ class Checkpointer:
         segments = Segments(Stream.CHECKPOINT, disk=self._world.disk, offload=self._world.offload, stores=())
         await segments.look(stores=False)
         reader = CheckpointReader(segments, self._identity.keys, self._writer)
-        found = await reader.newest(lambda root: True)
+        found = await reader.newest()
         if segments.sequences:
             self._next_sequence = segments.sequences[-1] + 1
         if found is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from mirrorfs.engine.checkpoint_loader import CheckpointLoader, OnLoaded
@@ -221,13 +221,17 @@ class CheckpointReader:
         self._read: dict[SegmentId, bytes] = {}
         """The segment whose root was found last: many of the checkpoint's chunks may lie in it."""
 
-    async def newest(self, accept: Callable[[Root], bool]) -> tuple[Root, SegmentId] | None:
-        """The newest readable checkpoint that `accept` takes, with the segment that holds its root."""
-        for sequence in reversed(self._segments.sequences):
-            for segment in await self._segments.candidates(sequence):
-                root = await self._root(segment)
-                if root is not None and accept(root):
-                    return root, segment
+    async def newest(
+        self, accept: Callable[[Root], bool] = lambda root: True, *, but: Collection[SegmentId] = ()
+    ) -> tuple[Root, SegmentId] | None:
+        """The newest readable checkpoint that `accept` takes, with the segment that holds its root.
+
+        That is the last of the last writer: each numbers its own, and one that was fenced may have come far.
+        """
+        for segment in self._segments.by_writer():
+            root = None if segment in but else await self._root(segment)
+            if root is not None and accept(root):
+                return root, segment
         return None
 
     async def _root(self, segment: SegmentId) -> Root | None:

@@ -16,8 +16,7 @@ from typing import Final
 
 import trio
 
-from mirrorfs.engine.heads import newest_head
-from mirrorfs.engine.publisher import holds_head
+from mirrorfs.engine.heads import holds_head, newest_head
 from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, StoreError

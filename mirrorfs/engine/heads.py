@@ -27,9 +27,10 @@ from mirrorfs.errors import (
 )
 from mirrorfs.format.control import Head, head_key, open_head, parse_head_key, seal_control
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
+from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import INTEGER_MAX
-from mirrorfs.ports import LIST_PAGE_MAX, ObjectInfo, ObjectKey, Sealed, Store
+from mirrorfs.ports import LIST_PAGE_MAX, Index, ObjectInfo, ObjectKey, Sealed, Store
 
 HEADS_PREFIX = "heads/"
 HEADS_TRIED_MAX = 32
@@ -108,6 +109,17 @@ def _may_follow(older: Head, older_digest: bytes, newer: Head) -> bool:
     if newer.epoch < older.epoch or newer.position < older.position:
         return False
     return newer.epoch > older.epoch or newer.writer == older.writer
+
+
+def holds_head(index: Index, head: Head) -> bool:
+    """Whether the log of an index contains the segment that a head names as its end."""
+    if not head.segment_key:
+        return True
+    row = index.get_segment(head.sequence)
+    if row is None:
+        return False
+    key = segment_object_key(Stream.MAIN, SegmentId(row.sequence, row.epoch, row.writer))
+    return (key, row.size, row.digest) == (head.segment_key, head.segment_size, head.segment_digest)
 
 
 async def newest_head(store: Store, *, keys: VolumeKeys, public_key: bytes) -> FoundHead | None:

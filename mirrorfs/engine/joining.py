@@ -11,19 +11,22 @@ Both can be broken off at any point: what the index holds is always a position o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 
+from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import Replayer, previous_of
 from mirrorfs.engine.restore_plan import NEWEST, Planner
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError
-from mirrorfs.format.ids import Stream
+from mirrorfs.errors import DamagedError, LimitError, StoreError
+from mirrorfs.format.ids import Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.segment import Previous
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import Index, IndexFiles, Offload, Store
+from mirrorfs.ports import Index, IndexFiles, ObjectKey, Offload, Store
 
 logger = logging.getLogger(__name__)
 
@@ -115,3 +118,29 @@ class Joiner:
             )
         position = LogPosition(end.next_sequence, end.last, end.journal_sequence, end.journal_hash)
         return position, end.undecided
+
+
+async def longer_copy(
+    stores: Sequence[Store], last: Previous, keys: VolumeKeys, writer: WriterPublicKey
+) -> bytes | None:
+    """A store's copy of the open last segment of the local log that begins alike and goes on; None for none.
+
+    A disk that lost what it had synced, or a state directory that was put back, has an older end of its log.
+    To go on from there would be to forget what this very log says.
+    """
+    key = ObjectKey(segment_object_key(Stream.MAIN, last.segment))
+    for store in stores:
+        try:
+            data = await store.get(key)
+            scan = scan_segment(data, keys, writer)
+        except (StoreError, DamagedError, LimitError):
+            continue
+        if (
+            scan.header.segment == last.segment
+            and scan.fault is None
+            and len(data) > last.size
+            and hashlib.sha256(memoryview(data)[: last.size]).digest() == last.digest
+        ):
+            logger.warning("The local log ends earlier than in store %s: going on from there.", store.name)
+            return data
+    return None

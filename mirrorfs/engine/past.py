@@ -11,22 +11,19 @@ from collections.abc import Callable, Sequence
 import trio
 
 from mirrorfs.engine.checkpoint_loader import OnLoaded
-from mirrorfs.engine.checkpoints import CheckpointReader
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.follower import Follower
 from mirrorfs.engine.local import World
 from mirrorfs.engine.reader import Reader
-from mirrorfs.engine.replay import Replayer
-from mirrorfs.engine.restore_plan import NEWEST, Moment
-from mirrorfs.engine.sources import Segments
+from mirrorfs.engine.replay import ReplayEnd
+from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import VolumeState
 from mirrorfs.errors import DamagedError, UsageError
-from mirrorfs.format.ids import Stream
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.rows import SegmentRow
-from mirrorfs.format.signing import load_public_key
+from mirrorfs.format.signing import WriterPublicKey, load_public_key
 from mirrorfs.ports import Index, IndexFiles, Store
 
 
@@ -84,57 +81,39 @@ class ReadOnlyVolume:
             writer_key: Ed25519 public key of the writer, 32 bytes.
         Raises: UsageError: the volume had no commit yet then. DamagedError: the log breaks off before.
         """
-        index = files.open()
+        planner = Planner(
+            stores, files, world.offload, keys, writer_key,
+            on_progress=on_progress, on_loaded=on_loaded, disk=world.disk,
+        )  # fmt: skip
+        writer = load_public_key(writer_key)
+        index, plan = await planner.run(moment)
         try:
-            return await cls._fill(
-                index, nursery, world, keys, writer_key, stores, moment, random, on_progress, on_loaded
-            )
+            return cls._of(index, plan, planner.end, nursery, world, keys, writer, stores, moment, random)
         except BaseException:
             index.close()
             raise
 
     @classmethod
-    async def _fill(
+    def _of(
         cls,
         index: Index,
+        plan: RestorePlan,
+        end: ReplayEnd,
         nursery: trio.Nursery,
         world: World,
         keys: VolumeKeys,
-        writer_key: bytes,
+        writer: WriterPublicKey,
         stores: Sequence[Store],
         moment: Moment,
         random: Callable[[], float],
-        on_progress: Callable[[int, int], None] | None,
-        on_loaded: OnLoaded | None,
     ) -> ReadOnlyVolume:
-        writer = load_public_key(writer_key)
-        checkpoints = Segments(Stream.CHECKPOINT, disk=world.disk, offload=world.offload, stores=stores)
-        await checkpoints.look()
-        reader = CheckpointReader(checkpoints, keys, writer)
-        found = await reader.newest(lambda root: moment.has(position=root.position, time_ns=root.time_ns))
-        start = 0
-        if found is not None:
-            await reader.load(found[0], index, on_loaded)
-            start = found[0].position >> 20
-        main = Segments(Stream.MAIN, disk=world.disk, offload=world.offload, stores=stores)
-        await main.look(from_sequence=start)
-        end = await Replayer(
-            index,
-            main,
-            keys,
-            writer,
-            stop_after=lambda position, journal: not moment.has(position=position, time_ns=journal.time_ns),
-            on_progress=on_progress,
-        ).run(keep_tail=True)
-        if end.damage is not None:
-            raise DamagedError(f"The log cannot be followed up to that moment: {end.damage}.")
+        if plan.damage is not None:
+            raise DamagedError(f"The log cannot be followed up to that moment: {plan.damage}.")
         if index.get_inode(ROOT_INODE) is None:
             raise UsageError("The volume had no commit yet at that moment; choose a later one.")
-        sequence = end.position >> 20
-        if index.get_segment(sequence) is None:
+        if (segment := plan.open_segment) is not None:
             # Replay stopped inside it. Frames verify only in the right segment, whatever is named here.
-            for segment in (await main.candidates(sequence))[:1]:
-                index.put_segment(SegmentRow(sequence, segment.epoch, segment.writer, 0, 0, bytes(32), 0, 0))
+            index.put_segment(SegmentRow(*segment, 0, 0, bytes(32), 0, 0))
         state = VolumeState(index, world.clock, read_only=True)
         files_reader = Reader(
             state,

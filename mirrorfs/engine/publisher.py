@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 
-from mirrorfs.engine.heads import FoundHead, HeadRelation, newest_head, relate_heads, seal_head
+from mirrorfs.engine.heads import FoundHead, HeadRelation, holds_head, newest_head, relate_heads, seal_head
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
 from mirrorfs.errors import ChainError, DamagedError, StoreError
 from mirrorfs.format.control import Head, open_head, parse_head_key
@@ -137,14 +137,3 @@ class Heads:
         self.newest, self._digest = head, hashlib.sha256(sealed.data).digest()
         await self._offload.sync(lambda: self._disk.write_whole(LOCAL_PREFIX + sealed.key, sealed.data))
         return sealed.key, len(sealed.data), head.created_ns
-
-
-def holds_head(index: Index, head: Head) -> bool:
-    """Whether the log of an index contains the segment that a head names as its end."""
-    if not head.segment_key:
-        return True
-    row = index.get_segment(head.sequence)
-    if row is None:
-        return False
-    key = segment_object_key(Stream.MAIN, SegmentId(row.sequence, row.epoch, row.writer))
-    return (key, row.size, row.digest) == (head.segment_key, head.segment_size, head.segment_digest)

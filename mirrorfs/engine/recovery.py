@@ -21,7 +21,7 @@ from functools import partial
 from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
-from mirrorfs.engine.joining import Joiner
+from mirrorfs.engine.joining import Joiner, longer_copy
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
@@ -30,7 +30,7 @@ from mirrorfs.engine.space import RESERVE_PATH
 from mirrorfs.errors import ChainError, DamagedError, DiskFull, StoreUnavailable
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.rows import FrameRow, SegmentRow
 from mirrorfs.format.segment import HEADER_SIZE
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Disk, Index, IndexFiles, Offload, Store
@@ -109,6 +109,8 @@ class Recovery:
         if end.damage is not None:
             index.close()
             raise DamagedError(f"The local log is damaged and no store has a good copy: {end.damage}.")
+        if await self._has_more(end):
+            end = await self._replay(index)
         start = await self._cut(index, end)
         try:
             start, undecided = await self._follow(index, start, end.undecided)
@@ -238,7 +240,7 @@ class Recovery:
         segments = Segments(Stream.CHECKPOINT, disk=self._disk, offload=self._offload, stores=self._stores)
         await segments.look(stores=False)
         reader = CheckpointReader(segments, self._keys, self._writer)
-        found = await reader.newest(lambda root: True)
+        found = await reader.newest()
         if found is None:
             return False
         await reader.load(found[0], index, self._on_loaded)
@@ -252,7 +254,7 @@ class Recovery:
         await segments.look(from_sequence=from_sequence, stores=False)
         replayer = Replayer(index, segments, self._keys, self._writer, on_progress=self._on_progress)
         try:
-            end = await replayer.run(keep_tail=True)
+            end = await self._run(replayer, index, segments)
             if end.damage is None and not self._lost_behind(end, segments):
                 return end
         except ChainError:
@@ -260,7 +262,7 @@ class Recovery:
                 raise
         self._silent = await segments.look(from_sequence=from_sequence)
         replayer = Replayer(index, segments, self._keys, self._writer, on_progress=self._on_progress)
-        end = await replayer.run(keep_tail=True)
+        end = await self._run(replayer, index, segments)
         if self._silent and (end.damage is not None or self._lost_behind(end, segments)):
             raise self._needs_stores()
         if end.damage is None and self._lost_behind(end, segments):
@@ -269,6 +271,27 @@ class Recovery:
                 " keep the state directory and restore from a store."
             )
         return end
+
+    async def _run(self, replayer: Replayer, index: Index, segments: Segments) -> ReplayEnd:
+        """Replay from where the index stands.
+
+        If that is in a closed segment that is not on the disk, as what was followed from the stores, then
+        from its end: all of it was applied before the index was settled.
+        """
+        position, row = index.get_meta("position"), index.last_segment()
+        if (
+            not isinstance(position, int)
+            or row is None
+            or row.sequence != position >> 20
+            or row.sequence in segments.local_sequences
+        ):
+            return await replayer.run(keep_tail=True)
+        return await replayer.follow(
+            previous_of(row),
+            next_sequence=row.sequence + 1,
+            undecided=_undecided(index, row.sequence),
+            keep_tail=True,
+        )
 
     def _needs_stores(self) -> StoreUnavailable:
         return StoreUnavailable(
@@ -282,6 +305,17 @@ class Recovery:
             return True
         tail = end.tail
         return tail is not None and tail.known_durable > tail.end
+
+    async def _has_more(self, end: ReplayEnd) -> bool:
+        """Whether a store has the open last segment longer, or sealed: then that is on the disk now."""
+        if end.tail is None or end.last is None:
+            return False
+        data = await longer_copy(self._joiner.stores, end.last, self._keys, self._writer)
+        if data is None:
+            return False
+        path = LOCAL_PREFIX + segment_object_key(Stream.MAIN, end.last.segment)
+        await self._offload.sync(partial(self._disk.write_whole, path, data))
+        return True
 
     async def _cut(self, index: Index, end: ReplayEnd) -> LogPosition:
         last, tail = end.last, end.tail
@@ -331,3 +365,15 @@ class Recovery:
 def _times(tail: ScannedSegment, *, size: int) -> tuple[int, int]:
     times = [found.journal.time_ns for found in tail.journals if found.end <= size]
     return (times[0], times[-1]) if times else (0, 0)
+
+
+def _undecided(index: Index, sequence: int) -> frozenset[int]:
+    """Frames of a segment that no commit has named yet (ReplayEnd.undecided)."""
+    snapshot = index.snapshot()
+    try:
+        rows = map(FrameRow._make, snapshot.rows("frames", first=(sequence << 20,)))
+        return frozenset(
+            row.frame for row in rows if row.frame >> 20 == sequence and not row.live | row.death
+        )
+    finally:
+        snapshot.close()

@@ -133,12 +133,12 @@ class Replayer:
         return await self._go(current, last, sequence, keep_tail=keep_tail)
 
     async def follow(
-        self, last: Previous | None, *, next_sequence: int, undecided: frozenset[int] = frozenset()
-    ) -> ReplayEnd:
+        self, last: Previous | None, *, next_sequence: int, undecided: frozenset[int] = frozenset(),
+        keep_tail: bool = False,
+    ) -> ReplayEnd:  # fmt: skip
         """Go on where the index stands: at the end of the segment `last`, of which nothing is read again.
 
-        Args:
-            undecided: of the replay that came to that end.
+        `undecided` is of the replay that came to that end.
         """
         self._anchored = True
         self._applier.emptied |= undecided
@@ -148,7 +148,7 @@ class Replayer:
                 self.position, self.journal_sequence, self.journal_hash, self.time_ns, last, next_sequence,
                 None, None, undecided,
             )  # fmt: skip
-        return await self._go(current, last, next_sequence, keep_tail=False)
+        return await self._go(current, last, next_sequence, keep_tail=keep_tail)
 
     async def _go(
         self, current: _Loaded | None, last: Previous | None, sequence: int, *, keep_tail: bool

@@ -1,7 +1,8 @@
 """Deciding what to restore: the newest checkpoint that serves, and the log behind it, up to a moment.
 
 What the stores hold is read, never changed. A checkpoint that is damaged, or that the log does not
-continue, is passed over for an older one, down to none at all: replay from the first segment.
+continue, or from which it does not lead to where the volume's last writer published a head, is passed over
+for an older one, down to none at all: replay from the first segment.
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mirrorfs.core.scan import scan_segment
+from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
-from mirrorfs.engine.heads import newest_head
+from mirrorfs.engine.heads import holds_head, newest_head
 from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.salvage import CombiningSource
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, StoreError, StoreUnavailable, UsageError
 from mirrorfs.format.checkpoint import Root
 from mirrorfs.format.control import Head
-from mirrorfs.format.ids import SegmentId, Stream, format_position
+from mirrorfs.format.ids import SegmentId, Stream, format_position, parse_segment_object_key
 from mirrorfs.format.journal import Journal
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.segment import Previous, decode_header
 from mirrorfs.format.signing import load_public_key
-from mirrorfs.ports import Index, IndexFiles, Offload, Store
+from mirrorfs.ports import Disk, Index, IndexFiles, Offload, Store
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +89,12 @@ class Planner:
         *,
         on_progress: Callable[[int, int], None] | None = None,
         on_loaded: OnLoaded | None = None,
+        disk: Disk | None = None,
     ) -> None:
         """
         Args:
             files: of an index of its own, to be thrown away; what it holds is removed.
+            disk: local objects that count as well, with an open segment up to its last commit.
             writer_key: the volume's public key of the writer role, 32 bytes.
             on_progress: hears (sequence, time_ns) of each segment replayed.
             on_loaded: hears how much of a checkpoint is loaded.
@@ -103,9 +107,12 @@ class Planner:
         self._writer = load_public_key(writer_key)
         self._on_progress = on_progress
         self._on_loaded = on_loaded
+        self._disk = disk
         self._stopped = False
-        self.main = Segments(Stream.MAIN, disk=None, offload=offload, stores=stores)
-        self._checkpoints = Segments(Stream.CHECKPOINT, disk=None, offload=offload, stores=stores)
+        self.main = Segments(Stream.MAIN, disk=disk, offload=offload, stores=stores)
+        self._checkpoints = Segments(Stream.CHECKPOINT, disk=disk, offload=offload, stores=stores)
+        self.end: ReplayEnd
+        """After `run`: where replay ended."""
 
     async def run(self, moment: Moment) -> tuple[Index, RestorePlan]:
         """The index at the moment, open, and what it means.
@@ -116,16 +123,18 @@ class Planner:
             DamagedError: the stores hold segments, but nothing can be restored from them.
         """
         silent = set(await self.main.look()) | set(await self._checkpoints.look())
-        if len(silent) == len(self._stores):
+        if len(silent) == len(self._stores) and not self.main.local_sequences:
             raise StoreUnavailable("No store can be listed: check the network, the disks and the URLs.")
-        index, end = await self._best(moment)
+        head = await self._newest_head(silent)
+        index, end = await self._best(moment, head)
+        self.end = end
         if not end.journal_sequence and moment != NEWEST and index.get_inode(ROOT_INODE) is None:
             index.close()
             raise UsageError("The volume had no commit yet at that moment; choose a later one.")
         inodes, size_bytes = index.totals()
         damage = await self._unreached(end)
-        head = await self._newest_head(silent)
-        if damage is None and not self._stopped and head is not None and head.position > end.position:
+        if damage is None and not self._stopped and not _reaches(index, head):
+            assert head is not None
             damage = (
                 f"the stores' newest head names position {format_position(head.position)}, and the log that"
                 " leads there is not in them"
@@ -149,50 +158,75 @@ class Planner:
 
     # --- where from ----------------------------------------------------------------------------
 
-    async def _best(self, moment: Moment) -> tuple[Index, ReplayEnd]:
+    async def _best(self, moment: Moment, head: Head | None) -> tuple[Index, ReplayEnd]:
         """Replay from the newest checkpoint that the log continues, or from nothing."""
         reader = CheckpointReader(self._checkpoints, self._keys, self._writer)
-        below: int | None = None
+        tried: set[SegmentId] = set()
+        astray: Root | None = None
         alone: Root | None = None
 
         def accept(root: Root) -> bool:
-            fits = moment.has(position=root.position, time_ns=root.time_ns)
-            return fits and (below is None or root.position < below)
+            return moment.has(position=root.position, time_ns=root.time_ns)
 
-        while (found := await reader.newest(accept)) is not None:
-            root, _ = found
-            below = root.position
-            index = self._fresh()
+        while (found := await reader.newest(accept, but=tried)) is not None:
+            root = found[0]
+            tried.add(found[1])
             try:
-                await reader.load(root, index, self._on_loaded)
+                index, end = await self._from(reader, root, moment)
             except DamagedError as exc:
                 logger.warning("A checkpoint cannot be used, trying an older one: %s", exc)
-                index.close()
-                continue
-            try:
-                return index, await self._replay(index, moment)
-            except DamagedError as exc:
-                logger.warning("The log does not continue a checkpoint, trying an older one: %s", exc)
-                index.close()
                 alone = alone or root
+                continue
+            if await self._is_ours(index, head):
+                return index, end
+            logger.warning("A checkpoint is of a writer that was fenced; trying an older one.")
+            index.close()
+            astray = astray or root
         index = self._fresh()
         try:
             end = await self._replay(index, moment)
         except DamagedError:
-            if alone is None:
+            if astray is None and alone is None:
                 index.close()
                 raise
         else:
-            if end.journal_sequence or alone is None:
+            if end.journal_sequence and (astray is None or await self._is_ours(index, head)):
                 return index, end
-        # No log leads to any checkpoint: then the newest checkpoint by itself is what there is.
+            if astray is None and alone is None:
+                return index, end
         index.close()
+        if astray is not None:
+            # Nothing leads to the newest head: then as far as the log goes, and that is said.
+            return await self._from(reader, astray, moment)
+        # No log leads to any checkpoint: then the newest checkpoint by itself is what there is.
+        assert alone is not None
         index = self._fresh()
         await reader.load(alone, index, self._on_loaded)
         return index, ReplayEnd(
             alone.position, alone.journal_sequence, alone.journal_hash, alone.time_ns, None,
             (alone.position >> 20) + 1, None, "the log behind the newest checkpoint is missing or damaged",
         )  # fmt: skip
+
+    async def _from(self, reader: CheckpointReader, root: Root, moment: Moment) -> tuple[Index, ReplayEnd]:
+        """Replay from a checkpoint. Raises: DamagedError: it cannot be loaded, or the log has it not."""
+        index = self._fresh()
+        try:
+            await reader.load(root, index, self._on_loaded)
+            return index, await self._replay(index, moment)
+        except BaseException:
+            index.close()
+            raise
+
+    async def _is_ours(self, index: Index, head: Head | None) -> bool:
+        """Whether what was replayed lies on the branch that the newest head is of, as far as can be told."""
+        last = index.last_segment()
+        if head is None or last is None or not head.segment_key:
+            return True
+        if head.sequence <= last.sequence:
+            return holds_head(index, head)
+        end = parse_segment_object_key(head.segment_key)[1]
+        start = SegmentId(last.sequence, last.epoch, last.writer)
+        return await Branches(self.main, self._keys, self._writer).leads(start, end)
 
     def _fresh(self) -> Index:
         self._files.remove()
@@ -212,7 +246,7 @@ class Planner:
             stop_after=stop_after,
             on_progress=self._on_progress,
         )
-        return await replayer.run(keep_tail=False)
+        return await replayer.run(keep_tail=self._disk is not None)
 
     # --- what it means -------------------------------------------------------------------------
 
@@ -281,3 +315,8 @@ class Planner:
             if found is not None:
                 heads.append(found.head)
         return max(heads, key=lambda head: (head.epoch, head.counter), default=None)
+
+
+def _reaches(index: Index, head: Head | None) -> bool:
+    """Whether an index goes as far as a head says; what was in an open segment then may never have come."""
+    return head is None or holds_head(index, head)

@@ -81,6 +81,13 @@ class Segments:
         """Those of segments on the local disk."""
         return sorted(segment.sequence for segment in self._local)
 
+    def by_writer(self) -> list[SegmentId]:
+        """All segments seen, those of the highest epoch first, and of one epoch the last first."""
+        found = (segment for same in self._by_sequence.values() for segment in same)
+        return sorted(
+            found, key=lambda segment: (segment.epoch, segment.sequence, segment.writer), reverse=True
+        )
+
     async def candidates(self, sequence: int) -> list[SegmentId]:
         """See SegmentSource."""
         found = self._by_sequence.get(sequence, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import stat
@@ -24,6 +25,7 @@ from mirrorfs.engine.restore import NEWEST, Moment, Restore, RestorePlan, Restor
 from mirrorfs.errors import DamagedError, StoreUnavailable, UsageError
 from mirrorfs.format.control import Head
 from mirrorfs.format.frame import Kind
+from mirrorfs.format.ids import parse_segment_object_key
 from mirrorfs.format.rows import InodeRow
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import ObjectKey, Sealed, Store
@@ -423,9 +425,11 @@ async def test_nothing_to_restore_from(filled: Filled, tmp_path: Path) -> None:
 async def test_a_head_tells_that_the_end_is_missing(filled: Filled, tmp_path: Path) -> None:
     names = segments(filled.store("all"))
     whole = await Restored(tmp_path, [filled.store("a")]).run()
+    last = filled.store("all").objects[names[-1]]
     head = Head(
-        counter=1, previous=b"", epoch=9, writer=bytes(8), created_ns=time.time_ns(), sequence=0,
-        segment_key="", segment_size=0, segment_digest=b"", position=whole.plan.position,
+        counter=1, previous=b"", epoch=9, writer=bytes(8), created_ns=time.time_ns(),
+        sequence=parse_segment_object_key(names[-1])[1].sequence, segment_key=names[-1],
+        segment_size=len(last), segment_digest=hashlib.sha256(last).digest(), position=whole.plan.position,
         journal_sequence=whole.plan.journal_sequence, checkpoint="", checkpoint_digest=b"",
         relocation_digest=b"", header_generation=1, header_hash=bytes(32),
     )  # fmt: skip
