@@ -1,9 +1,19 @@
-"""The stores of a mounted volume: what belongs to each, and what the local half sees of all of them."""
+"""The stores of a mounted volume: what belongs to each, and what the local half sees of all of them.
+
+Which stores there are may change while the volume is mounted: whoever needs them asks the StoreSet each
+time, and one step without an await changes it.
+
+What counts as held, for the local cache, is what every store that does not rotate holds. One that is being
+filled is left out of that while two others hold an object: a third store that is added must not fill the
+local disk. Where there would be fewer, what it lacks stays here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import trio
 
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import VolumeSettings
@@ -12,19 +22,45 @@ from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState, StateWord
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
 from mirrorfs.engine.upload_pace import UploadPace
-from mirrorfs.errors import InUseError
+from mirrorfs.errors import InUseError, ObjectNotFound
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.ports import Index, Store
+
+EXCUSE_S = 0.5
+"""How often whoever waits for a rotating store looks whether it is still there."""
+ENOUGH = 2
+"""So many stores that hold everything are as safe as a volume was meant to be."""
 
 
 class AttachedStore:
     """One store of a mounted volume."""
 
-    def __init__(self, store: Store, lease: LeaseKeeper, mirror: Mirror) -> None:
+    def __init__(
+        self, store: Store, lease: LeaseKeeper, mirror: Mirror, *, instance: str, rotating: bool, filled: bool
+    ) -> None:
+        """
+        Args:
+            instance: UUID (hex) of the store's instance.
+            rotating: it may be away for long, and that is no fault.
+            filled: it has held everything at some time.
+        """
         self.store = store
         self.lease = lease
         self.mirror = mirror
+        self.instance = instance
+        self.rotating = rotating
+        self.filled = filled
+        self.seen_ns = 0
+        """Of a rotating one: CLOCK_REALTIME when it was last known to be there."""
+        self.scope = trio.CancelScope()
+        """Of its tasks."""
+        self.offered = trio.Event()
+        """All there is was offered to its mirror."""
+        self.detached = trio.Event()
+        """It is none of the volume's stores any more."""
+        self.ended = trio.Event()
+        """Its tasks have ended."""
 
     def snapshot(self) -> MirrorState:
         """The state of the store now: its mirror's, with what its lease knows better."""
@@ -32,70 +68,132 @@ class AttachedStore:
         if lease.missing and state.state is not StateWord.CONFLICT:
             # The mirror of a store that has everything asks it for nothing.
             state = replace(state, state=StateWord.MISSING, last_error=lease.last_error)
-        return replace(state, weak_fencing=lease.weak_fencing)
-
-
-def attach_store(
-    store: Store,
-    lease: LeaseKeeper,
-    leases: Sequence[LeaseKeeper],
-    objects: ObjectSource,
-    index: Index,
-    world: World,
-    settings: VolumeSettings,
-    *,
-    pace: UploadPace,
-    random: Callable[[], float],
-    suspect: Callable[[str | None, str], None],
-) -> AttachedStore:
-    """A store with its lease and its mirror; no task runs yet.
-
-    Args:
-        leases: of all stores: a writer that one of them fenced sends nothing to the others either.
-    """
-    instance = settings.instances[store.name]
-
-    async def fresh() -> None:
-        for one in leases:
-            if (fenced := one.state().fenced) is not None:
-                raise InUseError(fenced)
-        await lease.fresh()
-
-    mirror = Mirror(
-        store,
-        instance=instance,
-        read_object=objects.read,
-        lease_fresh=fresh,
-        load_held=lambda: index.held(instance),
-        save_held=lambda key: index.put_held(instance, key),
-        forget_held=lambda key: index.delete_held(instance, key),
-        on_conflict=lambda key: suspect(store.name, key),
-        clock=world.clock,
-        pace=pace,
-        random=random,
-    )
-    return AttachedStore(store, lease, mirror)
-
-
-def attach_stores(
-    stores: Sequence[Store],
-    leases: Sequence[LeaseKeeper],
-    objects: ObjectSource,
-    index: Index,
-    world: World,
-    settings: VolumeSettings,
-    *,
-    pace: UploadPace,
-    random: Callable[[], float],
-    suspect: Callable[[str | None, str], None],
-) -> list[AttachedStore]:
-    """Every store with its lease."""
-    return [
-        attach_store(
-            store, lease, leases, objects, index, world, settings, pace=pace, random=random, suspect=suspect
+        state = replace(
+            state, weak_fencing=lease.weak_fencing, rotating=self.rotating, filling=not self.filled
         )
-        for store, lease in zip(stores, leases, strict=True)
-    ]
+        if not self.rotating:
+            return state
+        if lease.fenced is not None:
+            return replace(state, state=StateWord.CONFLICT, last_error=lease.fenced)
+        if lease.unreachable or state.state in (StateWord.UNREACHABLE, StateWord.MISSING):
+            return replace(state, state=StateWord.AWAY, away_since_ns=self.seen_ns)
+        return state
+
+    def is_away(self) -> bool:
+        """Whether it rotates, and is not there."""
+        return self.rotating and self.snapshot().state is StateWord.AWAY
+
+    async def wait_held(self) -> None:
+        """Return when it holds everything offered so far, or need not be waited for: removed, or away.
+
+        Raises: as Mirror.wait_held.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._excuse, nursery.cancel_scope)
+            await self.offered.wait()
+            await self.mirror.wait_held()
+            nursery.cancel_scope.cancel()
+
+    async def _excuse(self, scope: trio.CancelScope) -> None:
+        while not self.detached.is_set() and not self.is_away():
+            with trio.move_on_after(EXCUSE_S if self.rotating else float("inf")):
+                await self.detached.wait()
+        scope.cancel()
+
+
+class StoreSet:
+    """The stores that a mounted volume has now."""
+
+    def __init__(self) -> None:
+        self.members: list[AttachedStore] = []
+        self.left_fence: str | None = None
+        """One that was removed had been taken over by another writer."""
+
+    def stores(self) -> list[Store]:
+        """Those to read from: the rotating ones that are away are of no use."""
+        return [one.store for one in self.members if not one.is_away()] or [one.store for one in self.members]
+
+    def mirrors(self) -> dict[str, Mirror]:
+        """Mirrors by the names of their stores."""
+        return {one.store.name: one.mirror for one in self.members}
+
+    def find(self, name: str) -> AttachedStore | None:
+        """The store of that name."""
+        return next((one for one in self.members if one.store.name == name), None)
+
+    def is_held(self, key: str) -> bool:
+        """Whether so many stores are known to hold an object that it need not be kept here."""
+        lasting = [one for one in self.members if not one.rotating]
+        holders = sum(1 for one in lasting if one.mirror.is_held(key))
+        if holders == len(lasting):
+            return bool(lasting)
+        filled = [one for one in lasting if one.filled]
+        return len(filled) >= ENOUGH and all(one.mirror.is_held(key) for one in filled)
+
+    def is_expected(self, name: str, key: str) -> bool:
+        """Whether a store should have an object: one that is being filled only what it is seen to hold."""
+        one = self.find(name)
+        return one is None or one.filled or one.mirror.is_held(key)
+
+    def fenced(self) -> str | None:
+        """Who took the volume over, if somebody did.
+
+        A rotating store says nothing about that: one that was carried elsewhere, and written to there while
+        the others were not in reach, holds another branch.
+        """
+        states = (one.lease.state().fenced for one in self.members if not one.rotating)
+        return self.left_fence or next((fenced for fenced in states if fenced is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Attaching:
+    """What every store of a mounted volume is attached with."""
+
+    members: StoreSet
+    objects: ObjectSource
+    index: Index
+    world: World
+    pace: UploadPace
+    random: Callable[[], float]
+    suspect: Callable[[str | None, str], None]
+
+    def attach(
+        self, store: Store, lease: LeaseKeeper, *, instance: str, rotating: bool, filled: bool
+    ) -> AttachedStore:
+        """A store with its lease and its mirror; no task runs yet, and it is not one of the members."""
+        name, index = store.name, self.index
+
+        async def fresh() -> None:
+            # A writer that one of them fenced sends nothing to the others either.
+            if (fenced := self.members.fenced()) is not None:
+                raise InUseError(fenced)
+            await lease.fresh()
+
+        mirror = Mirror(
+            store,
+            instance=instance,
+            read_object=self._reader_for(name),
+            lease_fresh=fresh,
+            load_held=lambda: index.held(instance),
+            save_held=lambda key: index.put_held(instance, key),
+            forget_held=lambda key: index.delete_held(instance, key),
+            on_conflict=lambda key: self.suspect(name, key),
+            clock=self.world.clock,
+            pace=self.pace,
+            random=self.random,
+            may_be_away=rotating,
+        )
+        return AttachedStore(store, lease, mirror, instance=instance, rotating=rotating, filled=filled)
+
+    def _reader_for(self, name: str) -> Callable[[str], Awaitable[bytes]]:
+        async def read(key: str) -> bytes:
+            try:
+                # A store is asked last for what it is to be sent.
+                return await self.objects.read(key, but=name)
+            except ObjectNotFound:
+                return await self.objects.read(key)
+
+        return read
 
 
 def upload_pace(world: World, settings: VolumeSettings, local: Callable[[], LocalVolume]) -> UploadPace:
@@ -106,17 +204,18 @@ def upload_pace(world: World, settings: VolumeSettings, local: Callable[[], Loca
 
 
 def object_source(
-    world: World, index: Index, keys: VolumeKeys, header: VolumeHeader, stores: Sequence[Store]
+    world: World, index: Index, keys: VolumeKeys, header: VolumeHeader, stores: StoreSet
 ) -> ObjectSource:
     """Where the objects of a volume are read from, whole and verified."""
     local = LocalObjects(world.disk, index, world.offload)
-    return ObjectSource(local, world.offload, keys, header.public_keys.writer, stores=lambda: stores)
+    return ObjectSource(local, world.offload, keys, header.public_keys.writer, stores=stores.stores)
 
 
-def mirrors_of(attached: Sequence[AttachedStore], suspect: Callable[[str | None, str], None]) -> Mirrors:
-    """What the local half of a volume needs of these stores."""
+def mirrors_of(stores: StoreSet, suspect: Callable[[str | None, str], None]) -> Mirrors:
+    """What the local half of a volume needs of its stores."""
     return Mirrors(
-        stores=lambda: [one.store for one in attached],
-        is_held=lambda key: all(one.mirror.is_held(key) for one in attached),
+        stores=stores.stores,
+        is_held=stores.is_held,
+        is_expected=stores.is_expected,
         on_bad_copy=suspect,
     )

@@ -63,6 +63,10 @@ class Checkpointer:
         self.running = False
         self.ready = False
 
+    def adopt(self, identity: WriterIdentity) -> None:
+        """Take another header generation for the checkpoints that begin from now on."""
+        self._identity = identity
+
     async def load(self) -> None:
         """Learn of the newest local checkpoint. Raises DamagedError."""
         segments = Segments(Stream.CHECKPOINT, disk=self._world.disk, offload=self._world.offload, stores=())

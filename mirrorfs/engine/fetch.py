@@ -107,18 +107,21 @@ class Fetcher:
         stores: Callable[[], Iterable[Store]],
         ranges: RangeFiles | None,
         on_bad_copy: Callable[[str | None, str], None],
+        is_expected: Callable[[str, str], bool] = lambda store, key: True,
     ) -> None:
         """
         Args:
             stores: those to ask now.
             ranges: where fetched parts are kept; None: nowhere.
             on_bad_copy: hears the name of a store and the key of an object there that does not verify.
+            is_expected: whether a store of that name should have an object by now.
         """
         self._ciphers = ciphers
         self._offload = offload
         self._stores = stores
         self._ranges = ranges
         self._on_bad_copy = on_bad_copy
+        self._is_expected = is_expected
         self._health: dict[str, _Health] = {}
         self._bad: OrderedDict[tuple[str, str], None] = OrderedDict()
         """(store, key) of copies found bad or gone: said once, and asked for last."""
@@ -148,7 +151,11 @@ class Fetcher:
     async def _from_stores(self, key: str, run: Sequence[Place], size_bytes: int) -> list[bytes]:
         stores = sorted(
             self._stores(),
-            key=lambda store: ((store.name, key) in self._bad, *self._health_of(store).rank()),
+            key=lambda store: (
+                (store.name, key) in self._bad,
+                not self._is_expected(store.name, key),
+                *self._health_of(store).rank(),
+            ),
         )
         if not stores:
             raise ObjectNotFound("There is no store to read from.")
@@ -195,6 +202,8 @@ class Fetcher:
                 self._ciphers.learn(key, parts[0][:HEADER_SIZE])
             plains = await self._offload.run(partial(self._ciphers.open, key, run, parts[start], start))
         except (DamagedError, LimitError, ObjectNotFound) as exc:
+            if isinstance(exc, ObjectNotFound) and not self._is_expected(store.name, key):
+                raise
             if (store.name, key) not in self._bad:
                 logger.warning("Store %s, object %s, offset %d: %s", store.name, key, run[0].offset, exc)
             self._bad[store.name, key] = None

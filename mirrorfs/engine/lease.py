@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import NamedTuple, NoReturn
 
@@ -78,7 +79,7 @@ class _Found(NamedTuple):
 class _Claim:
     epoch: int
     writer: bytes
-    own_before: bytes | None
+    own_before: Collection[bytes]
     take_over: bool
     since_ns: int
 
@@ -96,7 +97,7 @@ class LeaseKeeper:
         clock: Clock,
         entropy: Entropy,
         host: str,
-        weak_fencing: bool,
+        weak_fencing: bool | None,
     ) -> None:
         """Nothing is asked of the store yet.
 
@@ -104,7 +105,7 @@ class LeaseKeeper:
             store: with deadlines of its own; it must not repeat compare_and_swap.
             seed, public_key: Ed25519 of the writer role, 32 bytes each.
             host: this machine's name, shown to people who find the volume in use.
-            weak_fencing: the store's traits lack conditional_put.
+            weak_fencing: the store's traits lack conditional_put; None: it is asked when the lease is taken.
         """
         self._store = store
         self._documents = LeaseDocuments(
@@ -122,8 +123,7 @@ class LeaseKeeper:
         self._clock_offset_ns = 0
         self._doubt = DoubtWatch(LEASE_PERIOD_S * _NS)
         self._fenced: str | None = None
-        self._last_error: str | None = None
-        self._missing = False
+        self._fault: MirrorfsError | None = None
 
     def state(self) -> LeaseState:
         """The state now."""
@@ -131,10 +131,11 @@ class LeaseKeeper:
             store=self._store.name,
             epoch=self._claim.epoch if self._claim else None,
             fresh=self._is_fresh(),
-            weak_fencing=self._weak,
-            missing=self._missing,
+            weak_fencing=self._weak is True,
+            missing=isinstance(self._fault, StoreMismatch),
+            unreachable=isinstance(self._fault, StoreUnavailable | UnknownOutcome),
             fenced=self._fenced,
-            last_error=self._last_error,
+            last_error=None if self._fault is None else str(self._fault),
         )
 
     async def look(self) -> Lease | None:
@@ -146,7 +147,7 @@ class LeaseKeeper:
         return None if found is None else self._documents.open(found.data)
 
     async def acquire(
-        self, *, epoch: int, writer: bytes, own_before: bytes | None = None, take_over: bool = False
+        self, *, epoch: int, writer: bytes, own_before: Collection[bytes] = (), take_over: bool = False
     ) -> None:
         """Take the lease; watching another writer's takes up to one period.
 
@@ -154,8 +155,8 @@ class LeaseKeeper:
         Args:
             epoch: `next_epoch` of all leases seen.
             writer: this mount's random 8 bytes.
-            own_before: the writer id of the last mount from this state directory, whose lock we hold:
-                that writer is gone, so its lease needs no watching.
+            own_before: writer ids of earlier mounts from this state directory, whose lock we hold:
+                those writers are gone, so that their leases need no watching.
             take_over: take a live lease as well; its writer is fenced.
         Raises: InUseError: another writer holds it. StoreError. DamagedError, LimitError: the lease
             there does not verify; later attempts replace it.
@@ -172,8 +173,7 @@ class LeaseKeeper:
         if self._is_fresh():
             return
         async with self._lock:
-            # Another task may have renewed, or found us fenced, while this one waited.
-            if not self._is_fresh():
+            if not self._is_fresh():  # another task may have renewed meanwhile
                 await self._noting_errors_take()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -220,9 +220,9 @@ class LeaseKeeper:
             else:
                 await self._renew(self._lease)
         except MirrorfsError as exc:
-            self._last_error, self._missing = str(exc), isinstance(exc, StoreMismatch)
+            self._fault = exc
             raise
-        self._last_error, self._missing = None, False
+        self._fault = None
 
     async def _renew(self, lease: Lease) -> None:
         started_ns = self._clock.boottime_ns()
@@ -234,6 +234,8 @@ class LeaseKeeper:
         self._mark(started_ns)
 
     async def _take(self, claim: _Claim) -> None:
+        if self._weak is None:
+            self._weak = not (await self._store.probe()).conditional_put
         found = await self._read()
         parent, counter = b"", 0
         rotten = False
@@ -243,8 +245,8 @@ class LeaseKeeper:
             found = found if lease is None else await self._watch(found, lease, claim)
         if found is not None and not rotten:
             lease = self._documents.open(found.data)
-            if found.data in self._attempts:
-                # Our own claim, whose answer was lost, is followed by a renewal of it.
+            if found.data in self._attempts or (lease.writer, lease.epoch) == (claim.writer, claim.epoch):
+                # Our own claim, whose answer was lost, or that an earlier keeper of this mount gave back.
                 parent, counter = lease.parent, lease.counter + 1
             elif lease.epoch >= claim.epoch:
                 self._fence(lease)
@@ -279,7 +281,7 @@ class LeaseKeeper:
 
     async def _watch(self, found: _Found, lease: Lease, claim: _Claim) -> _Found | None:
         """Return what may be replaced, once it may. Raises: InUseError: its writer is alive."""
-        if lease.released or lease.writer == claim.own_before or claim.take_over:
+        if lease.released or lease.writer in claim.own_before or claim.take_over:
             return found
         # The first look is over: whatever is unchanged in a look begun a period later has expired.
         began_ns = self._clock.boottime_ns()

@@ -14,12 +14,12 @@ from mirrorfs.engine.lease_documents import next_epoch
 from mirrorfs.engine.local import World
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.errors import DamagedError, InUseError, LimitError, MirrorfsError, StoreDenied, StoreError
-from mirrorfs.format.control import Lease
+from mirrorfs.format.control import INSTANCE_KEY, Lease
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.signing import load_signer
 from mirrorfs.format.slot import KeySet
-from mirrorfs.ports import Store
+from mirrorfs.ports import ObjectKey, Store
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ WRITERS_PATH = "writers"
 """Local file: the writer ids of the last mounts of this state directory, 8 bytes each, newest last."""
 WRITERS_KEPT = 8
 STORE_LOOK_S = 20.0
+ROTATING_S = 4.0
+"""So long a mount waits for the lease of a rotating store."""
 RELEASE_S = 10.0
 
 
@@ -47,6 +49,8 @@ class VolumeSettings:
     """Bound of the local cache."""
     level: int = 1
     take_over: bool = False
+    rotating: frozenset[str] = frozenset()
+    """Names of stores that may be away for long."""
 
 
 class LeaseTaker:
@@ -62,19 +66,22 @@ class LeaseTaker:
         self._stores = stores
         self._settings = settings
         self._key_set = key_set
+        self.rotating = settings.rotating
+        self._before: list[bytes] = []
         self.notice_s = 0.0
         """After `take_leases`: how long a writer that was displaced may go on before it has noticed."""
 
     async def take_leases(self, *, local_epoch: int) -> tuple[list[LeaseKeeper], WriterIdentity]:
         """Take every reachable store's lease. Raises InUseError when one is another's."""
         disk = self._world.disk
-        before = _read_writers(self._world)
+        before = self._before = _read_writers(self._world)
         writer = self._world.entropy(WRITER_SIZE)
         # Written before any lease is: after a crash in between, the lease is still known as ours.
         await self._world.offload.sync(
             lambda: disk.write_whole(WRITERS_PATH, b"".join([*before, writer][-WRITERS_KEPT:]))
         )
-        keepers = [await self._keeper(store) for store in self._stores]
+        rotating = self._settings.rotating
+        keepers = [await self.keeper(store, rotating=store.name in rotating) for store in self._stores]
         seen: list[Lease | None] = [None] * len(keepers)
 
         async def look(number: int) -> None:
@@ -82,7 +89,8 @@ class LeaseTaker:
                 try:
                     seen[number] = await keepers[number].look()
                 except (StoreError, DamagedError, LimitError) as exc:
-                    logger.warning("The lease of store %s cannot be read: %s", self._stores[number].name, exc)
+                    name = self._stores[number].name
+                    logger.log(self._level(name), "The lease of store %s cannot be read: %s", name, exc)
 
         async with trio.open_nursery() as nursery:
             for number in range(len(keepers)):
@@ -94,20 +102,21 @@ class LeaseTaker:
         refused: list[InUseError] = []
 
         async def acquire(number: int) -> None:
-            lease = seen[number]
-            own = lease.writer if lease is not None and lease.writer in before else None
-            with trio.move_on_after(LEASE_PERIOD_S + STORE_LOOK_S):
+            is_rotating = self._stores[number].name in rotating
+            # Nobody waits for another writer's lease on a store that only rotates: the mirror takes it later.
+            with trio.move_on_after(ROTATING_S if is_rotating else LEASE_PERIOD_S + STORE_LOOK_S):
                 try:
                     await keepers[number].acquire(
-                        epoch=epoch, writer=writer, own_before=own, take_over=self._settings.take_over
+                        epoch=epoch, writer=writer, own_before=before, take_over=self._settings.take_over
                     )
                 except InUseError as exc:
-                    refused.append(exc)
+                    # What a rotating store holds that was written elsewhere stops nobody.
+                    if not is_rotating:
+                        refused.append(exc)
                 except (StoreError, DamagedError, LimitError) as exc:
                     # The mirror goes on trying; nothing is sent there before the lease is held.
-                    logger.warning(
-                        "The lease of store %s is not held yet: %s", self._stores[number].name, exc
-                    )
+                    name = self._stores[number].name
+                    logger.log(self._level(name), "The lease of store %s is not held yet: %s", name, exc)
 
         async with trio.open_nursery() as nursery:
             for number in range(len(keepers)):
@@ -126,16 +135,30 @@ class LeaseTaker:
         )
         return keepers, identity
 
-    async def _keeper(self, store: Store) -> LeaseKeeper:
-        weak = False
+    async def acquire_late(self, keeper: LeaseKeeper, identity: WriterIdentity, *, rotating: bool) -> None:
+        """Take the lease of a store that was added to a mounted volume; it is tried again if that fails."""
+        name = keeper.state().store
+        with trio.move_on_after(LEASE_PERIOD_S + STORE_LOOK_S):
+            try:
+                await keeper.acquire(epoch=identity.epoch, writer=identity.writer, own_before=self._before)
+            except (StoreError, DamagedError, LimitError, InUseError) as exc:
+                level = logging.INFO if rotating else logging.WARNING
+                logger.log(level, "The lease of store %s is not held yet: %s", name, exc)
+
+    def _level(self, name: str) -> int:
+        return logging.INFO if name in self._settings.rotating else logging.WARNING
+
+    async def keeper(self, store: Store, *, rotating: bool) -> LeaseKeeper:
+        """One that holds nothing yet, of a store that is probed if it answers."""
+        weak: bool | None = None
+        level = logging.INFO if rotating else logging.WARNING
         with trio.move_on_after(STORE_LOOK_S):
             try:
                 weak = not (await store.probe()).conditional_put
             except StoreDenied as exc:
-                logger.warning("Store %s cannot be written to: %s", store.name, exc)
+                logger.log(level, "Store %s cannot be written to: %s", store.name, exc)
             except StoreError as exc:
-                logger.warning("Store %s cannot be asked: %s", store.name, exc)
-                weak = True
+                logger.log(level, "Store %s cannot be asked: %s", store.name, exc)
         return LeaseKeeper(
             store,
             keys=self._keys,
@@ -146,6 +169,24 @@ class LeaseTaker:
             host=self._settings.host,
             weak_fencing=weak,
         )
+
+
+async def stores_present(stores: Sequence[Store], settings: VolumeSettings) -> list[Store]:
+    """Those that are there, and all that do not rotate: what is wrong with these is to be said."""
+    found: list[Store] = []
+    for store in stores:
+        if store.name in settings.rotating:
+            answered = False
+            with trio.move_on_after(STORE_LOOK_S):
+                try:
+                    await store.head(ObjectKey(INSTANCE_KEY))
+                    answered = True
+                except StoreError as exc:
+                    logger.info("store %s is away: %s", store.name, exc)
+            if not answered:
+                continue
+        found.append(store)
+    return found
 
 
 async def give_back(keepers: Sequence[LeaseKeeper]) -> None:

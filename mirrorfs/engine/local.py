@@ -43,6 +43,8 @@ class Mirrors:
     """Those to read from now."""
     is_held: Callable[[str], bool] = lambda key: False
     """Whether every store is known to hold an object."""
+    is_expected: Callable[[str, str], bool] = lambda store, key: True
+    """Whether a store of that name should have an object by now."""
     on_bad_copy: Callable[[str | None, str], None] = lambda store, key: None
     """Hears the store (None: the local disk) and the key of a copy that a reader found bad or gone."""
 
@@ -148,6 +150,7 @@ class LocalVolume:
             ranges=cache.ranges,
             on_used=cache.used,
             on_bad_copy=mirrors.on_bad_copy,
+            is_expected=mirrors.is_expected,
         )
         return cache, reader
 
@@ -177,6 +180,11 @@ class LocalVolume:
             self.filesystem.forget(inode)
         await self.committer.commit(None)
         self._nursery.start_soon(self.cache.run)
+
+    def adopt(self, identity: WriterIdentity) -> None:
+        """Take another header generation for all segments that begin from now on."""
+        self.identity = identity
+        self.log.identity = identity
 
     async def quiesce(self) -> None:
         """Commit everything and seal the last segment. Raises what the commit raises."""

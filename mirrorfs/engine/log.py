@@ -72,7 +72,8 @@ class Log:
         """`on_closed` hears of every segment that became immutable, `on_relocated` of frames sealed again."""
         self._disk = disk
         self._offload = offload
-        self._identity = identity
+        self.identity = identity
+        """Of the segments that begin from now on."""
         self._entropy = entropy
         self._on_closed = on_closed
         self._on_relocated = on_relocated
@@ -124,7 +125,7 @@ class Log:
         def create() -> SegmentWriter:
             writer = SegmentWriter(
                 self._disk,
-                self._identity,
+                self.identity,
                 self._entropy,
                 stream=Stream.MAIN,
                 sequence=self._next_sequence,

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
 from mirrorfs.errors import ObjectNotFound
-from mirrorfs.ports import LIST_PAGE_MAX, ObjectKey, Store
+from mirrorfs.ports import LIST_PAGE_MAX, ObjectInfo, ObjectKey, Store
 
 PAGES_MAX = 10_000
 HEADS_PER_LOOK = 3
@@ -68,3 +68,25 @@ async def _list_sizes(store: Store, prefix: str, keys: Sequence[str]) -> dict[st
         while position < len(keys) and keys[position] <= page[-1].key:
             position += 1
     return sizes
+
+
+class ListedSizes:
+    """The sizes that one store lists under a prefix, asked for in key order."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._page: list[ObjectInfo] = []
+        self._after = ""
+        self._ended = False
+
+    async def size_of(self, key: str) -> int | None:
+        """Bytes of an object that comes after those asked for before; None when it is not listed."""
+        while not self._ended and (not self._page or self._page[-1].key < key):
+            # What lies between the last page and this key is of no interest.
+            after = max(self._after, key[:-1])
+            page = list(await self._store.list(self._prefix, start_after=after))
+            self._ended = not page
+            self._page = page or self._page
+            self._after = page[-1].key if page else after
+        return next((info.size_bytes for info in self._page if info.key == key), None)

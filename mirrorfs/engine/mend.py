@@ -43,7 +43,7 @@ class Mender:
         objects: LocalObjects,
         source: ObjectSource,
         scrubber: Scrubber,
-        mirrors: Sequence[Mirror],
+        mirrors: Callable[[], Mapping[str, Mirror]],
         disk: Disk,
         offload: Offload,
         clock: Clock,
@@ -53,13 +53,14 @@ class Mender:
     ) -> None:
         """
         Args:
+            mirrors: returns those of the stores that the volume has now, by name.
             settle_index: makes what was noted in the index durable.
             on_replaced: hears path and size of a local file that is new, or another one now.
         """
         self._objects = objects
         self._source = source
         self._scrubber = scrubber
-        self._mirrors: Mapping[str, Mirror] = {mirror.store.name: mirror for mirror in mirrors}
+        self._mirrors = mirrors
         self._disk = disk
         self._offload = offload
         self._clock = clock
@@ -78,8 +79,8 @@ class Mender:
 
     def _may_mend(self, place: str, key: str) -> bool:
         # What is on its way there is none of our business, and a reader may be faster than it.
-        mirror = self._mirrors[place]
-        return mirror.is_held(key) or key in mirror.in_conflict()
+        mirror = self._mirrors().get(place)
+        return mirror is not None and (mirror.is_held(key) or key in mirror.in_conflict())
 
     async def run(self) -> None:
         """Mend what readers found, until cancelled."""
@@ -88,7 +89,7 @@ class Mender:
                 await self._wake.wait()
             if scope.cancelled_caught:
                 # What was in an object's way could not be removed then: a store may allow it by now.
-                for name, mirror in self._mirrors.items():
+                for name, mirror in self._mirrors().items():
                     for key in mirror.in_conflict():
                         self.suspect(name, key)
                 continue
@@ -117,38 +118,46 @@ class Mender:
         """
         results: dict[BadObject, str | None] = {}
         async with self._lock:
+            # A store may be removed or replaced meanwhile: its mirror then takes no harm and does none.
+            mirrors = dict(self._mirrors())
             try:
-                await self._mend(bad, results)
+                await self._mend(bad, mirrors, results)
             finally:
                 for one in bad:
-                    if one.place != LOCAL:
-                        self._mirrors[one.place].resume(one.key)
+                    if one.place in mirrors:
+                        mirrors[one.place].resume(one.key)
         return results
 
-    async def _mend(self, bad: Sequence[BadObject], results: dict[BadObject, str | None]) -> None:
-        to_send: list[tuple[BadObject, int]] = []
+    async def _mend(
+        self, bad: Sequence[BadObject], mirrors: Mapping[str, Mirror], results: dict[BadObject, str | None]
+    ) -> None:
+        to_send: list[tuple[BadObject, Mirror, int]] = []
         for one in bad:
+            mirror = mirrors.get(one.place)
             try:
                 # What was found may be old: nothing good is ever removed.
                 if await self._scrubber.examine(one.place, one.key) is None:
                     results[one] = None
-                    if one.place != LOCAL and one.key in self._mirrors[one.place].in_conflict():
-                        self._mirrors[one.place].forget(one.key)  # sent again, and found to be there
+                    if mirror is not None and one.key in mirror.in_conflict():
+                        mirror.forget(one.key)  # sent again, and found to be there
                     continue
             except MirrorfsError as exc:
                 results[one] = str(exc)
                 continue
-            if one.place != LOCAL:
-                self._mirrors[one.place].forget(one.key)
+            if mirror is not None:
+                mirror.forget(one.key)
             try:
                 size_bytes = await self._keep_here(one.key)
             except MirrorfsError as exc:
                 results[one] = f"no good copy could be had: {exc}"
-                self._send_when_possible(one)
+                row = self._objects.row_of(one.key)
+                if mirror is not None and row is not None:
+                    # The store lacks the object; where there is a good copy later, the mirror finds it.
+                    mirror.offer(one.key, row.size, written_ns=row.first_ns)
             else:
                 results[one] = None
-                if one.place != LOCAL:
-                    to_send.append((one, size_bytes))
+                if mirror is not None:
+                    to_send.append((one, mirror, size_bytes))
         await self._send_again(to_send, results)
 
     async def _keep_here(self, key: str) -> int:
@@ -161,27 +170,21 @@ class Mender:
         self._on_replaced(path, len(data))
         return len(data)
 
-    def _send_when_possible(self, one: BadObject) -> None:
-        """The store lacks the object; where there is a good copy later, the mirror finds it."""
-        row = self._objects.row_of(one.key)
-        if one.place != LOCAL and row is not None:
-            self._mirrors[one.place].offer(one.key, row.size, written_ns=row.first_ns)
-
     async def _send_again(
-        self, items: Sequence[tuple[BadObject, int]], results: dict[BadObject, str | None]
+        self, items: Sequence[tuple[BadObject, Mirror, int]], results: dict[BadObject, str | None]
     ) -> None:
         if not items:
             return
         try:
             await self._settle_index()
         except MirrorfsError as exc:
-            results.update((one, str(exc)) for one, _ in items)
+            results.update((one, str(exc)) for one, _, _ in items)
             return
         now_ns = self._clock.now_ns()
-        for one, size_bytes in items:
-            mirror = self._mirrors[one.place]
+        for one, mirror, size_bytes in items:
             results[one] = None
-            if one.fault is not Fault.MISSING:
+            # In what was examined, and nowhere else: in the place of a store there may be another by now.
+            if one.fault is not Fault.MISSING and self._mirrors().get(one.place) is mirror:
                 try:
                     await mirror.store.delete(ObjectKey(one.key))
                 except StoreError as exc:

@@ -38,8 +38,7 @@ from mirrorfs.errors import DamagedError, MirrorfsError, ObjectExists, StoreErro
 from mirrorfs.ports import Clock, ObjectKey, Sealed, Store
 
 UPLOADS_PARALLEL = 4
-CONFIRM_DELAY_S = 5.0
-"""How long PUT objects are gathered, so that one listing confirms many."""
+CONFIRM_DELAY_S = 5.0  # how long PUT objects are gathered, so that one listing confirms many
 CONFIRM_BATCH = 256
 UNCONFIRMED_MAX = 1000
 PARKED_MAX = 64
@@ -66,6 +65,7 @@ class Mirror:
         pace: UploadPace,
         random: Callable[[], float],
         parallel: int = UPLOADS_PARALLEL,
+        may_be_away: bool = False,
     ) -> None:
         """Load what the store is known to hold.
 
@@ -78,6 +78,7 @@ class Mirror:
             save_held, forget_held: persist that a key is held, or is not after all; called on the loop.
             on_conflict: hears the key of an object under which the store holds other bytes.
             random: uniform in [0, 1), for the back-off.
+            may_be_away: that it does not answer is no reason for a warning.
         """
         self.store = store
         self.instance = instance
@@ -90,6 +91,7 @@ class Mirror:
         self._clock = clock
         self._pace = pace
         self._parallel = parallel
+        self._fault_level = logging.INFO if may_be_away else logging.WARNING
         self._held = set(load_held())
         self._queue = UploadQueue()
         self._puts = Backoff(random)
@@ -193,7 +195,6 @@ class Mirror:
                     if patience_s <= 0:
                         raise ObjectExists(self._conflict)
                 with trio.move_on_after(patience_s):
-                    # `_now_held` removes from `waiting`, so nothing is missed across this await.
                     await self._event.park()
         finally:
             self._waiters = [other for other in self._waiters if other is not waiting]
@@ -228,7 +229,7 @@ class Mirror:
                 await self._pace.wait(item.written_ns, hurried=lambda: bool(self._waiters))
                 await self._upload(item)
             finally:
-                # Whatever stopped it: in flight means that a task has it, and this one no longer has.
+                # In flight means that a task has it, and this one no longer has.
                 if item.key in self._queue.in_flight:
                     self._queue.requeue(item)
                 self._trial.end(item.key)
@@ -264,8 +265,7 @@ class Mirror:
             if len(data) != item.size_bytes:
                 raise DamagedError(f"The local object {item.key} is not {item.size_bytes} bytes any more.")
         except (MirrorfsError, OSError) as exc:
-            # The text of an OSError is the system's and may hold a path.
-            known = isinstance(exc, MirrorfsError)
+            known = isinstance(exc, MirrorfsError)  # the text of an OSError may hold a path
             self._park(item, str(exc) if known else f"The local object {item.key} cannot be read.")
             return
         started_s = trio.current_time()
@@ -343,7 +343,7 @@ class Mirror:
         return self._confirm_at_s - trio.current_time()
 
     async def _confirm_batch(self) -> None:
-        """Look at objects whose PUT has returned. Later PUTs join a later batch, never this one."""
+        """Look at objects whose PUT has returned; later ones join a later batch."""
         batch = sorted(islice(self._queue.unconfirmed.values(), CONFIRM_BATCH))
         self._confirm_at_s = trio.current_time() + CONFIRM_DELAY_S
         items = {item.key: item for item in batch}
@@ -392,7 +392,7 @@ class Mirror:
         before = backoff.failures
         backoff.failed(fault, started_s=started_s)
         if before < WARN_AFTER_FAILURES <= backoff.failures:
-            _logger.warning("store %s is falling behind: %s", self.store.name, fault)
+            _logger.log(self._fault_level, "store %s is falling behind: %s", self.store.name, fault)
 
     def _recovered(self, backoff: Backoff) -> None:
         if backoff.failures >= WARN_AFTER_FAILURES:

@@ -21,6 +21,8 @@ class StateWord(StrEnum):
     WAITING_FOR_LEASE = "waiting for lease"
     MISSING = "missing"
     """In its place is no store, or another one: what was there counts as lost."""
+    AWAY = "away"
+    """It rotates, and is not there now, which is no fault."""
 
 
 def fault_word(fault: MirrorfsError) -> StateWord:
@@ -65,6 +67,12 @@ class MirrorState:
     blocked_since_ns: int | None = None
     weak_fencing: bool = False
     """The store has no conditional writes: a second writer is told only after the fact."""
+    rotating: bool = False
+    """It may be away for long."""
+    away_since_ns: int | None = None
+    """CLOCK_REALTIME when a rotating store that is away was last there."""
+    filling: bool = False
+    """It is new, and has never held everything yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,8 @@ class LeaseState:
     """The store has no conditional writes: two writers can only be told apart after the fact."""
     missing: bool
     """In the store's place is no store, or another one; `last_error` says so."""
+    unreachable: bool
+    """It did not answer when it was last asked."""
     fenced: str | None
     """One sentence: who took over. Final."""
     last_error: str | None

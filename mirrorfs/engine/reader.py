@@ -78,6 +78,7 @@ class Reader:
         ranges: RangeFiles | None = None,
         on_used: Callable[[str], None] = lambda path: None,
         on_bad_copy: Callable[[str | None, str], None] = lambda store, key: None,
+        is_expected: Callable[[str, str], bool] = lambda store, key: True,
     ) -> None:
         """
         Args:
@@ -86,6 +87,7 @@ class Reader:
             ranges: where what stores send is kept; without it nowhere.
             on_used: hears the path of each local file that is read.
             on_bad_copy: hears the store (None: the local disk) and the key of a copy that is bad or gone.
+            is_expected: whether a store of that name should have an object by now.
         """
         self._state = state
         self._disk = disk
@@ -98,7 +100,10 @@ class Reader:
         self._loading: dict[int, trio.Event] = {}
         self._files: OrderedDict[str, OpenFile] = OrderedDict()
         self._ciphers = Ciphers(keys, writer)
-        self._fetcher = Fetcher(self._ciphers, offload, stores=stores, ranges=ranges, on_bad_copy=on_bad_copy)
+        self._fetcher = Fetcher(
+            self._ciphers, offload, stores=stores, ranges=ranges, on_bad_copy=on_bad_copy,
+            is_expected=is_expected,
+        )  # fmt: skip
         self._ahead = ReadAhead(state.index, is_wanted=self._is_wanted, start=self._start_loading)
 
     async def read(self, inode: int, offset: int, size: int) -> bytes:

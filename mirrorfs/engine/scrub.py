@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
 import trio
 
-from mirrorfs.engine.look import size_at
+from mirrorfs.engine.look import ListedSizes, size_at
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.objects import LocalObject, LocalObjects, ObjectSource
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
-from mirrorfs.errors import DamagedError, DiskError, LimitError, ObjectNotFound, StoreError
+from mirrorfs.errors import DamagedError, DiskError, LimitError, ObjectNotFound, StoreError, StoreUnavailable
 from mirrorfs.format.ids import STREAM_PREFIX, Stream
-from mirrorfs.ports import Clock, Disk, ObjectInfo, ObjectKey
+from mirrorfs.ports import Clock, Disk, ObjectKey
 
 LOCAL: Final = "local disk"
 """What the local disk is called beside the names of stores."""
@@ -111,20 +111,22 @@ class Scrubber:
         self,
         objects: LocalObjects,
         source: ObjectSource,
-        mirrors: Sequence[Mirror],
+        mirrors: Callable[[], Mapping[str, Mirror]],
         disk: Disk,
         clock: Clock,
     ) -> None:
+        """`mirrors` returns those of the stores that the volume has now, by name."""
         self._objects = objects
         self._source = source
-        self._mirrors = {mirror.store.name: mirror for mirror in mirrors}
+        self._mirrors = mirrors
+        self._state: _State | None = None
         self._disk = disk
         self._clock = clock
 
     @property
     def places(self) -> list[str]:
         """The local disk and the stores, by name."""
-        return [LOCAL, *self._mirrors]
+        return [LOCAL, *self._mirrors()]
 
     async def run(
         self,
@@ -141,7 +143,7 @@ class Scrubber:
             places: names of stores and LOCAL; None: all.
             restart: begin anew where an earlier deep scrub was broken off.
         """
-        state = _State(self._disk, self._clock, depth, restart=restart)
+        state = self._state = _State(self._disk, self._clock, depth, restart=restart)
         report = ScrubReport(resumed=state.resumed)
         for place in self.places:
             if places is not None and place not in places:
@@ -166,6 +168,7 @@ class Scrubber:
         if not report.unreachable:
             state.finish()
         state.keep_found({*state.found(), *report.bad})
+        self._state = None
         return report
 
     async def examine(self, place: str, key: str) -> BadObject | None:
@@ -174,13 +177,23 @@ class Scrubber:
             if place == LOCAL:
                 data = await self._objects.read(key)
             else:
-                data = await self._mirrors[place].store.get(ObjectKey(key))
+                data = await self._mirror(place).store.get(ObjectKey(key))
             await self._source.check(key, data)
         except ObjectNotFound:
             return BadObject(place, key, Fault.MISSING, "it is not there.")
         except (DamagedError, LimitError) as exc:
             return BadObject(place, key, Fault.DAMAGED, str(exc))
         return None
+
+    def _mirror(self, place: str) -> Mirror:
+        mirror = self._mirrors().get(place)
+        if mirror is None:
+            raise StoreUnavailable(f"Store {place} is not one of the volume's any more.")
+        return mirror
+
+    def forget_store(self, name: str) -> None:
+        """A store was removed, or has a new place: what is remembered of it is void."""
+        (self._state or _State(self._disk, self._clock, SIZES, restart=False)).forget_place(name)
 
     def remembered(self) -> list[BadObject]:
         """What scrubs that came to their end found since the last `forget_remembered`."""
@@ -228,11 +241,10 @@ class Scrubber:
                 except (StoreError, DiskError) as exc:
                     failures.append(exc)
                     return
-            if bad is not None and place == LOCAL and bad.fault is Fault.MISSING:
-                return  # the cache gave it up since it was listed
-            if bad is not None:
+            given_up = bad is not None and place == LOCAL and bad.fault is Fault.MISSING
+            if bad is not None and not given_up:  # else the cache gave it up since it was listed
                 note(bad)
-            found.read += 1
+            found.read += not given_up
 
         async with trio.open_nursery() as nursery:
             for key in keys:
@@ -250,9 +262,9 @@ class Scrubber:
         self, place: str, found: PlaceReport, skip: set[str], note: Callable[[BadObject], None]
     ) -> AsyncIterator[str]:
         """Keys of the objects that a store lists with the size they must have; notes all others."""
-        mirror = self._mirrors[place]
+        mirror = self._mirror(place)
         for prefix in sorted(MIRRORED_PREFIXES):
-            listing = _Listing(mirror, prefix)
+            listing = ListedSizes(mirror.store, prefix)
             for item in self._expected(prefix):
                 if not mirror.is_held(item.key):
                     found.pending += 1
@@ -278,28 +290,6 @@ class Scrubber:
         else:
             others = (found for found in self._objects.others() if prefix_of(found.key) == prefix)
             yield from sorted(others, key=lambda found: found.key)
-
-
-class _Listing:
-    """The sizes that one store lists under a prefix, asked for in key order."""
-
-    def __init__(self, mirror: Mirror, prefix: str) -> None:
-        self._store = mirror.store
-        self._prefix = prefix
-        self._page: list[ObjectInfo] = []
-        self._after = ""
-        self._ended = False
-
-    async def size_of(self, key: str) -> int | None:
-        """Bytes of an object that comes after those asked for before; None when it is not listed."""
-        while not self._ended and (not self._page or self._page[-1].key < key):
-            # What lies between the last page and this key is of no interest.
-            after = max(self._after, key[:-1])
-            page = list(await self._store.list(self._prefix, start_after=after))
-            self._ended = not page
-            self._page = page or self._page
-            self._after = page[-1].key if page else after
-        return next((info.size_bytes for info in self._page if info.key == key), None)
 
 
 # --- what is remembered ----------------------------------------------------------------------
@@ -384,6 +374,16 @@ class _State:
         else:
             self._all.setdefault("sample", {})[place] = key
         self._save()
+
+    def forget_place(self, place: str) -> None:
+        """Of this place all is to be looked at again, and nothing to be mended."""
+        deep = self._all.get("deep", {"after": {}, "done": [], "bad": []})
+        deep["after"].pop(place, None)
+        deep["done"] = [done for done in deep["done"] if done != place]
+        deep["bad"] = [bad for bad in deep["bad"] if bad["place"] != place]
+        self._all.get("sample", {}).pop(place, None)
+        self._all["found"] = [bad for bad in self._all.get("found", []) if bad["place"] != place]
+        self._write()
 
     def done_with(self, place: str) -> None:
         if self._is_deep:

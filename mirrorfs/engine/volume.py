@@ -15,26 +15,27 @@ import trio
 
 from mirrorfs.engine.attached import (
     AttachedStore,
-    attach_stores,
+    Attaching,
+    StoreSet,
     mirrors_of,
     object_source,
     upload_pace,
 )
-from mirrorfs.engine.becoming_writer import become_writer
+from mirrorfs.engine.becoming_writer import open_as_writer
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.checkpoints import WrittenCheckpoint
 from mirrorfs.engine.filesystem import FileSystem
-from mirrorfs.engine.lease import LeaseKeeper
-from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings
+from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.mend import Mender
-from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
 from mirrorfs.engine.publisher import Heads
-from mirrorfs.engine.recovery import Recovery
 from mirrorfs.engine.scrub import SIZES, Scrubber
-from mirrorfs.errors import DamagedError, MirrorfsError, StoreError
+from mirrorfs.engine.segment_writer import WriterIdentity
+from mirrorfs.engine.store_records import StoreRecords
+from mirrorfs.engine.store_tasks import StoreChange, StoreTasks
+from mirrorfs.errors import DamagedError, StoreUnavailable, WritesStopped
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
@@ -47,7 +48,6 @@ logger = logging.getLogger(__name__)
 HEAD_INTERVAL_S = 600.0
 LOOK_INTERVAL_S = 24 * 3600.0
 PROGRESS_S = 0.5
-RELEASE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,8 @@ class MountedVolume:
         self,
         world: World,
         local: LocalVolume,
-        stores: Sequence[AttachedStore],
+        stores: StoreTasks,
         source: ObjectSource,
-        settings: VolumeSettings,
         checkpointer: Checkpointer,
         heads: Heads,
         ages: SegmentAges,
@@ -89,8 +88,7 @@ class MountedVolume:
         """Use `open`."""
         self._world = world
         self._local = local
-        self._stores = stores
-        self._settings = settings
+        self._tasks_of_stores = stores
         self._checkpointer = checkpointer
         self._heads = heads
         self._ages = ages
@@ -98,7 +96,7 @@ class MountedVolume:
         self._published_position = -1
         self.before_read_only: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         """Awaited when another writer took over, before changes are refused: the kernel may hold some."""
-        mirrors = [one.mirror for one in stores]
+        mirrors = stores.members.mirrors
         self.scrubber = Scrubber(self._objects, source, mirrors, world.disk, world.clock)
         self.scrubbing = trio.Lock()
         """Held by whoever scrubs: there is one place to go on from."""
@@ -108,6 +106,10 @@ class MountedVolume:
         )  # fmt: skip
         self._tasks = trio.CancelScope()
         self._ended = trio.Event()
+
+    @property
+    def _stores(self) -> list[AttachedStore]:
+        return self._tasks_of_stores.members.members
 
     @property
     def filesystem(self) -> FileSystem:
@@ -134,68 +136,55 @@ class MountedVolume:
 
         Raises: InUseError: another writer has the volume. DamagedError: the local log cannot be used.
         """
+        writer = await open_as_writer(
+            world, files, key_set, keys, header, stores, settings,
+            on_progress=on_progress, on_loaded=on_loaded,
+        )  # fmt: skip
+        recovered, identity, index = writer.recovered, writer.identity, writer.recovered.index
         writer_key = load_public_key(header.public_keys.writer)
-        recovery = Recovery(
-            world.disk, files, world.offload, keys, writer_key,
-            stores=stores, on_progress=on_progress, on_loaded=on_loaded,
-        )  # fmt: skip
-        recovered = await recovery.run()
-        heads = Heads(world.disk, world.offload, world.clock, keys=keys, public_key=header.public_keys.writer)
-        try:
-            heads.load()
-            taker = LeaseTaker(world, key_set, keys, header, stores, settings)
-            recovered, leases, identity = await become_writer(recovery, recovered, heads, taker, stores)
-        except BaseException:
-            recovered.index.close()
-            raise
-        index = recovered.index
-        local: LocalVolume
-        pace = upload_pace(world, settings, lambda: local)
-        objects = object_source(world, index, keys, header, stores)
-        attached = attach_stores(
-            stores, leases, objects, index, world, settings, pace=pace, random=random,
-            suspect=lambda store, key: volume.mender.suspect(store, key),
-        )  # fmt: skip
         volume: MountedVolume
+        local: LocalVolume
+
+        def suspect(store: str | None, key: str) -> None:
+            volume.mender.suspect(store, key)
+
+        def adopt(identity: WriterIdentity) -> None:
+            local.adopt(identity)
+            checkpointer.adopt(identity)
+
+        members = StoreSet()
+        objects = object_source(world, index, keys, header, members)
+        attaching = Attaching(
+            members, objects, index, world, upload_pace(world, settings, lambda: local), random, suspect
+        )
         ages = SegmentAges(recovered.time_ns)
-
-        def closed(row: SegmentRow, key: str) -> None:
-            since_ns = ages.closed(first_ns=row.first_ns, last_ns=row.last_ns)
-            for one in attached:
-                one.mirror.offer(key, row.size, written_ns=since_ns)
-
         checkpointer = Checkpointer(
             world, identity, writer_key, index, on_written=lambda written: volume._checkpointed(written)
         )
-        local = LocalVolume(
-            world,
-            recovered,
-            identity,
-            writer_key,
-            nursery=nursery,
-            mirrors=mirrors_of(attached, lambda store, key: volume.mender.suspect(store, key)),
-            cache_bytes=settings.cache_bytes,
-            owner=settings.owner,
-            mirror_delay_s=settings.mirror_delay_s,
-            level=settings.level,
-            on_closed=closed,
-            on_commit=checkpointer.committed,
-        )
-        volume = cls(world, local, attached, objects, settings, checkpointer, heads, ages)
-        await local.start()
-        await volume._start(nursery)
-        return volume
+        tasks = StoreTasks(
+            members, attaching, LocalObjects(world.disk, index, world.offload),
+            StoreRecords(world.disk, world.offload, world.clock), writer.taker, world.clock, identity,
+            settle_index=lambda: local.committer.settle_index(),
+            on_fenced=lambda: volume._turn_read_only(),
+            on_left=lambda name: volume.scrubber.forget_store(name),
+            adopt=adopt,
+        )  # fmt: skip
+        tasks.start_with(stores, writer.leases, settings)
 
-    async def _start(self, nursery: trio.Nursery) -> None:
-        # These hold no change of their own: what is in the segments decides what is safe.
-        now_ns = self._world.clock.now_ns()
-        for found in self._objects.others():
-            self._offer(found.key, found.size, written_ns=now_ns)
-        for count, found in enumerate(self._objects.segments()):
-            self._offer(found.key, found.size, written_ns=found.written_ns)
-            if count % 500 == 499:
-                await trio.lowlevel.checkpoint()
-        nursery.start_soon(self._run)
+        def closed(row: SegmentRow, key: str) -> None:
+            since_ns = ages.closed(first_ns=row.first_ns, last_ns=row.last_ns)
+            tasks.offer(key, row.size, written_ns=since_ns)
+
+        local = LocalVolume(
+            world, recovered, identity, writer_key, nursery=nursery, mirrors=mirrors_of(members, suspect),
+            cache_bytes=settings.cache_bytes, owner=settings.owner, mirror_delay_s=settings.mirror_delay_s,
+            level=settings.level, on_closed=closed, on_commit=checkpointer.committed,
+        )  # fmt: skip
+        volume = cls(world, local, tasks, objects, checkpointer, writer.heads, ages)
+        await local.start()
+        await tasks.offer_all(members.members)
+        nursery.start_soon(volume._run)
+        return volume
 
     async def _run(self) -> None:
         try:
@@ -206,28 +195,19 @@ class MountedVolume:
     async def _run_tasks(self) -> None:
         with self._tasks:
             async with trio.open_nursery() as nursery:
-                for one in self._stores:
-                    nursery.start_soon(self._keep_lease, one)
-                    nursery.start_soon(self._mirror, one.mirror)
+                nursery.start_soon(self._tasks_of_stores.run)
                 nursery.start_soon(self._checkpoint)
                 nursery.start_soon(self._look_now_and_then)
                 nursery.start_soon(self.mender.run)
                 nursery.start_soon(self._publish_now_and_then)
 
-    async def _keep_lease(self, one: AttachedStore) -> None:
-        await one.lease.run()
-        if one.lease.state().fenced is not None and not self._local.state.read_only:
+    async def _turn_read_only(self) -> None:
+        """Another writer took over."""
+        if not self._local.state.read_only:
             # What was accepted so far is kept in the local log, and goes nowhere: no lease is fresh again.
             await self.before_read_only()
             self._local.state.read_only = True
             await self._local.quiesce()
-
-    async def _mirror(self, mirror: Mirror) -> None:
-        try:
-            await mirror.reconcile()
-        except StoreError as exc:
-            logger.warning("Store %s cannot be listed: %s", mirror.store.name, exc)
-        await mirror.run()
 
     async def _checkpoint(self) -> None:
         try:
@@ -237,16 +217,12 @@ class MountedVolume:
             self._checkpointer.ready = True
         await self._checkpointer.run()
 
-    def _offer(self, key: str, size: int, *, written_ns: int, after: int | None = None) -> None:
-        for one in self._stores:
-            one.mirror.offer(key, size, written_ns=written_ns, after_sequence=after)
-
     # --- checkpoints and heads ---------------------------------------------------------------
 
     def _checkpointed(self, written: WrittenCheckpoint) -> None:
         self._heads.checkpoint = (written.keys[-1], written.previous.digest)
         for key in written.keys:
-            self._offer(
+            self._tasks_of_stores.offer(
                 key,
                 self._objects.size_of(key),
                 written_ns=written.root.time_ns,
@@ -282,9 +258,9 @@ class MountedVolume:
             local.identity,
             position=position,
             journal_sequence=local.log.journal_sequence,
-            header_hash=hashlib.sha256(self._settings.header_bytes).digest(),
+            header_hash=hashlib.sha256(local.identity.header_bytes).digest(),
         )
-        self._offer(key, size, written_ns=created_ns, after=last.sequence)
+        self._tasks_of_stores.offer(key, size, written_ns=created_ns, after=last.sequence)
 
     # --- for the command line ----------------------------------------------------------------
 
@@ -293,7 +269,6 @@ class MountedVolume:
         local = self._local
         files, allocated = local.index.totals()
         oldest_ns = local.log.oldest_ns
-        fenced = next((s for one in self._stores if (s := one.lease.state().fenced) is not None), None)
         return VolumeStatus(
             position=local.committer.durable_position,
             durable_ns=local.committer.durable_ns,
@@ -308,7 +283,7 @@ class MountedVolume:
             stalled=local.state.stalled,
             fatal=local.state.fatal,
             stores=tuple(one.snapshot() for one in self._stores),
-            fenced=fenced,
+            fenced=self._tasks_of_stores.members.fenced(),
         )
 
     @property
@@ -317,8 +292,38 @@ class MountedVolume:
         return [one.store.name for one in self._stores]
 
     async def wait_held(self, store: str, key: str) -> None:
-        """Return when a store is seen to hold an object. Raises as Mirror.wait_held."""
-        await next(one.mirror for one in self._stores if one.store.name == store).wait_held([key])
+        """Return when a store is seen to hold an object. Raises as Mirror.wait_held; StoreUnavailable."""
+        await self._store(store).mirror.wait_held([key])
+
+    async def wait_filled(self, store: str, progress: Callable[[VolumeStatus], None]) -> None:
+        """Return when a store holds everything that there is now; as `flush`, of it alone."""
+        one = self._store(store)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._report, progress)
+            await one.wait_held()
+            nursery.cancel_scope.cancel()
+
+    def _store(self, name: str) -> AttachedStore:
+        one = self._tasks_of_stores.members.find(name)
+        if one is None:
+            raise StoreUnavailable(f"Store {name} is not one of the volume's any more.")
+        return one
+
+    @property
+    def header_bytes(self) -> bytes:
+        """The newest volume header that this session knows."""
+        return self._local.identity.header_bytes
+
+    @property
+    def instances(self) -> dict[str, str]:
+        """Of its stores, by their names (hex)."""
+        return {one.store.name: one.instance for one in self._stores}
+
+    async def change_stores(self, change: StoreChange) -> None:
+        """Have other stores from now on. Raises: as StoreTasks.change."""
+        if self._local.state.fatal is not None:
+            raise WritesStopped(self._local.state.fatal)
+        await self._tasks_of_stores.change(change)
 
     def stop(self, reason: str) -> None:
         """Stop writing for good, after a failure nobody foresaw; reads go on until the unmount."""
@@ -329,7 +334,8 @@ class MountedVolume:
     async def flush(self, progress: Callable[[VolumeStatus], None] | None = None) -> None:
         """Return when every store holds everything written so far.
 
-        Waits as long as a store is away; `progress` hears of the state twice a second.
+        Waits as long as a store is away, but for one that rotates, and for those that are added meanwhile.
+        `progress` hears of the state twice a second.
         Raises: what the commit raises; ObjectExists: a store holds other bytes under our name.
         """
         await self._local.quiesce()
@@ -337,9 +343,12 @@ class MountedVolume:
         async with trio.open_nursery() as nursery:
             if progress is not None:
                 nursery.start_soon(self._report, progress)
-            async with trio.open_nursery() as waiting:
-                for one in self._stores:
-                    waiting.start_soon(one.mirror.wait_held)
+            waited: list[AttachedStore] = []
+            while more := [one for one in self._stores if one not in waited]:
+                async with trio.open_nursery() as waiting:
+                    for one in more:
+                        waiting.start_soon(one.wait_held)
+                waited += more
             nursery.cancel_scope.cancel()
         if progress is not None:
             progress(self.status())
@@ -368,14 +377,8 @@ class MountedVolume:
             with trio.CancelScope(shield=True):
                 # A checkpoint being written ends with its thread; the index must outlive it.
                 await self._ended.wait()
-            with trio.move_on_after(RELEASE_S, shield=True):
+                await self._tasks_of_stores.remember(at_once=True)
                 async with trio.open_nursery() as nursery:
                     for one in self._stores:
-                        nursery.start_soon(self._release, one.lease)
+                        nursery.start_soon(self._tasks_of_stores.release, one)
             self._local.close()
-
-    async def _release(self, lease: LeaseKeeper) -> None:
-        try:
-            await lease.release()
-        except MirrorfsError as exc:
-            logger.warning("A lease could not be given back: %s", exc)

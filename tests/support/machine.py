@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -18,7 +20,7 @@ from mirrorfs.engine.cache import CACHE_SIZE
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
 from mirrorfs.engine.volume import MountedVolume
-from mirrorfs.format.header import header_key, seal_header
+from mirrorfs.format.header import StoreEntry, header_key, seal_header
 from mirrorfs.ports import Store
 from tests.support.volumes import HEADER, KEY_SET, KEYS
 
@@ -29,29 +31,57 @@ FILE = 0o100644
 class Machine:
     """A state directory and the stores that it mounts with, whose names are those of HEADER."""
 
-    def __init__(self, root: Path, stores: Sequence[Store], *, cache_bytes: int = CACHE_SIZE) -> None:
+    def __init__(
+        self,
+        root: Path,
+        stores: Sequence[Store],
+        *,
+        cache_bytes: int = CACHE_SIZE,
+        world: World | None = None,
+        rotating: Collection[str] = (),
+    ) -> None:
+        """`world`: with a virtual clock, for example; its disk must be that of `root`."""
         self.root = root
         self.stores = stores
         self.cache_bytes = cache_bytes
-        self.world = World(LocalDisk(root), SystemClock(), os.urandom, ThreadOffload())
+        self.rotating = frozenset(rotating)
+        self.header, self.header_bytes = HEADER, HEADER_BYTES
+        self.world = world or World(LocalDisk(root), SystemClock(), os.urandom, ThreadOffload())
         self.files = SqliteIndexFiles(str(root / "index.db"), KEYS.index_key, digest_key=KEYS.dedup_key)
 
     def settings(self, *, take_over: bool = False) -> VolumeSettings:
         """Of a mount here."""
         return VolumeSettings(
-            instances={store.name: store.instance.hex() for store in HEADER.stores},
-            header_bytes=HEADER_BYTES,
+            instances={store.name: store.instance.hex() for store in self.header.stores},
+            header_bytes=self.header_bytes,
             host=self.root.name,
             owner=(os.getuid(), os.getgid()),
             mirror_delay_s=0.2,
             cache_bytes=self.cache_bytes,
             take_over=take_over,
+            rotating=self.rotating,
         )
+
+    def write_header(self) -> None:
+        """Have the newest header on the local disk."""
+        key = header_key(self.header.generation, self.header_bytes)
+        self.world.disk.write_whole(f"objects/{key}", self.header_bytes)
+
+    def next_header(self, *entries: StoreEntry) -> None:
+        """Make the next generation, with these stores, as `mirrorfs store` does."""
+        self.header = replace(
+            self.header,
+            generation=self.header.generation + 1,
+            previous=hashlib.sha256(self.header_bytes).digest(),
+            stores=entries,
+        )
+        self.header_bytes = seal_header(self.header, keys=KEYS, seed=KEY_SET.writer)
+        self.write_header()
 
     @asynccontextmanager
     async def mounted(self, *, take_over: bool = False, wait: bool = True) -> AsyncIterator[MountedVolume]:
         """Mount; at the end unmount, and wait for the stores if wanted. An exception is a kill."""
-        self.world.disk.write_whole(f"objects/{header_key(HEADER.generation, HEADER_BYTES)}", HEADER_BYTES)
+        self.write_header()
         async with trio.open_nursery() as nursery:
             volume = await MountedVolume.open(
                 nursery=nursery,
@@ -59,7 +89,7 @@ class Machine:
                 files=self.files,
                 key_set=KEY_SET,
                 keys=KEYS,
-                header=HEADER,
+                header=self.header,
                 stores=self.stores,
                 settings=self.settings(take_over=take_over),
                 random=random.Random(1).random,

@@ -48,7 +48,9 @@ TAKEN_OVER = "was taken over by epoch"
 class Machine:
     """A machine with a clock of its own and one keeper on a store that others share."""
 
-    def __init__(self, store: SimulatedStore, host: str = "alpha", *, seed: int = 0) -> None:
+    def __init__(
+        self, store: SimulatedStore, host: str = "alpha", *, seed: int = 0, probed: bool = True
+    ) -> None:
         self.clock = TrioClock()
         self.store = store
         self.entropy = random.Random(f"{host} {seed}")
@@ -60,7 +62,7 @@ class Machine:
             clock=self.clock,
             entropy=self.entropy.randbytes,
             host=host,
-            weak_fencing=store.weak,
+            weak_fencing=store.weak if probed else None,
         )
 
     @asynccontextmanager
@@ -137,7 +139,7 @@ async def test_own_from_before_is_taken_at_once(
 ) -> None:
     await alpha.keeper.acquire(epoch=1, writer=A)
     rebooted = Machine(store, "alpha", seed=1)
-    await rebooted.keeper.acquire(epoch=2, writer=B, own_before=A)
+    await rebooted.keeper.acquire(epoch=2, writer=B, own_before=[C, A])
     assert trio.current_time() == 0
     assert stored(store).writer == B
 
@@ -148,7 +150,7 @@ async def test_live_one_is_refused_with_its_host(
     await alpha.keeper.acquire(epoch=1, writer=A)
     async with alpha.renewing():
         with pytest.raises(InUseError, match=r"alpha since 2027-01-15 \d\d:\d\d:\d\d UTC"):
-            await beta.keeper.acquire(epoch=2, writer=B, own_before=C)
+            await beta.keeper.acquire(epoch=2, writer=B, own_before=[C])
         assert trio.current_time() <= RENEW_S + WATCH_POLL_S
         assert stored(store).writer == A
         assert beta.keeper.state().fenced is None
@@ -700,7 +702,8 @@ async def contend_for_long(machine: Machine, writer: bytes, seed: int, run_share
             seen = None
         try:
             # Only its very last lease is known to be dead: the process that held it is this one.
-            await machine.keeper.acquire(epoch=next_epoch([seen], local=0), writer=own, own_before=own_before)
+            epoch = next_epoch([seen], local=0)
+            await machine.keeper.acquire(epoch=epoch, writer=own, own_before=[own_before])
         except InUseError:
             continue
         except (AuthenticationError, StoreUnavailable):
@@ -731,3 +734,49 @@ async def test_swap_that_is_never_taken_ends(autojump_clock: MockClock) -> None:
     machine = Machine(SwapRefuser("home", seed=1))
     with pytest.raises(StoreUnavailable):
         await machine.keeper.acquire(epoch=1, writer=A)
+
+
+async def test_a_store_that_comes_back_to_the_same_mount(
+    autojump_clock: MockClock, alpha: Machine, store: SimulatedStore
+) -> None:
+    """Removed from the volume and added again: a new keeper with the epoch and the writer of before."""
+    await alpha.keeper.acquire(epoch=3, writer=A)
+    await alpha.keeper.release()
+    again = Machine(store, "alpha", seed=1)
+    await again.keeper.acquire(epoch=3, writer=A)
+    assert trio.current_time() == 0
+    lease = stored(store)
+    assert (lease.writer, lease.epoch, lease.released) == (A, 3, False)
+    assert again.keeper.state().fenced is None
+
+
+async def test_own_one_that_was_not_given_back_is_watched(
+    autojump_clock: MockClock, alpha: Machine, store: SimulatedStore
+) -> None:
+    """A clone of this very process may hold it: only what is unchanged for a period is taken."""
+    await alpha.keeper.acquire(epoch=3, writer=A)
+    clone = Machine(store, "alpha", seed=1)
+    async with alpha.renewing():
+        with pytest.raises(InUseError):
+            await clone.keeper.acquire(epoch=3, writer=A)
+    began_s = trio.current_time()
+    await clone.keeper.fresh()
+    assert trio.current_time() - began_s >= LEASE_PERIOD_S
+
+
+@pytest.mark.parametrize("weak", [False, True])
+async def test_a_store_that_was_away_is_probed_when_it_is_back(autojump_clock: MockClock, weak: bool) -> None:
+    store = SimulatedStore("home", seed=1, weak=weak)
+    machine = Machine(store, probed=False)
+    store.outage = True
+    with pytest.raises(StoreUnavailable):
+        await machine.keeper.acquire(epoch=1, writer=A)
+    state = machine.keeper.state()
+    assert (state.unreachable, state.missing, state.weak_fencing) == (True, False, False)
+    store.outage = False
+    began_s = trio.current_time()
+    await machine.keeper.fresh()
+    assert machine.keeper.state().weak_fencing is weak
+    assert not machine.keeper.state().unreachable
+    # A claim that cannot be made conditional must stand for a while.
+    assert (trio.current_time() - began_s >= SETTLE_S) is weak
