@@ -11,7 +11,7 @@ Rejected: holding the leases while the whole log is read. On a new machine that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -22,10 +22,14 @@ from mirrorfs.engine.local import World
 from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.recovery import Recovered, Recovery
 from mirrorfs.engine.segment_writer import WriterIdentity
-from mirrorfs.errors import InUseError
+from mirrorfs.engine.sources import Segments
+from mirrorfs.engine.standing import Known, Standing, first_unsent
+from mirrorfs.errors import InUseError, StoreUnavailable
+from mirrorfs.format.control import Lease
 from mirrorfs.format.header import VolumeHeader
+from mirrorfs.format.ids import Stream
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.signing import load_public_key
+from mirrorfs.format.signing import WriterPublicKey, load_public_key
 from mirrorfs.format.slot import KeySet
 from mirrorfs.ports import Index, IndexFiles, Store
 
@@ -78,15 +82,110 @@ async def open_as_writer(
     try:
         heads.load()
         taker = LeaseTaker(world, key_set, keys, header, stores, settings)
-        recovered, leases, identity = await become_writer(recovery, recovered, heads, taker, present)
+        writer_key = load_public_key(public_key)
+        judge = _Judge(
+            recovery, recovered, heads, taker, present, stores, settings,
+            lambda some: Segments(Stream.MAIN, disk=None, offload=world.offload, stores=some),
+            keys, writer_key,
+        )  # fmt: skip
+        recovered, leases, identity = await become_writer(judge, taker)
     except BaseException:
         recovered.index.close()
         raise
     return Writer(recovered, leases, identity, taker, heads)
 
 
+class _Judge:
+    """Whether this machine may write, as far as the stores show (engine/admission.py)."""
+
+    def __init__(
+        self,
+        recovery: Recovery,
+        recovered: Recovered,
+        heads: Heads,
+        taker: LeaseTaker,
+        present: Sequence[Store],
+        stores: Sequence[Store],
+        settings: VolumeSettings,
+        segments: Callable[[Sequence[Store]], Segments],
+        keys: VolumeKeys,
+        writer: WriterPublicKey,
+    ) -> None:
+        """`present` are those of the stores that are there; `segments` makes a listing of some."""
+        self.recovered = recovered
+        self._recovery = recovery
+        self._heads = heads
+        self._taker = taker
+        self._present = present
+        self._stores = stores
+        self._settings = settings
+        self._segments = segments
+        self._keys = keys
+        self._writer = writer
+        self._mounted = False
+
+    async def __call__(self, leases: Mapping[str, Lease | None], silent: Collection[str]) -> None:
+        """Raises: InUseError, ChainError, DamagedError: it may not. StoreError: of a late store, not now."""
+        stores = [store for store in self._stores if store.name in leases]
+        if not self._mounted:
+            self.recovered = await self._recovery.go_on(self.recovered)
+            stores = list(self._present)
+        found = [lease for lease in leases.values() if lease is not None]
+        known = await self._stand(stores, found)
+        own = self._taker.own_writers
+        if self._mounted or not self._settings.take_over:
+            for lease in found:
+                if lease.writer not in own and not known.has(lease):
+                    raise InUseError(self._unknown(lease))
+        if not self._mounted and silent and not self._settings.take_over:
+            self._check_was_last(found, silent)
+        await self._heads.compare(
+            stores, self.recovered.index, known, pinned=not self._mounted and not self._settings.take_over
+        )
+
+    async def again(self) -> None:
+        """Once more, with the leases held: what a writer sent that was displaced. Then it is over."""
+        self.recovered = await self._recovery.go_on(self.recovered)
+        known = await self._stand(self._present, ())
+        await self._heads.compare(self._present, self.recovered.index, known)
+        self._mounted = True
+
+    async def _stand(self, stores: Sequence[Store], leases: Sequence[Lease]) -> Known:
+        index, instances = self.recovered.index, self._settings.instances
+        first = first_unsent(index, [instances[store.name] for store in stores if store.name in instances])
+        segments = self._segments(stores)
+        silent = await segments.look(from_sequence=first)
+        if self._mounted and silent:
+            raise StoreUnavailable(f"Store {silent[0]} cannot be listed; nothing is sent there yet.")
+        standing = Standing(
+            index, segments, self._keys, self._writer, first=first, instances=list(instances.values())
+        )
+        known = await standing.known(leases, self._taker.own_writers)
+        await standing.check(known)
+        return known
+
+    def _unknown(self, lease: Lease) -> str:
+        who = self._taker.describe(lease)
+        if self._mounted:
+            return f"The volume was taken over meanwhile: {who}. Unmount here; mount it where it is written."
+        return (
+            f"Changes of another machine have not come to the stores: {who}. Mount the volume there and"
+            " unmount it, or go on without them with --take-over."
+        )
+
+    def _check_was_last(self, found: Sequence[Lease], silent: Collection[str]) -> None:
+        """With a store away, only the machine that wrote last knows where the log ends."""
+        own, row = self._taker.own_writers, self.recovered.index.last_segment()
+        if all(lease.writer in own for lease in found) and (row is None or row.writer in own):
+            return
+        raise InUseError(
+            f"Store {' and store '.join(sorted(silent))} does not answer, and another machine wrote last:"
+            " make it reachable, or go on without what it alone may have with --take-over."
+        )
+
+
 async def become_writer(
-    recovery: Recovery, recovered: Recovered, heads: Heads, taker: LeaseTaker, stores: Sequence[Store]
+    judge: _Judge, taker: LeaseTaker
 ) -> tuple[Recovered, list[LeaseKeeper], WriterIdentity]:
     """Take the leases, and bring the index to where the log ended when nobody else wrote any more.
 
@@ -94,23 +193,21 @@ async def become_writer(
     Raises: InUseError: another writer has the volume, or came in between. ChainError, DamagedError: the
         stores hold what this machine cannot continue.
     """
-    await heads.compare(stores, recovered.index)
-    leases, identity = await taker.take_leases(local_epoch=_epoch(recovered.index))
+    leases, identity = await taker.take_leases(local_epoch=_epoch(judge.recovered.index), judge=judge)
     try:
         await _outwait(leases, taker.notice_s)
-        recovered = await recovery.go_on(recovered)
-        await heads.compare(stores, recovered.index)
+        await judge.again()
         lasting = [one.state() for one in leases if one.state().store not in taker.rotating]
         fenced = next((state.fenced for state in lasting if state.fenced is not None), None)
         if fenced is not None:
             raise InUseError(fenced)
-        if _epoch(recovered.index) >= identity.epoch:
+        if _epoch(judge.recovered.index) >= identity.epoch:
             raise InUseError("Another machine wrote meanwhile; unmount the volume there, and mount again.")
     except BaseException:
         with trio.CancelScope(shield=True):
             await give_back(leases)
         raise
-    return recovered, leases, identity
+    return judge.recovered, leases, identity
 
 
 async def _outwait(leases: Sequence[LeaseKeeper], notice_s: float) -> None:

@@ -15,8 +15,7 @@ Invariants:
 
 `_lock` is held across every await between reading the lease's state and changing it.
 
-Rejected: comparing expiry times (clocks of two machines), and trusting a renewal's outcome when the
-answer was lost (it is looked up).
+Rejected: comparing expiry times (clocks of two machines), and trusting an outcome whose answer was lost.
 """
 
 from __future__ import annotations
@@ -24,14 +23,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import trio
 
 from mirrorfs.engine.lease_documents import LeaseDocuments
 from mirrorfs.engine.lease_doubt import DoubtWatch, was_before
+from mirrorfs.engine.lease_watch import Found, watch
 from mirrorfs.engine.mirror_state import LeaseState
 from mirrorfs.errors import (
     AuthenticationError,
@@ -47,17 +47,13 @@ from mirrorfs.errors import (
 )
 from mirrorfs.format.control import LEASE_KEY, Lease
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.ports import Clock, Entropy, ObjectKey, Sealed, Store, Version
+from mirrorfs.ports import Clock, Entropy, ObjectKey, Sealed, Store
 
 LEASE_PERIOD_S = 60
-FRESH_S = 45
-"""The rest of the period is for the write that the lease was asked for, and for clocks that drift."""
+FRESH_S = 45  # the rest is for the write that the lease was asked for, and for clocks that drift
 RENEW_S = 20.0
-RENEW_AGAIN_S = 5.0
-"""After a renewal that failed."""
-WATCH_POLL_S = 5.0
-SETTLE_S = 10.0
-"""How long a claim on a store without conditional writes must stand before it counts."""
+RENEW_AGAIN_S = 5.0  # after a renewal that failed
+SETTLE_S = 10.0  # how long a claim on a store without conditional writes must stand
 CLOCK_JUMP_S = 5
 SWAPS_MAX = 5
 ATTEMPTS_KEPT = 16
@@ -66,13 +62,10 @@ _NS = 1_000_000_000
 _logger = logging.getLogger(__name__)
 
 
-class _Found(NamedTuple):
-    """What lies under the lease's key."""
+Admit = Callable[[str, Lease | None], Awaitable[None]]
+"""Awaited before another document is replaced, with the store's name and the lease, if it verifies.
 
-    data: bytes
-    version: Version
-    looked_ns: int
-    """CLOCK_BOOTTIME before the request that showed it."""
+Raises: InUseError: this writer is fenced by it. StoreError: that cannot be told now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +74,12 @@ class _Claim:
     writer: bytes
     own_before: Collection[bytes]
     take_over: bool
+    admit: Admit | None
     since_ns: int
+
+    def passes(self, lease: Lease) -> bool:
+        """Whether a live lease need not be watched."""
+        return self.take_over or lease.writer in self.own_before
 
 
 class LeaseKeeper:
@@ -104,7 +102,7 @@ class LeaseKeeper:
         Args:
             store: with deadlines of its own; it must not repeat compare_and_swap.
             seed, public_key: Ed25519 of the writer role, 32 bytes each.
-            host: this machine's name, shown to people who find the volume in use.
+            host: this machine's name, for people who find the volume in use.
             weak_fencing: the store's traits lack conditional_put; None: it is asked when the lease is taken.
         """
         self._store = store
@@ -116,7 +114,7 @@ class LeaseKeeper:
         self._lock = trio.Lock()
         self._claim: _Claim | None = None
         self._lease: Lease | None = None
-        self._found: _Found | None = None
+        self._found: Found | None = None
         self._attempts: deque[bytes] = deque(maxlen=ATTEMPTS_KEPT)
         self._held_before = False
         self._renewed_ns = 0
@@ -147,22 +145,26 @@ class LeaseKeeper:
         return None if found is None else self._documents.open(found.data)
 
     async def acquire(
-        self, *, epoch: int, writer: bytes, own_before: Collection[bytes] = (), take_over: bool = False
+        self,
+        *,
+        epoch: int,
+        writer: bytes,
+        own_before: Collection[bytes] = (),
+        take_over: bool = False,
+        admit: Admit | None = None,
     ) -> None:
         """Take the lease; watching another writer's takes up to one period.
 
         Once called, `fresh` and `run` go on trying where this raised StoreError.
         Args:
-            epoch: `next_epoch` of all leases seen.
-            writer: this mount's random 8 bytes.
+            epoch: `next_epoch` of all leases seen. writer: this mount's random 8 bytes.
             own_before: writer ids of earlier mounts from this state directory, whose lock we hold:
                 those writers are gone, so that their leases need no watching.
             take_over: take a live lease as well; its writer is fenced.
-        Raises: InUseError: another writer holds it. StoreError. DamagedError, LimitError: the lease
-            there does not verify; later attempts replace it.
+        Raises: InUseError: another writer holds it. StoreError. DamagedError: the lease does not verify.
         """
         async with self._lock:
-            self._claim = _Claim(epoch, writer, own_before, take_over, self._clock.now_ns())
+            self._claim = _Claim(epoch, writer, own_before, take_over, admit, self._clock.now_ns())
             await self._noting_errors_take()
 
     async def fresh(self) -> None:
@@ -194,12 +196,11 @@ class LeaseKeeper:
                     _logger.info("lease of store %s not renewed: %s", self._store.name, exc)
 
     async def release(self) -> None:
-        """Give the lease back, so that the next mount need not watch it. Nothing to release is success.
+        """Give the lease back: the next mount need not watch it. Nothing to release is success.
 
         Raises: StoreError, DamagedError: it stays, and will expire. InUseError: it was taken over.
         """
         async with self._lock:
-            # From here on `fresh` refuses, whatever becomes of the request.
             lease, self._lease = self._lease, None
             try:
                 if lease is not None and self._fenced is None:
@@ -242,7 +243,11 @@ class LeaseKeeper:
         if found is not None and found.data not in self._attempts:
             lease = self._open_or_doubt(found)
             rotten = lease is None
-            found = found if lease is None else await self._watch(found, lease, claim)
+            if lease is not None and not (
+                lease.released or lease.writer in claim.own_before or claim.take_over
+            ):
+                began_ns = self._clock.boottime_ns()
+                found = await watch(found, lease, self._read, self._documents, began_ns=began_ns)
         if found is not None and not rotten:
             lease = self._documents.open(found.data)
             if found.data in self._attempts or (lease.writer, lease.epoch) == (claim.writer, claim.epoch):
@@ -252,6 +257,10 @@ class LeaseKeeper:
                 self._fence(lease)
             else:
                 parent = hashlib.sha256(found.data).digest()
+        if found is None or found.data not in self._attempts:
+            await self._ask_leave(
+                claim, None if found is None or rotten else self._documents.open(found.data)
+            )
         self._found = found
         started_ns = self._clock.boottime_ns()
         taken = Lease(
@@ -268,6 +277,14 @@ class LeaseKeeper:
         self._lease = taken
         self._mark(started_ns)
 
+    async def _ask_leave(self, claim: _Claim, lease: Lease | None) -> None:
+        if claim.admit is not None:
+            try:
+                await claim.admit(self._store.name, lease)
+            except InUseError as exc:
+                self._fenced = str(exc)
+                raise
+
     async def _settle(self, written: bytes) -> None:
         """Return when what was written stands: nobody may write on the strength of it before."""
         if not self._weak:
@@ -278,27 +295,6 @@ class LeaseKeeper:
             if settled is not None:
                 self._lost(settled)
             raise StoreUnavailable(f"Store {self._store.name} lost its lease; it is taken again.")
-
-    async def _watch(self, found: _Found, lease: Lease, claim: _Claim) -> _Found | None:
-        """Return what may be replaced, once it may. Raises: InUseError: its writer is alive."""
-        if lease.released or lease.writer in claim.own_before or claim.take_over:
-            return found
-        # The first look is over: whatever is unchanged in a look begun a period later has expired.
-        began_ns = self._clock.boottime_ns()
-        while True:
-            await trio.sleep(WATCH_POLL_S)
-            now = await self._read()
-            if now is None:
-                return None
-            if now.data != found.data:
-                newer = self._documents.open(now.data)
-                if newer.released:
-                    return now
-                raise InUseError(
-                    f"The volume is in use: {self._documents.describe(newer)}. Unmount it there first."
-                )
-            if now.looked_ns - began_ns >= lease.period_ms * 1_000_000:
-                return now
 
     # --- the one place that writes -----------------------------------------------------------
 
@@ -323,7 +319,7 @@ class LeaseKeeper:
             except (ObjectExists, ObjectNotFound):
                 pass
             else:
-                self._found = _Found(data, version, began_ns)
+                self._found = Found(data, version, began_ns)
                 return data
             now = await self._read()
             if now is not None and now.data == data:
@@ -336,17 +332,21 @@ class LeaseKeeper:
             self._found = now
         raise fault
 
-    def _lost(self, found: _Found) -> None:
+    def _lost(self, found: Found) -> None:
         """Another document is where ours was. Returns only if it may be replaced."""
-        lease = self._open_or_doubt(found)
-        if lease is None:
+        if (lease := self._open_or_doubt(found)) is None:
             return
-        if self._lease is None or not was_before(lease, self._lease) or self._doubt.was_renewed(lease):
+        if self._lease is None and self._claim is not None and lease.epoch < self._claim.epoch:
+            raise StoreUnavailable(
+                f"The lease of store {self._store.name} is being changed; it is tried again."
+            )
+        ours = self._lease
+        if ours is None or not was_before(lease, ours) or self._doubt.is_a_clones(lease, ours):
             self._fence(lease)
         fault = ChainError(f"Store {self._store.name} shows an old lease of this volume: it was rolled back.")
         self._pass_or_raise(found, fault, lease)
 
-    def _open_or_doubt(self, found: _Found) -> Lease | None:
+    def _open_or_doubt(self, found: Found) -> Lease | None:
         """What was found; None: it does not verify, and may be replaced.
 
         Raises: AuthenticationError: it does not verify, and may not be replaced yet.
@@ -357,7 +357,7 @@ class LeaseKeeper:
             self._pass_or_raise(found, exc, None)
         return None
 
-    def _pass_or_raise(self, found: _Found, fault: MirrorfsError, lease: Lease | None) -> None:
+    def _pass_or_raise(self, found: Found, fault: MirrorfsError, lease: Lease | None) -> None:
         self._doubt.pass_or_raise(
             found.data,
             fault,
@@ -379,10 +379,10 @@ class LeaseKeeper:
 
     # --- leaves ------------------------------------------------------------------------------
 
-    async def _read(self) -> _Found | None:
+    async def _read(self) -> Found | None:
         looked_ns = self._clock.boottime_ns()
         try:
-            return _Found(*await self._store.read_mutable(ObjectKey(LEASE_KEY)), looked_ns)
+            return Found(*await self._store.read_mutable(ObjectKey(LEASE_KEY)), looked_ns)
         except ObjectNotFound:
             return None
 

@@ -49,12 +49,16 @@ class DoubtWatch:
         """What is there now is ours."""
         self._doubted = None
 
-    def was_renewed(self, lease: Lease) -> bool:
-        """Whether a lease was written by somebody who renews the one in doubt: then that one is alive."""
+    def is_a_clones(self, lease: Lease, ours: Lease) -> bool:
+        """Whether an older lease of ours is renewed: a clone of this machine is alive.
+
+        One of an earlier writer says nothing, renewed or not: a store can show its past in order.
+        """
         before = self._doubted.lease if self._doubted is not None else None
-        if before is None:
+        mine = (ours.writer, ours.epoch)
+        if before is None or (before.writer, before.epoch) != mine or (lease.writer, lease.epoch) != mine:
             return False
-        return (before.writer, before.epoch) == (lease.writer, lease.epoch) and lease.counter > before.counter
+        return lease.counter > before.counter
 
     def pass_or_raise(
         self,

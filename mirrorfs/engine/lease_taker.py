@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
+from mirrorfs.engine.admission import Admission, Judge
 from mirrorfs.engine.cache import CACHE_SIZE
 from mirrorfs.engine.lease import LEASE_PERIOD_S, LeaseKeeper
-from mirrorfs.engine.lease_documents import next_epoch
+from mirrorfs.engine.lease_documents import LeaseDocuments, next_epoch
 from mirrorfs.engine.local import World
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.errors import DamagedError, InUseError, LimitError, MirrorfsError, StoreDenied, StoreError
@@ -68,11 +70,21 @@ class LeaseTaker:
         self._key_set = key_set
         self.rotating = settings.rotating
         self._before: list[bytes] = []
+        self._admission: Admission | None = None
+        self._documents = LeaseDocuments(
+            "", keys=keys, seed=key_set.writer, public_key=header.public_keys.writer,
+            entropy=world.entropy, host=settings.host,
+        )  # fmt: skip
         self.notice_s = 0.0
         """After `take_leases`: how long a writer that was displaced may go on before it has noticed."""
 
-    async def take_leases(self, *, local_epoch: int) -> tuple[list[LeaseKeeper], WriterIdentity]:
-        """Take every reachable store's lease. Raises InUseError when one is another's."""
+    async def take_leases(
+        self, *, local_epoch: int, judge: Judge
+    ) -> tuple[list[LeaseKeeper], WriterIdentity]:
+        """Take every reachable store's lease, if `judge` allows it when all were looked at.
+
+        Raises: MirrorfsError: what `judge` raised. InUseError: a lease is another's. No lease was taken then.
+        """
         disk = self._world.disk
         before = self._before = _read_writers(self._world)
         writer = self._world.entropy(WRITER_SIZE)
@@ -80,50 +92,44 @@ class LeaseTaker:
         await self._world.offload.sync(
             lambda: disk.write_whole(WRITERS_PATH, b"".join([*before, writer][-WRITERS_KEPT:]))
         )
-        rotating = self._settings.rotating
-        keepers = [await self.keeper(store, rotating=store.name in rotating) for store in self._stores]
-        seen: list[Lease | None] = [None] * len(keepers)
-
-        async def look(number: int) -> None:
-            with trio.move_on_after(STORE_LOOK_S):
-                try:
-                    seen[number] = await keepers[number].look()
-                except (StoreError, DamagedError, LimitError) as exc:
-                    name = self._stores[number].name
-                    logger.log(self._level(name), "The lease of store %s cannot be read: %s", name, exc)
-
-        async with trio.open_nursery() as nursery:
-            for number in range(len(keepers)):
-                nursery.start_soon(look, number)
-        epoch = next_epoch(seen, local=local_epoch)
+        keepers = [await self.keeper(store, rotating=store.name in self.rotating) for store in self._stores]
+        seen = await self._look_at(keepers)
+        epoch = next_epoch(seen.values(), local=local_epoch)
         if self._settings.take_over:
-            live = [one for one in seen if one is not None and not one.released and one.writer not in before]
-            self.notice_s = max((one.period_ms / 1000 for one in live), default=0.0)
-        refused: list[InUseError] = []
+            self.notice_s = _notice_s(
+                [seen.get(keeper.state().store, _UNSEEN) for keeper in keepers], own=before
+            )
+        lasting = [store.name for store in self._stores if store.name not in self.rotating]
+        self._admission = admission = Admission(lasting, judge)
 
-        async def acquire(number: int) -> None:
-            is_rotating = self._stores[number].name in rotating
+        async def acquire(keeper: LeaseKeeper) -> None:
+            name = keeper.state().store
+            is_rotating = name in self.rotating
             # Nobody waits for another writer's lease on a store that only rotates: the mirror takes it later.
             with trio.move_on_after(ROTATING_S if is_rotating else LEASE_PERIOD_S + STORE_LOOK_S):
                 try:
-                    await keepers[number].acquire(
-                        epoch=epoch, writer=writer, own_before=before, take_over=self._settings.take_over
-                    )
+                    await keeper.acquire(
+                        epoch=epoch, writer=writer, own_before=before, admit=admission.admit,
+                        take_over=self._settings.take_over,
+                    )  # fmt: skip
                 except InUseError as exc:
                     # What a rotating store holds that was written elsewhere stops nobody.
                     if not is_rotating:
-                        refused.append(exc)
+                        admission.refuse(exc)
                 except (StoreError, DamagedError, LimitError) as exc:
                     # The mirror goes on trying; nothing is sent there before the lease is held.
-                    name = self._stores[number].name
                     logger.log(self._level(name), "The lease of store %s is not held yet: %s", name, exc)
+            admission.give_up(name)
 
         async with trio.open_nursery() as nursery:
-            for number in range(len(keepers)):
-                nursery.start_soon(acquire, number)
-        if refused:
+            for keeper in keepers:
+                nursery.start_soon(acquire, keeper)
+        try:
+            await admission.settle()
+        except InUseError:
             await give_back(keepers)
-            raise refused[0]
+            assert admission.refusal is not None
+            raise admission.refusal from None
         identity = WriterIdentity(
             self._keys,
             load_signer(self._key_set.writer),
@@ -135,15 +141,44 @@ class LeaseTaker:
         )
         return keepers, identity
 
+    async def _look_at(self, keepers: Sequence[LeaseKeeper]) -> dict[str, Lease | None]:
+        """The leases of the stores that show theirs, by store."""
+        seen: dict[str, Lease | None] = {}
+
+        async def look(keeper: LeaseKeeper) -> None:
+            name = keeper.state().store
+            with trio.move_on_after(STORE_LOOK_S):
+                try:
+                    seen[name] = await keeper.look()
+                except (StoreError, DamagedError, LimitError) as exc:
+                    logger.log(self._level(name), "The lease of store %s cannot be read: %s", name, exc)
+
+        async with trio.open_nursery() as nursery:
+            for keeper in keepers:
+                nursery.start_soon(look, keeper)
+        return seen
+
     async def acquire_late(self, keeper: LeaseKeeper, identity: WriterIdentity, *, rotating: bool) -> None:
         """Take the lease of a store that was added to a mounted volume; it is tried again if that fails."""
         name = keeper.state().store
         with trio.move_on_after(LEASE_PERIOD_S + STORE_LOOK_S):
             try:
-                await keeper.acquire(epoch=identity.epoch, writer=identity.writer, own_before=self._before)
+                await keeper.acquire(
+                    epoch=identity.epoch, writer=identity.writer, own_before=self._before,
+                    admit=None if self._admission is None else self._admission.admit,
+                )  # fmt: skip
             except (StoreError, DamagedError, LimitError, InUseError) as exc:
                 level = logging.INFO if rotating else logging.WARNING
                 logger.log(level, "The lease of store %s is not held yet: %s", name, exc)
+
+    def describe(self, lease: Lease) -> str:
+        """Who holds a lease, and since when."""
+        return self._documents.describe(lease)
+
+    @property
+    def own_writers(self) -> list[bytes]:
+        """Writer ids of the last mounts from this state directory, whose lock we hold."""
+        return self._before
 
     def _level(self, name: str) -> int:
         return logging.INFO if name in self._settings.rotating else logging.WARNING
@@ -187,6 +222,20 @@ async def stores_present(stores: Sequence[Store], settings: VolumeSettings) -> l
                 continue
         found.append(store)
     return found
+
+
+_UNSEEN: Final = object()
+
+
+def _notice_s(seen: Sequence[object], *, own: Sequence[bytes]) -> float:
+    """How long a writer that is displaced may go on; what could not be looked at may be anybody's."""
+    waits_s = [0.0]
+    for lease in seen:
+        if lease is _UNSEEN:
+            waits_s.append(float(LEASE_PERIOD_S))
+        elif isinstance(lease, Lease) and not lease.released and lease.writer not in own:
+            waits_s.append(lease.period_ms / 1000)
+    return max(waits_s)
 
 
 async def give_back(keepers: Sequence[LeaseKeeper]) -> None:

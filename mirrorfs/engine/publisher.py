@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from mirrorfs.engine.heads import FoundHead, HeadRelation, holds_head, newest_head, relate_heads, seal_head
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
+from mirrorfs.engine.standing import WHAT_NEXT, Known
 from mirrorfs.errors import ChainError, DamagedError, StoreError
 from mirrorfs.format.control import Head, open_head, parse_head_key
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
@@ -36,6 +37,7 @@ class Heads:
         self._public_key = public_key
         self.newest: Head | None = None
         self._digest = b""
+        self._counter_seen = 0
         self.checkpoint: tuple[str, bytes] = ("", b"")
         """Object key and digest of the newest checkpoint's last segment."""
 
@@ -58,39 +60,49 @@ class Heads:
             self.checkpoint = (self.newest.checkpoint, self.newest.checkpoint_digest)
             return
 
-    async def compare(self, stores: Sequence[Store], index: Index) -> None:
+    async def compare(
+        self, stores: Sequence[Store], index: Index, known: Known, *, pinned: bool = False
+    ) -> None:
         """Refuse to write where a store has authenticated what this machine does not hold.
 
         A store that is behind is caught up by its mirror. Heads of this log that another machine
         published are gone on from. What a writer left behind that was fenced since is said, not followed.
         Args:
             index: at the end of the local log, and of what followed it in the stores.
+            known: how far that is in the stores.
+            pinned: whether the newest head on the local disk counts as well.
         Raises: ChainError.
         """
-        known = index.get_meta("epoch")
+        if pinned and self.newest is not None and not holds_head(index, self.newest):
+            raise ChainError(
+                "This machine has seen a later state of the volume than the stores that answer show now: make"
+                " the others reachable, or go on without that state with --take-over."
+            )
         for store in stores:
             try:
                 found = await newest_head(store, keys=self._keys, public_key=self._public_key)
             except (StoreError, DamagedError) as exc:
                 logger.warning("The heads of store %s cannot be read: %s", store.name, exc)
                 continue
+            if found is None:
+                continue
+            self._counter_seen = max(self._counter_seen, found.head.counter)
             relation = relate_heads(
                 local=self.newest,
                 local_digest=self._digest,
-                store=found.head if found else None,
-                store_digest=found.digest if found else b"",
+                store=found.head,
+                store_digest=found.digest,
             )
-            if found is None or relation not in (HeadRelation.AHEAD, HeadRelation.FORK):
+            if relation not in (HeadRelation.AHEAD, HeadRelation.FORK):
                 continue
             if holds_head(index, found.head):
                 await self._adopt(found)
-            elif isinstance(known, int) and found.head.epoch < known:
+            elif found.head.epoch < known.epoch:
                 logger.warning("Store %s holds the end of a writer that was fenced since.", store.name)
             else:
                 raise ChainError(
                     f"Store {store.name} holds a later state of the volume, which does not continue what this"
-                    " machine has; nothing was written: `mirrorfs restore --from-state` exports what is only"
-                    " here, then `mirrorfs attach --again` goes on with the stores."
+                    f" machine has; {WHAT_NEXT}"
                 )
 
     async def _adopt(self, found: FoundHead) -> None:
@@ -113,7 +125,8 @@ class Heads:
         header_hash: bytes,
     ) -> tuple[str, int, int]:
         """Write the next head, naming `last` as the newest closed segment: (key, size, created_ns)."""
-        counter = self.newest.counter + 1 if self.newest is not None else 1
+        # Above every counter seen: the head of a writer that was fenced must not hide the later ones.
+        counter = max(self.newest.counter if self.newest is not None else 0, self._counter_seen) + 1
         head = Head(
             counter=counter,
             previous=self._digest,

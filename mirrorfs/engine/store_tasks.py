@@ -171,8 +171,12 @@ class StoreTasks:
             return
         if one.rotating:
             logger.warning("Store %s is left alone: %s", one.store.name, one.lease.state().fenced)
-        else:
-            await self._on_fenced()
+            return
+        await self._on_fenced()
+        # Nothing is sent any more: who took over need not watch the leases of the other stores.
+        for other in self.members.members:
+            if other is not one and not other.is_away():
+                await self.release(other)
 
     async def _mirror(self, one: AttachedStore) -> None:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from mirrorfs.engine import lease
+from mirrorfs.engine import lease, lease_watch
 from mirrorfs.engine.scrub import DEEP
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import ChainError, InUseError, ReadOnlyVolume, StoreUnavailable
@@ -59,7 +59,7 @@ def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "FRESH_S", 1)
     monkeypatch.setattr(lease, "RENEW_S", 0.4)
     monkeypatch.setattr(lease, "RENEW_AGAIN_S", 0.2)
-    monkeypatch.setattr(lease, "WATCH_POLL_S", 0.3)
+    monkeypatch.setattr(lease_watch, "WATCH_POLL_S", 0.3)
 
 
 @pytest.mark.expects_warnings("Another machine wrote")
@@ -180,7 +180,11 @@ async def test_orphans_of_the_old_writer_are_not_followed(tmp_path: Path, stores
         place.clear()
         place.update(earlier)
         place["lease"] = newest_lease
-    async with Machine(tmp_path / "new", stores.view()).mounted() as second:
+    with pytest.raises(ExceptionGroup) as refused:
+        async with Machine(tmp_path / "new", stores.view()).mounted():
+            pass
+    assert refused.group_contains(InUseError, match="have not come to the stores")
+    async with Machine(tmp_path / "new", stores.view()).mounted(take_over=True) as second:
         await write_file(second, b"new", contents(9))
         await second.flush()
         for _ in range(2):

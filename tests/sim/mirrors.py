@@ -280,6 +280,10 @@ class MirrorSimulation:
             if not stormy and not self.weather.is_stormy:
                 raise
             raise Refused from None
+        except InUseError:
+            if was_last and not stormy and not self.weather.is_stormy and not self._running:
+                raise
+            raise Refused from None
         except _REFUSALS as exc:
             if machine.line is None:
                 if not self.weather.is_troubled:

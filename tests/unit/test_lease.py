@@ -21,11 +21,11 @@ from mirrorfs.engine.lease import (
     RENEW_AGAIN_S,
     RENEW_S,
     SETTLE_S,
-    WATCH_POLL_S,
     LeaseKeeper,
 )
 from mirrorfs.engine.lease_documents import next_epoch
 from mirrorfs.engine.lease_doubt import NEWCOMER_PERIODS
+from mirrorfs.engine.lease_watch import WATCH_POLL_S
 from mirrorfs.errors import (
     AuthenticationError,
     ChainError,

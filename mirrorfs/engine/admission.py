@@ -1,0 +1,90 @@
+"""Leave to write: all stores are looked at before the lease of any is taken.
+
+A mount that is refused must leave no trace: a lease taken for nothing would fence a writer that lives. So
+each store's lease is watched first; what was found is judged once, when every store has shown its own or does
+not answer; and only then are leases written. A store that shows its lease later, when the volume is mounted,
+is judged by itself before anything is sent there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+
+import trio
+
+from mirrorfs.errors import InUseError, MirrorfsError, StoreError
+from mirrorfs.format.control import Lease
+
+Judge = Callable[[Mapping[str, Lease | None], Collection[str]], Awaitable[None]]
+"""Hears the leases found, by store, None where there is none that is good; and the stores that do not answer.
+
+Raises: MirrorfsError: the volume is not to be written from here."""
+
+
+class Admission:
+    """The judgement over one mount."""
+
+    def __init__(self, stores: Collection[str], judge: Judge) -> None:
+        """`stores` are the names of those that are waited for."""
+        self._waited_for = set(stores)
+        self._judge = judge
+        self._found: dict[str, Lease | None] = {}
+        self._silent: set[str] = set()
+        self._complete = trio.Event()
+        self._lock = trio.Lock()
+        self._judged = False
+        self.refusal: MirrorfsError | None = None
+        """Why the volume is not to be written from here."""
+
+    async def admit(self, store: str, lease: Lease | None) -> None:
+        """Return if the lease of a store may be replaced. Raises: InUseError: it may not."""
+        if self._judged or store not in self._waited_for:
+            await self._complete.wait()
+            await self.settle()
+            await self._judge_late(store, lease)
+            return
+        self._found[store] = lease
+        self._silent.discard(store)
+        self._look()
+        await self._complete.wait()
+        await self.settle()
+
+    def give_up(self, store: str) -> None:
+        """A store has not shown its lease in time."""
+        if store not in self._found:
+            self._silent.add(store)
+        self._look()
+
+    def refuse(self, reason: MirrorfsError) -> None:
+        """Somebody else has the volume: no lease is taken."""
+        self.refusal = self.refusal or reason
+        self._complete.set()
+
+    async def settle(self) -> None:
+        """Judge, unless that was done. Raises: InUseError: the volume is not to be written from here."""
+        async with self._lock:
+            if not self._judged and self.refusal is None:
+                try:
+                    await self._judge(self._found, self._silent)
+                except MirrorfsError as exc:
+                    self.refusal = exc
+            self._judged = True
+        if self.refusal is not None:
+            raise InUseError(str(self.refusal)) from self.refusal
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was judged: stores that show their lease now are late."""
+        return self._judged
+
+    def _look(self) -> None:
+        if self._waited_for <= self._found.keys() | self._silent:
+            self._complete.set()
+
+    async def _judge_late(self, store: str, lease: Lease | None) -> None:
+        try:
+            await self._judge({store: lease}, ())
+        except StoreError:
+            raise  # it cannot be told now
+        except MirrorfsError as exc:
+            raise InUseError(str(exc)) from exc

@@ -1,0 +1,139 @@
+"""How this machine's log stands to what the stores hold: whether it may be gone on with.
+
+Forks come from machines that could not see each other. Epochs do not tell them apart: one that is mounted
+without a network counts them up as well. What tells is what reached the stores, under leases that were held
+there. So the log of this machine counts up to its last segment that a store has; and
+- a lease of another writer is known if that segment is that writer's, or a later one's: what its holder wrote
+  is in our log, or was left behind by somebody who is in it;
+- a branch in a store that parts from our log and ends later than that segment has overtaken us;
+- one that goes on from another state of a segment of ours says that this machine was put back in time.
+What is none of these is an orphan: the end of a writer that was fenced, which nobody follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from mirrorfs.engine.branches import Branches
+from mirrorfs.engine.replay import previous_of
+from mirrorfs.engine.sources import Segments
+from mirrorfs.errors import ChainError
+from mirrorfs.format.control import Lease
+from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import Index
+
+_PAGE: Final = 1000
+WHAT_NEXT: Final = (
+    "nothing is written: `mirrorfs restore --from-state` exports what is only here, then `mirrorfs attach"
+    " --again` goes on with the stores."
+)
+
+
+class Known(NamedTuple):
+    """The last writer whose changes this machine's log has, as far as stores have them too."""
+
+    epoch: int
+    writer: bytes
+
+    def has(self, lease: Lease) -> bool:
+        """Whether what the holder of a lease wrote is behind us."""
+        return lease.epoch < self.epoch or (lease.epoch, lease.writer) == self
+
+
+def first_unsent(index: Index, instances: Sequence[str]) -> int:
+    """The first sequence number whose segment is not known to be in every store; the next one if all are."""
+    held = [set(index.held(instance)) for instance in instances]
+    sequence = 0
+    while rows := index.list_segments(from_sequence=sequence, limit=_PAGE):
+        for row in rows:
+            key = segment_object_key(Stream.MAIN, _id(row))
+            if not all(key in one for one in held):
+                return row.sequence
+        sequence = rows[-1].sequence + 1
+    return sequence
+
+
+class Standing:
+    """One look at what stores have from some sequence number on."""
+
+    def __init__(
+        self,
+        index: Index,
+        segments: Segments,
+        keys: VolumeKeys,
+        writer: WriterPublicKey,
+        *,
+        first: int,
+        instances: Sequence[str],
+    ) -> None:
+        """
+        Args:
+            segments: of the main stream, already looked at from `first` on.
+            first: a number before which every segment is in the stores that were looked at.
+            instances: of all the volume's stores, for what they are known to hold.
+        """
+        self._index = index
+        self._segments = segments
+        self._branches = Branches(segments, keys, writer)
+        self._first = first
+        self._held = [set(index.held(instance)) for instance in instances]
+
+    async def known(self, leases: Iterable[Lease], own: Collection[bytes]) -> Known:
+        """Args: leases: those found in stores. own: writer ids of this machine's mounts."""
+        found = Known(0, b"")
+        if self._first and (row := self._index.get_segment(self._first - 1)) is not None:
+            found = Known(row.epoch, row.writer)
+        for row in self._rows():
+            key = segment_object_key(Stream.MAIN, _id(row))
+            is_held = any(key in one for one in self._held)
+            if is_held or _id(row) in await self._segments.candidates(row.sequence):
+                found = Known(row.epoch, row.writer)
+        mine = (Known(lease.epoch, lease.writer) for lease in leases if lease.writer in own)
+        return max([found, *mine], key=lambda one: one.epoch)
+
+    async def check(self, known: Known) -> None:
+        """Raises: ChainError: the stores' log does not go on from this machine's."""
+        before = self._index.get_segment(self._first - 1) if self._first else None
+        for row in self._rows():
+            others = [one for one in await self._segments.candidates(row.sequence) if one != _id(row)]
+            await self._check_others(others, before, known)
+            before = row
+        # What goes on from our last segment was followed, unless it goes on from another state of it.
+        following = [] if before is None else await self._segments.candidates(before.sequence + 1)
+        await self._check_others(following, before, known)
+
+    def _rows(self) -> Iterable[SegmentRow]:
+        sequence = self._first
+        while rows := self._index.list_segments(from_sequence=sequence, limit=_PAGE):
+            yield from rows
+            sequence = rows[-1].sequence + 1
+
+    async def _check_others(
+        self, others: Sequence[SegmentId], before: SegmentRow | None, known: Known
+    ) -> None:
+        for other in others:
+            previous = await self._branches.previous(other)
+            if before is None:
+                parts = previous is None
+            else:
+                parts = previous is not None and previous.segment == _id(before)
+                if parts and previous != previous_of(before):
+                    raise ChainError(
+                        "The stores have a later state of this very machine's log: it was put back in time;"
+                        f" {WHAT_NEXT}"
+                    )
+            if not parts:
+                continue
+            end = (await self._branches.ends([other]))[other]
+            if end.epoch > known.epoch or (end.epoch == known.epoch and end.writer != known.writer):
+                raise ChainError(
+                    f"Another machine went on from an earlier state than this one's; {WHAT_NEXT}"
+                )
+
+
+def _id(row: SegmentRow) -> SegmentId:
+    return SegmentId(row.sequence, row.epoch, row.writer)
