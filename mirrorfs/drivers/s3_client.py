@@ -1,4 +1,7 @@
-"""How boto3 is set up for a store: where it may send, how long it waits, what it leaves to others."""
+"""How boto3 is set up for a store: where it may send, how long it waits, what it leaves to others.
+
+TLS is always verified, to the server and to an https proxy: there is no way to say otherwise.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
+from botocore.httpsession import get_cert_path
 
+from mirrorfs.drivers.ca_bundle import check_ca_bundle
 from mirrorfs.errors import UsageError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -17,6 +22,8 @@ READ_TIMEOUT_S = 60.0
 """Longest silence of the server within one request."""
 FALLBACK_REGION = "us-east-1"
 """Where an endpoint is given and no region: such servers mostly ignore it, signatures need one."""
+
+ADDRESSING_STYLES = ("auto", "path", "virtual")
 
 _READ_SIZE = 1024 * 1024
 
@@ -33,26 +40,69 @@ class S3Target:
     """Permit plain http to other machines, where keys and sizes can be watched and answers forged."""
     connect_timeout_s: float = CONNECT_TIMEOUT_S
     read_timeout_s: float = READ_TIMEOUT_S
+    proxy: str | None = None
+    """URL of an HTTP proxy; None: what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say."""
+    ca_bundle: str | None = None
+    """Path of a file of certificates that are trusted instead of the usual ones."""
+    addressing: str = "auto"
+    """Where the bucket's name goes, one of ADDRESSING_STYLES; auto: the path where an endpoint is given."""
 
     def check(self, *, store: str) -> None:
-        """Raises UsageError: the endpoint is no plain URL of a server, or is http without leave."""
-        if self.endpoint is None:
+        """Raises UsageError: endpoint, proxy or CA bundle is none, or is http without leave.
+
+        Reads the CA bundle, and touches nothing else.
+        """
+        if self.endpoint is not None:
+            self._check_endpoint(self.endpoint, store)
+        if self.proxy is not None:
+            _server(self.proxy, what=f"proxy of store {store}")
+        if self.ca_bundle is not None:
+            check_ca_bundle(self.ca_bundle, store=store)
+        if self.addressing not in ADDRESSING_STYLES:
+            raise UsageError(f"The addressing of store {store} is none of {', '.join(ADDRESSING_STYLES)}.")
+
+    def _check_endpoint(self, endpoint: str, store: str) -> None:
+        scheme, host = _server(endpoint, what=f"endpoint of store {store}")
+        if scheme == "https" or self.allow_http:
             return
-        try:
-            parts = urlsplit(self.endpoint)
-            host, _ = parts.hostname, parts.port
-        except ValueError as exc:
-            raise UsageError(f"The endpoint of store {store} is not a URL.") from exc
-        if parts.scheme not in {"http", "https"} or not host:
-            raise UsageError(f"The endpoint of store {store} must be https://HOST or http://HOST.")
-        if "@" in parts.netloc:
-            raise UsageError(f"The endpoint of store {store} holds credentials: put them in a profile.")
-        if parts.query or parts.fragment or parts.path not in {"", "/"}:
-            raise UsageError(f"The endpoint of store {store} must end after its host and port.")
-        if parts.scheme == "http" and not self.allow_http and not _is_loopback(host):
+        if not _is_loopback(host):
             raise UsageError(
                 f"The endpoint of store {store} is http on another machine: use https, or add allow_http=1."
             )
+        # Of a request by way of a proxy, "this machine" is the proxy's.
+        if self.proxy is not None and not _is_loopback(_server(self.proxy, what="proxy")[1]):
+            raise UsageError(
+                f"Store {store} would send http to a proxy elsewhere: use https, or add allow_http=1."
+            )
+
+    def addressing_style(self) -> str:
+        """As botocore takes it."""
+        return "path" if self.addressing == "auto" and self.endpoint is not None else self.addressing
+
+    def proxies(self) -> dict[str, str] | None:
+        """As botocore takes them; None leaves it to the environment."""
+        if self.proxy is not None:
+            return {"http": self.proxy, "https": self.proxy}
+        if self.endpoint is not None and self.endpoint.startswith("http:") and not self.allow_http:
+            # http was allowed because it stays on this machine: no variable may carry it elsewhere.
+            return {}
+        return None
+
+
+def _server(url: str, *, what: str) -> tuple[str, str]:
+    """(scheme, host) of a URL that names a server and nothing else. Raises: UsageError."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as exc:
+        raise UsageError(f"The {what} is not a URL.") from exc
+    if parts.scheme not in {"http", "https"} or not host:
+        raise UsageError(f"The {what} must be https://HOST or http://HOST.")
+    if "@" in parts.netloc:
+        raise UsageError(f"The {what} holds credentials: a URL is no place for them.")
+    if parts.query or parts.fragment or parts.path not in {"", "/"}:
+        raise UsageError(f"The {what} must end after its host and port.")
+    return parts.scheme, host
 
 
 def make_client(target: S3Target, *, connections_max: int) -> Any:
@@ -70,14 +120,20 @@ def make_client(target: S3Target, *, connections_max: int) -> Any:
         max_pool_connections=connections_max,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "auto" if target.endpoint is None else "path"},
+        s3={"addressing_style": target.addressing_style()},
+        proxies=target.proxies(),
         # Otherwise a line in the environment could send everything to another server.
         ignore_configured_endpoint_urls=True,
         tcp_keepalive=True,
     )
+    if target.proxy is not None and target.proxy.startswith("https:"):
+        # Without this botocore does not verify an https proxy on the way to an http endpoint.
+        options["proxies_config"] = {"proxy_ca_bundle": target.ca_bundle or get_cert_path(True)}
     config = Config(**options)
-    # `verify` stays unset: True would overrule the certificates of AWS_CA_BUNDLE.
-    return session.client("s3", endpoint_url=target.endpoint, region_name=region, config=config)
+    # Without a bundle `verify` stays unset: True would overrule the certificates of AWS_CA_BUNDLE.
+    return session.client(
+        "s3", endpoint_url=target.endpoint, region_name=region, config=config, verify=target.ca_bundle
+    )
 
 
 def read_body(body: Any, *, limit_bytes: int) -> bytes:

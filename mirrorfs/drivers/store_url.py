@@ -2,7 +2,9 @@
 
     file:///absolute/path
     s3://bucket/prefix?endpoint=https://host:port&region=R&profile=P&allow_http=1
+        &proxy=http://host:port&ca_bundle=/path&addressing=path&connect_timeout_s=10&read_timeout_s=60
 
+All that is needed to reach a store is in its URL: `restore` and `attach` have nothing else.
 Error messages never repeat the URL: someone may have put a secret into it.
 """
 
@@ -12,23 +14,27 @@ import re
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from mirrorfs.drivers.s3_client import S3Target
+from mirrorfs.drivers.s3_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, S3Target
 from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.errors import UsageError
 
 URL_LENGTH_MAX = 2048
 
-_S3_OPTIONS = frozenset({"endpoint", "region", "profile", "allow_http"})
+TIMEOUT_MAX_S = 600.0
+
+_S3_OPTIONS = frozenset({"endpoint", "region", "profile", "allow_http", "proxy", "ca_bundle", "addressing"})
+_S3_OPTIONS |= {"connect_timeout_s", "read_timeout_s"}
+_SECONDS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3})?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
 _PREFIX_LENGTH_MAX = 512
 
 
 def parse_store_url(name: str, url: str) -> DirectoryStore | S3Store:
-    """Make the store that a URL names; touches neither disk nor network.
+    """Make the store that a URL names; reads a CA bundle named there, touches nothing else.
 
-    Raises: UsageError: the URL is not one of the two kinds above.
+    Raises: UsageError: the URL is not one of the two kinds above, or the bundle is not usable.
     """
     if len(url) > URL_LENGTH_MAX or not url.isprintable():
         raise UsageError(f"The URL of store {name} is too long or holds unprintable characters.")
@@ -82,8 +88,24 @@ def _s3_store(name: str, parts: SplitResult) -> S3Store:
         region=options.get("region"),
         profile=options.get("profile"),
         allow_http="allow_http" in options,
+        connect_timeout_s=_seconds(name, options, "connect_timeout_s", CONNECT_TIMEOUT_S),
+        read_timeout_s=_seconds(name, options, "read_timeout_s", READ_TIMEOUT_S),
+        proxy=options.get("proxy"),
+        ca_bundle=options.get("ca_bundle"),
+        addressing=options.get("addressing", "auto"),
     )
     return S3Store(name, bucket=parts.netloc, prefix=prefix, target=target)
+
+
+def _seconds(name: str, options: dict[str, str], option: str, default: float) -> float:
+    text = options.get(option)
+    if text is None:
+        return default
+    if _SECONDS.fullmatch(text) is None or not 0 < float(text) <= TIMEOUT_MAX_S:
+        raise UsageError(
+            f"Option {option} in the URL of store {name} is a number of seconds, at most {TIMEOUT_MAX_S:.0f}."
+        )
+    return float(text)
 
 
 def _options(name: str, query: str) -> dict[str, str]:

@@ -58,6 +58,20 @@ async def test_directory_store_works(tmp_path: Path) -> None:
             "",
             S3Target(endpoint="http://nas.lan", allow_http=True),
         ),
+        (
+            "s3://bucket?proxy=http://proxy.lan:3128&addressing=virtual&connect_timeout_s=2.5&read_timeout_s=20",
+            "bucket",
+            "",
+            S3Target(
+                proxy="http://proxy.lan:3128", addressing="virtual", connect_timeout_s=2.5, read_timeout_s=20
+            ),
+        ),
+        (
+            "s3://bucket?endpoint=http://127.0.0.1:1&proxy=http://localhost:3128",
+            "bucket",
+            "",
+            S3Target(endpoint="http://127.0.0.1:1", proxy="http://localhost:3128"),
+        ),
     ],
 )
 async def test_s3(url: str, bucket: str, base: str, target: S3Target) -> None:
@@ -109,6 +123,18 @@ async def test_s3(url: str, bucket: str, base: str, target: S3Target) -> None:
         ("s3://bucket?endpoint=http://192.168.1.2:9000", "allow_http=1"),
         ("s3://bucket?endpoint=http://localhost.example.org", "allow_http=1"),
         ("s3://bucket?endpoint=http://127.0.0.1.example.org", "allow_http=1"),
+        ("s3://bucket?endpoint=http://127.0.0.1&proxy=http://proxy.lan", "allow_http=1"),
+        ("s3://bucket?proxy=socks5://proxy.lan", "https://HOST"),
+        ("s3://bucket?proxy=proxy.lan:3128", "https://HOST"),
+        ("s3://bucket?proxy=http://user:SECRET@proxy.lan", "credentials"),
+        ("s3://bucket?proxy=http://proxy.lan/path", "end after"),
+        ("s3://bucket?addressing=host", "auto, path, virtual"),
+        ("s3://bucket?connect_timeout_s=0", "number of seconds"),
+        ("s3://bucket?connect_timeout_s=-1", "number of seconds"),
+        ("s3://bucket?read_timeout_s=601", "at most 600"),
+        ("s3://bucket?read_timeout_s=nan", "number of seconds"),
+        ("s3://bucket?verify=0", "unknown"),
+        ("s3://bucket?ca_bundle=", "no value"),
     ],
 )
 async def test_refused(url: str, message: str) -> None:
@@ -126,6 +152,15 @@ def test_any_text_is_a_store_or_a_usage_error(url: str) -> None:
     except UsageError:
         return
     assert store.name == "a"
+
+
+def test_timeouts_and_addressing_reach_botocore() -> None:
+    target = S3Target(endpoint="https://host", connect_timeout_s=2.5, read_timeout_s=20, addressing="virtual")
+    client = make_client(target, connections_max=3)
+    config = client.meta.config
+    assert (config.connect_timeout, config.read_timeout, config.max_pool_connections) == (2.5, 20, 3)
+    assert config.s3["addressing_style"] == "virtual"
+    client.close()
 
 
 def test_environment_does_not_redirect_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
