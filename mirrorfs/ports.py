@@ -33,6 +33,7 @@ Version = NewType("Version", str)
 
 OBJECT_SIZE_MAX = 32 * 1024 * 1024
 LIST_PAGE_MAX = 1000
+THROTTLE_PIECE = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,22 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Release connections and threads. Never raises for a dead store."""
+
+
+class Throttle(Protocol):
+    """How fast stores may move bytes. Called on the trio loop; it reserves, the caller waits.
+
+    One call is about THROTTLE_PIECE bytes at most, so that others get their turn between two.
+    """
+
+    def upload(self, size_bytes: int, *, urgent: bool) -> float:
+        """Seconds to wait before sending so many bytes. Urgent ones pass others, for a part of the rate."""
+
+    def download(self, size_bytes: int, *, urgent: bool) -> float:
+        """Seconds to wait before receiving so many bytes."""
+
+    def download_s(self, size_bytes: int) -> float:
+        """How long so many urgent bytes would take from now on by the limit alone; reserves nothing."""
 
 
 class Clock(Protocol):

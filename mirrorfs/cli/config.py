@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mirrorfs.cli.config_alarm import AlarmConfig
+from mirrorfs.cli.config_limits import LimitsConfig
 from mirrorfs.core.sizes import format_size, parse_size
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.engine.cache import CACHE_SIZE, CACHE_SIZE_MIN
@@ -190,6 +191,7 @@ class VolumeConfig:
     cache_bytes: int = CACHE_SIZE
     """Bound of what is kept locally of segments that every store holds."""
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def to_toml(self) -> str:
         """The text of the file."""
@@ -214,7 +216,7 @@ class VolumeConfig:
                 f"url = {_quoted(store.url)}",
                 f"instance = {_quoted(store.instance.hex())}",
             ]
-        return "\n".join(lines + self.alarm.to_lines()) + "\n"
+        return "\n".join(lines + self.alarm.to_lines() + self.limits.to_lines()) + "\n"
 
     @classmethod
     def from_toml(cls, text: str) -> VolumeConfig:
@@ -224,7 +226,7 @@ class VolumeConfig:
         except tomllib.TOMLDecodeError as exc:
             raise ConfigError("The volume's configuration is not valid TOML; correct the file.") from exc
         read = _Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
-        read.known |= {"cache_size", "token", "store", "alarm"}
+        read.known |= {"cache_size", "token", "store", "alarm", "limits"}
         read.check()
         version = table.get("format")
         if version != CONFIG_FORMAT:
@@ -242,6 +244,7 @@ class VolumeConfig:
             mirror_delay_s=float(delay_s),
             cache_bytes=read.size("cache_size", default=CACHE_SIZE, least=CACHE_SIZE_MIN),
             alarm=AlarmConfig.from_table(table.get("alarm")),
+            limits=LimitsConfig.from_table(table.get("limits")),
         )
 
 

@@ -37,6 +37,7 @@ from mirrorfs.drivers.process import write_back_here
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease_taker import VolumeSettings
+from mirrorfs.engine.limits import Limits, patient
 from mirrorfs.engine.local import World
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import MirrorfsError
@@ -96,7 +97,10 @@ class Session:
         self._on_replay = on_replay
         self._on_loaded = on_loaded
         self._on_stopping = on_stopping
+        limits = self._config.limits
+        self._limits = Limits(limits.timetable, SystemClock()) if limits.is_limited else None
         self._control = self._make_control()
+        self._control.limits = self._limits
         self._serving = trio.CancelScope()
         self._stopping = False
 
@@ -173,9 +177,13 @@ class Session:
 
     def _stores(self) -> list[Store]:
         header, keys = verify_header(self._unlocked.header, self._unlocked.key_set)
+        limits = self._config.limits
+        policy = patient(ONCE, limits.timetable, transfers=limits.parallel * len(self._config.stores))
         return [
             GuardedStore(
-                open_store(store.name, store.url, policy=ONCE),
+                open_store(
+                    store.name, store.url, policy=policy, parallel=limits.parallel, throttle=self._limits
+                ),
                 instance=store.instance,
                 keys=keys,
                 public_key=header.public_keys.writer,
@@ -198,6 +206,7 @@ class Session:
             owner=(os.getuid(), os.getgid()),
             mirror_delay_s=self._config.mirror_delay_s,
             cache_bytes=self._config.cache_bytes,
+            parallel=self._config.limits.parallel,
             take_over=self._request.take_over,
         )
         volume = await MountedVolume.open(
@@ -234,6 +243,7 @@ class Session:
             clock=SystemClock(),
             entropy=secrets.token_bytes,
             offload=ThreadOffload(),
+            throttle=self._limits,
         )
 
     async def _serve(self, opened: Opened) -> None:

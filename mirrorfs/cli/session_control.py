@@ -14,6 +14,7 @@ from mirrorfs.cli.control_protocol import STALL_S, Message
 from mirrorfs.cli.key_pipe import SessionRequest
 from mirrorfs.cli.scrubbing import scrub
 from mirrorfs.cli.waiting import Patience, watched
+from mirrorfs.engine.limits import Limits
 from mirrorfs.engine.volume import MountedVolume, VolumeStatus
 from mirrorfs.errors import MirrorfsError, StoreUnavailable, UsageError
 
@@ -33,6 +34,8 @@ class SessionControl:
         self._left_behind: str | None = None
         self._plan: tuple[bool, Patience] | None = None
         self._watchers: list[Callable[[VolumeStatus], None]] = []
+        self.limits: Limits | None = None
+        """What the stores keep to; None: no limit."""
         self.is_hurried = False
         """Whether the waiting for stores at the end is to be cut short."""
 
@@ -91,7 +94,11 @@ class SessionControl:
             "read_only": self._request.read_only,
             "pid": os.getpid(),
             "status": asdict(volume.status()),
+            "limits": self._limits_now(),
         }
+
+    def _limits_now(self) -> Message | None:
+        return None if self.limits is None else asdict(self.limits.rates())
 
     async def _flush(self, connection: Connection) -> Message:
         volume = self._running()

@@ -130,6 +130,7 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "as_of": None,
         "follows": None,
         "local": None,
+        "limits": None if report.answer is None else _limits(report.answer.get("limits")),
         "stores": [],
     }
     if report.view_time_ns is not None and report.answer is not None:
@@ -180,6 +181,11 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
     }
 
 
+def _limits(rates: Mapping[str, int] | None) -> dict[str, int | None]:
+    names = ("upload_bytes_s", "download_bytes_s")
+    return {name: (rates[name] if rates else 0) or None for name in names}
+
+
 # --- text ------------------------------------------------------------------------------------
 
 
@@ -198,6 +204,7 @@ def as_text(report: VolumeReport) -> list[str]:
         lines = [f"{report.name}: {kind} as of {moment}, mounted on {report.mountpoint}"]
         if answer.get("fault"):
             lines.append(f"  {answer['fault']}")
+        lines += _limits_line(answer.get("limits"))
         lines += [f"  Store {name} does not answer." for name in answer.get("silent", ())]
         return lines
     if report.answer is None or report.protection is None:
@@ -209,12 +216,22 @@ def as_text(report: VolumeReport) -> list[str]:
     if protection.reason is not None:
         lines.append(f"  {protection.reason}")
     lines += ["  " + _store_line(store, now_ns=protection.as_of_ns) for store in protection.stores]
+    lines += _limits_line(report.answer.get("limits"))
     status = report.answer["status"]
     lines.append(
         f"  {status['files']} files and directories, {format_bytes(status['allocated_bytes'])};"
         f" {format_bytes(status['free_bytes'])} free on the local disk"
     )
     return lines
+
+
+def _limits_line(rates: Mapping[str, int] | None) -> list[str]:
+    shown = [
+        f"{word} at most {format_bytes(rates[name])}/s"
+        for word, name in (("upload", "upload_bytes_s"), ("download", "download_bytes_s"))
+        if rates and rates[name]
+    ]
+    return [f"  limits now: {', '.join(shown)}"] if shown else []
 
 
 def _store_line(store: StoreProtection, *, now_ns: int) -> str:

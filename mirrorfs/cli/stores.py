@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from mirrorfs.cli.config import StoreConfig
+from mirrorfs.drivers.s3_line import PARALLEL
 from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.drivers.store_url import parse_store_url
@@ -36,7 +37,7 @@ from mirrorfs.format.control import INSTANCE_KEY, open_instance
 from mirrorfs.format.document import BODY_SIZE_MAX, DOCUMENT_SIZE_MAX
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import FORMAT_VERSION
-from mirrorfs.ports import ObjectKey
+from mirrorfs.ports import ObjectKey, Throttle
 
 LOOK_DEADLINE_S: Final = 15.0
 """How long a command waits for a store that does not answer before it goes on without it."""
@@ -52,12 +53,21 @@ def system_random() -> Callable[[], float]:
     return secrets.SystemRandom().random
 
 
-def open_store(name: str, url: str, *, policy: RetryPolicy | None = None) -> RetryingStore:
+def open_store(
+    name: str,
+    url: str,
+    *,
+    policy: RetryPolicy | None = None,
+    parallel: int = PARALLEL,
+    throttle: Throttle | None = None,
+) -> RetryingStore:
     """The store of a URL, with deadlines and, unless `policy` says otherwise, retries; touches nothing.
 
+    Args: parallel, throttle: see parse_store_url.
     Raises: UsageError: the URL is malformed.
     """
-    return RetryingStore(parse_store_url(name, url), random=system_random(), policy=policy)
+    store = parse_store_url(name, url, parallel=parallel, throttle=throttle)
+    return RetryingStore(store, random=system_random(), policy=policy)
 
 
 def bare_store(name: str, url: str) -> DirectoryStore | S3Store:

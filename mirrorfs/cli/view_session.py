@@ -49,6 +49,7 @@ class ViewControl(SessionControl):
             "view_time_ns": self._view.time_ns,
             "follows": follower is not None,
             "fault": None if follower is None else follower.fault,
+            "limits": self._limits_now(),
             "silent": [] if follower is None else list(follower.silent),
         }
 

@@ -25,8 +25,6 @@ FALLBACK_REGION = "us-east-1"
 
 ADDRESSING_STYLES = ("auto", "path", "virtual")
 
-_READ_SIZE = 1024 * 1024
-
 
 @dataclass(frozen=True, slots=True)
 class S3Target:
@@ -134,23 +132,6 @@ def make_client(target: S3Target, *, connections_max: int) -> Any:
     return session.client(
         "s3", endpoint_url=target.endpoint, region_name=region, config=config, verify=target.ca_bundle
     )
-
-
-def read_body(body: Any, *, limit_bytes: int) -> bytes:
-    """Read an answer to its end, or to a little beyond limit_bytes when it does not stop there.
-
-    Only the read that meets the end makes botocore compare with Content-Length, so this goes on
-    until it does.
-    """
-    parts: list[bytes] = []
-    total = 0
-    while total <= limit_bytes:
-        part: bytes = body.read(min(_READ_SIZE, limit_bytes + 1 - total))
-        if not part:
-            break
-        parts.append(part)
-        total += len(part)
-    return b"".join(parts)
 
 
 def _is_loopback(host: str) -> bool:

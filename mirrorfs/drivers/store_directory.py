@@ -61,7 +61,9 @@ from mirrorfs.ports import (
 
 T = TypeVar("T")
 
-THREADS_MAX = 8
+PARALLEL = 4
+CONTROL_PARALLEL = 4
+"""Threads beside those for objects, so that a lease finds one."""
 LOCK_WAIT_S = 10.0
 """How long compare-and-swap waits for another process before it reports the store as unavailable."""
 LOCK_POLL_S = 0.01
@@ -78,11 +80,11 @@ _OBJECT_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 class DirectoryStore:
     """`Store` on a directory; see `mirrorfs.ports.Store` for the contract of each method."""
 
-    def __init__(self, name: str, root: Path) -> None:
-        """Name a store; touches nothing. root is absolute."""
+    def __init__(self, name: str, root: Path, *, parallel: int = PARALLEL) -> None:
+        """Name a store; touches nothing. root is absolute; parallel: objects under way."""
         self.name = name
         self._root = root
-        self._limiter = trio.CapacityLimiter(THREADS_MAX)
+        self._limiter = trio.CapacityLimiter(parallel + CONTROL_PARALLEL)
         self._links = True
         # Directories whose own entry this process has synced; a crashed one may have left others.
         self._synced: set[str] = set()

@@ -32,7 +32,7 @@ from mirrorfs.drivers.object_keys import (
     check_mutable_size,
     is_key,
 )
-from mirrorfs.drivers.s3_client import S3Target, make_client, read_body
+from mirrorfs.drivers.s3_client import S3Target, make_client
 from mirrorfs.drivers.s3_errors import (
     FOREIGN_ERRORS,
     bucket_missing,
@@ -42,6 +42,7 @@ from mirrorfs.drivers.s3_errors import (
     status,
     translate,
 )
+from mirrorfs.drivers.s3_line import S3Line
 from mirrorfs.errors import (
     LimitError,
     ObjectExists,
@@ -63,7 +64,6 @@ from mirrorfs.ports import (
 
 T = TypeVar("T")
 
-THREADS_MAX = 8
 LIST_REQUESTS_MAX = 1000
 """Answers without one key of ours that a listing goes through for one page."""
 
@@ -73,12 +73,21 @@ _PROBE_PREFIX = "scratch"
 class S3Store:
     """`Store` in a bucket; see `mirrorfs.ports.Store` for the contract of each method."""
 
-    def __init__(self, name: str, *, bucket: str, prefix: str = "", target: S3Target | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        bucket: str,
+        prefix: str = "",
+        target: S3Target | None = None,
+        line: S3Line | None = None,
+    ) -> None:
         """Describe a store; nothing is sent, no credentials are read.
 
         Args:
             prefix: goes before every key, without slashes at its ends; empty for none.
             target: the server; None for Amazon's, as boto3's standard chain has it.
+            line: what is under way at a time, and how fast; None: PARALLEL objects, without a limit.
         Raises: UsageError: the endpoint is not usable.
         """
         self.name = name
@@ -86,7 +95,7 @@ class S3Store:
         self._target.check(store=name)
         self._bucket = bucket
         self._base = f"{prefix}/" if prefix else ""
-        self._limiter = trio.CapacityLimiter(THREADS_MAX)
+        self._line = S3Line() if line is None else line
         self._client_lock = threading.Lock()
         self._made_client: Any = None
         self._conditional: bool | None = None
@@ -96,17 +105,19 @@ class S3Store:
         check_key(key)
         if len(data) > OBJECT_SIZE_MAX:
             raise LimitError(f"Object {key} of store {self.name} would exceed {OBJECT_SIZE_MAX} bytes.")
-        await self._run(lambda: self._put_blocking(key, data))
+        await self._run(lambda: self._put_blocking(key, data), self._line.uploads)
 
     async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
         """See Store.get."""
         check_key(key)
-        return (await self._run(lambda: self._get_blocking(key, size_max)))[0]
+        return (await self._run(lambda: self._get_blocking(key, size_max), self._line.for_get(size_max)))[0]
 
     async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
         """See Store.get_range."""
         check_key(key)
-        return await self._run(lambda: self._range_blocking(key, offset=offset, size_bytes=size_bytes))
+        return await self._run(
+            lambda: self._range_blocking(key, offset=offset, size_bytes=size_bytes), self._line.downloads
+        )
 
     async def head(self, key: ObjectKey) -> ObjectInfo:
         """See Store.head."""
@@ -147,15 +158,17 @@ class S3Store:
             client.close()
         await trio.lowlevel.checkpoint()
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
+    async def _run(self, work: Callable[[], T], limiter: trio.CapacityLimiter | None = None) -> T:
+        limiter = limiter or self._line.control
+        return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
 
     # --- everything below runs in worker threads -------------------------------------------------
 
     def _client(self) -> Any:
         with self._client_lock:
             if self._made_client is None:
-                self._made_client = make_client(self._target, connections_max=THREADS_MAX)
+                self._made_client = make_client(self._target, connections_max=self._line.connections_max)
+                self._line.shape(self._made_client)
             return self._made_client
 
     @contextlib.contextmanager
@@ -191,7 +204,7 @@ class S3Store:
             answer = self._client().get_object(**self._place(key))
             with contextlib.closing(answer["Body"]) as body:
                 too_large = int(answer.get("ContentLength", 0)) > size_max
-                data = b"" if too_large else read_body(body, limit_bytes=size_max)
+                data = b"" if too_large else self._line.read(body, limit_bytes=size_max)
             if too_large or len(data) > size_max:
                 raise LimitError(f"Object {key} of store {self.name} exceeds {size_max} bytes.")
             return data, str(answer.get("ETag", ""))
@@ -219,11 +232,11 @@ class S3Store:
             # The header decides, not the status: `rclone serve s3` sends a range with status 200.
             answered = answer.get("ContentRange")
             if answered is None and answer["ResponseMetadata"]["HTTPStatusCode"] == 200:
-                whole = read_body(body, limit_bytes=OBJECT_SIZE_MAX)
+                whole = self._line.read(body, limit_bytes=OBJECT_SIZE_MAX, is_range=True)
                 return whole[offset : offset + size_bytes]
             if not str(answered).startswith(f"bytes {offset}-"):
                 raise StoreUnavailable(f"Store {self.name} answered with another range of {key}.")
-            return read_body(body, limit_bytes=size_bytes)[:size_bytes]
+            return self._line.read(body, limit_bytes=size_bytes, is_range=True)[:size_bytes]
 
     def _head_blocking(self, key: ObjectKey) -> ObjectInfo:
         with self._translated(key):
@@ -282,6 +295,7 @@ class S3Store:
         if self._conditional is not True and self._holds(key, data):
             return
         condition = {} if self._conditional is False else {"IfNoneMatch": "*"}
+        self._line.pace_small(len(data))
         with self._translated(key, writes=True):
             try:
                 self._write(key, data, **condition)

@@ -15,9 +15,11 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from mirrorfs.drivers.s3_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, S3Target
+from mirrorfs.drivers.s3_line import PARALLEL, S3Line
 from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.errors import UsageError
+from mirrorfs.ports import Throttle
 
 URL_LENGTH_MAX = 2048
 
@@ -31,8 +33,14 @@ _PREFIX = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
 _PREFIX_LENGTH_MAX = 512
 
 
-def parse_store_url(name: str, url: str) -> DirectoryStore | S3Store:
+def parse_store_url(
+    name: str, url: str, *, parallel: int = PARALLEL, throttle: Throttle | None = None
+) -> DirectoryStore | S3Store:
     """Make the store that a URL names; reads a CA bundle named there, touches nothing else.
+
+    Args:
+        parallel: objects under way in each direction.
+        throttle: how fast they go to and from an S3 server; a directory has no limit.
 
     Raises: UsageError: the URL is not one of the two kinds above, or the bundle is not usable.
     """
@@ -49,9 +57,9 @@ def parse_store_url(name: str, url: str) -> DirectoryStore | S3Store:
     if "#" in url:
         raise UsageError(f"The URL of store {name} holds a '#': write it as %23.")
     if parts.scheme == "file":
-        return DirectoryStore(name, _directory(name, parts))
+        return DirectoryStore(name, _directory(name, parts), parallel=parallel)
     if parts.scheme == "s3":
-        return _s3_store(name, parts)
+        return _s3_store(name, parts, S3Line(parallel=parallel, throttle=throttle))
     raise UsageError(f"The URL of store {name} must begin with file:/// or s3://.")
 
 
@@ -69,7 +77,7 @@ def _directory(name: str, parts: SplitResult) -> Path:
     return root
 
 
-def _s3_store(name: str, parts: SplitResult) -> S3Store:
+def _s3_store(name: str, parts: SplitResult, line: S3Line) -> S3Store:
     # netloc, not hostname: that one is in lower case, bucket names need not be.
     if _BUCKET.fullmatch(parts.netloc) is None:
         raise UsageError(f"The URL of store {name} names no valid bucket: s3://BUCKET/PREFIX.")
@@ -94,7 +102,7 @@ def _s3_store(name: str, parts: SplitResult) -> S3Store:
         ca_bundle=options.get("ca_bundle"),
         addressing=options.get("addressing", "auto"),
     )
-    return S3Store(name, bucket=parts.netloc, prefix=prefix, target=target)
+    return S3Store(name, bucket=parts.netloc, prefix=prefix, target=target, line=line)
 
 
 def _seconds(name: str, options: dict[str, str], option: str, default: float) -> float:

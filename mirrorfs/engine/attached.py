@@ -156,6 +156,8 @@ class Attaching:
     pace: UploadPace
     random: Callable[[], float]
     suspect: Callable[[str | None, str], None]
+    parallel: int
+    """Uploads under way to each store."""
 
     def attach(
         self, store: Store, lease: LeaseKeeper, *, instance: str, rotating: bool, filled: bool
@@ -181,6 +183,7 @@ class Attaching:
             clock=self.world.clock,
             pace=self.pace,
             random=self.random,
+            parallel=self.parallel,
             may_be_away=rotating,
         )
         return AttachedStore(store, lease, mirror, instance=instance, rotating=rotating, filled=filled)

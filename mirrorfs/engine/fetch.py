@@ -31,7 +31,7 @@ from mirrorfs.format.ids import segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import HEADER_SIZE, decode_header
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import ObjectKey, Offload, Store
+from mirrorfs.ports import ObjectKey, Offload, Store, Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +108,7 @@ class Fetcher:
         ranges: RangeFiles | None,
         on_bad_copy: Callable[[str | None, str], None],
         is_expected: Callable[[str, str], bool] = lambda store, key: True,
+        throttle: Throttle | None = None,
     ) -> None:
         """
         Args:
@@ -115,6 +116,7 @@ class Fetcher:
             ranges: where fetched parts are kept; None: nowhere.
             on_bad_copy: hears the name of a store and the key of an object there that does not verify.
             is_expected: whether a store of that name should have an object by now.
+            throttle: what the stores keep to; what it holds up is no reason to ask another one.
         """
         self._ciphers = ciphers
         self._offload = offload
@@ -122,6 +124,7 @@ class Fetcher:
         self._ranges = ranges
         self._on_bad_copy = on_bad_copy
         self._is_expected = is_expected
+        self._throttle = throttle
         self._health: dict[str, _Health] = {}
         self._bad: OrderedDict[tuple[str, str], None] = OrderedDict()
         """(store, key) of copies found bad or gone: said once, and asked for last."""
@@ -160,9 +163,12 @@ class Fetcher:
         if not stores:
             raise ObjectNotFound("There is no store to read from.")
         wanted_bytes = run[-1].offset + run[-1].size - run[0].offset
+        hedge_s = HEDGE_S + wanted_bytes / SLOWEST_BYTES_PER_S
+        if self._throttle is not None:
+            start, end = _blocks(run, size_bytes)
+            hedge_s += self._throttle.download_s(end - start)
         return await first_good(
-            [partial(self._from_store, store, key, run, size_bytes) for store in stores],
-            hedge_s=HEDGE_S + wanted_bytes / SLOWEST_BYTES_PER_S,
+            [partial(self._from_store, store, key, run, size_bytes) for store in stores], hedge_s=hedge_s
         )
 
     def _failed(self, key: str, run: Sequence[Place]) -> ReadFailed:

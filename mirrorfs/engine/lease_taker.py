@@ -14,6 +14,7 @@ from mirrorfs.engine.cache import CACHE_SIZE
 from mirrorfs.engine.lease import LEASE_PERIOD_S, LeaseKeeper
 from mirrorfs.engine.lease_documents import LeaseDocuments, next_epoch
 from mirrorfs.engine.local import World
+from mirrorfs.engine.mirror import UPLOADS_PARALLEL
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.errors import DamagedError, InUseError, LimitError, MirrorfsError, StoreDenied, StoreError
 from mirrorfs.format.control import INSTANCE_KEY, Lease
@@ -50,6 +51,8 @@ class VolumeSettings:
     cache_bytes: int = CACHE_SIZE
     """Bound of the local cache."""
     level: int = 1
+    parallel: int = UPLOADS_PARALLEL
+    """Uploads under way to each store."""
     take_over: bool = False
     rotating: frozenset[str] = frozenset()
     """Names of stores that may be away for long."""

@@ -22,7 +22,7 @@ from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.record import Create, Epoch
 from mirrorfs.format.rows import RelocationRow, SegmentRow
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import Clock, Disk, Entropy, Index, Offload, Store
+from mirrorfs.ports import Clock, Disk, Entropy, Index, Offload, Store, Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class World:
     clock: Clock
     entropy: Entropy
     offload: Offload
+    throttle: Throttle | None = None
+    """What the stores keep to; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ class LocalVolume:
             on_used=cache.used,
             on_bad_copy=mirrors.on_bad_copy,
             is_expected=mirrors.is_expected,
+            throttle=world.throttle,
         )
         return cache, reader
 

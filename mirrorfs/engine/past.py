@@ -124,6 +124,7 @@ class ReadOnlyVolume:
             log=lambda: None,
             stores=lambda: stores,
             nursery=nursery,
+            throttle=world.throttle,
         )
         filesystem = FileSystem(state, SpaceGuard(world.disk, world.clock), files_reader, None, world.offload)
         follower = None

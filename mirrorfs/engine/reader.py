@@ -27,7 +27,7 @@ from mirrorfs.format.limits import CHUNK_SIZE
 from mirrorfs.format.rows import FrameRow
 from mirrorfs.format.segment import HEADER_SIZE
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import Disk, Offload, OpenFile, Store
+from mirrorfs.ports import Disk, Offload, OpenFile, Store, Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Reader:
         on_used: Callable[[str], None] = lambda path: None,
         on_bad_copy: Callable[[str | None, str], None] = lambda store, key: None,
         is_expected: Callable[[str, str], bool] = lambda store, key: True,
+        throttle: Throttle | None = None,
     ) -> None:
         """
         Args:
@@ -88,6 +89,7 @@ class Reader:
             on_used: hears the path of each local file that is read.
             on_bad_copy: hears the store (None: the local disk) and the key of a copy that is bad or gone.
             is_expected: whether a store of that name should have an object by now.
+            throttle: what the stores keep to.
         """
         self._state = state
         self._disk = disk
@@ -102,7 +104,7 @@ class Reader:
         self._ciphers = Ciphers(keys, writer)
         self._fetcher = Fetcher(
             self._ciphers, offload, stores=stores, ranges=ranges, on_bad_copy=on_bad_copy,
-            is_expected=is_expected,
+            is_expected=is_expected, throttle=throttle,
         )  # fmt: skip
         self._ahead = ReadAhead(state.index, is_wanted=self._is_wanted, start=self._start_loading)
 

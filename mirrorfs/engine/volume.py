@@ -155,8 +155,9 @@ class MountedVolume:
         members = StoreSet()
         objects = object_source(world, index, keys, header, members)
         attaching = Attaching(
-            members, objects, index, world, upload_pace(world, settings, lambda: local), random, suspect
-        )
+            members, objects, index, world, upload_pace(world, settings, lambda: local), random, suspect,
+            settings.parallel,
+        )  # fmt: skip
         ages = SegmentAges(recovered.time_ns)
         checkpointer = Checkpointer(
             world, identity, writer_key, index, on_written=lambda written: volume._checkpointed(written)

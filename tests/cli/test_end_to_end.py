@@ -338,6 +338,35 @@ def test_a_bucket_as_a_store(bare: Machine) -> None:
         bare.umount()
 
 
+def test_limits_of_a_bucket(bare: Machine) -> None:
+    with s3_servers.moto_server() as server:
+        s3_servers.create_bucket(server, "practice")
+        bare.environment |= s3_servers.environment(server)
+        cloud = f"--store=cloud=s3://practice/limits?endpoint={server.endpoint}"
+        bare.run(
+            "init", bare.name, f"--store=disk=file://{bare.stores['a']}", cloud,
+            f"--token={tokens().token.uri()}", "--kdf-memory-mib=64",
+        )  # fmt: skip
+        limits = '\n[limits]\nparallel = 1\n[[limits.during]]\nupload = "1MiB/s"\n'
+        with bare.config.open("a") as config:
+            config.write(limits)
+        bare.mount()
+        assert bare.status()["limits"] == {"upload_bytes_s": 1 << 20, "download_bytes_s": None}
+        assert "limits now: upload at most 1.0 MiB/s\n" in bare.run("status", bare.name).out
+        (bare.mountpoint / "file").write_bytes(os.urandom(4 << 20))
+        began_s = time.monotonic()
+        bare.run("flush", bare.name)
+        assert time.monotonic() - began_s > 3.5
+        bare.umount()
+        bare.mount("--read-only")
+        view = json.loads(bare.run("status", str(bare.mountpoint), "--json").out)["volumes"][0]
+        assert view["limits"] == {"upload_bytes_s": 1 << 20, "download_bytes_s": None}
+        bare.run("umount", str(bare.mountpoint))
+        with bare.config.open("a") as config:
+            config.write("rate = 5\n")
+        bare.mount(check=False).refused(2, "unknown field limits.during.rate")
+
+
 def test_foreign_store_is_refused(made: Machine, tmp_path: Path) -> None:
     with machine(tmp_path / "foreign") as foreign:
         foreign.init()

@@ -22,8 +22,10 @@ from mirrorfs.cli.config import (
     write_config,
 )
 from mirrorfs.cli.config_alarm import AlarmConfig
+from mirrorfs.cli.config_limits import LimitsConfig
 from mirrorfs.cli.init import parse_stores
 from mirrorfs.cli.new_volume import PlannedStore
+from mirrorfs.core.timetable import Rates, Timetable, Window
 from mirrorfs.errors import ConfigError, MirrorfsError, UsageError
 
 CONFIG = VolumeConfig(
@@ -37,6 +39,16 @@ CONFIG = VolumeConfig(
     mirror_delay_s=2.5,
     cache_bytes=20 << 30,
     alarm=AlarmConfig(max_lag_s=60, max_pending_bytes=5 << 30, command=("/bin/mail", 'a "b"'), user="x"),
+    limits=LimitsConfig(
+        Timetable(
+            Rates(2 << 20, 0),
+            (
+                Window(frozenset(range(5)), 8 * 60, 19 * 60, Rates(500 << 10, 1 << 20)),
+                Window(frozenset(range(7)), 22 * 60 + 30, 6 * 60, Rates()),
+            ),
+        ),
+        parallel=2,
+    ),
 )
 TEXT = CONFIG.to_toml()
 

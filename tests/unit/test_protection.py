@@ -112,6 +112,20 @@ def test_words_for_people() -> None:
     assert as_text(VolumeReport("v", None, None, None, None)) == ["v: is not mounted."]
 
 
+def test_the_limits_in_force() -> None:
+    given = status(store())
+    answer = {"mountpoint": "/mnt", "read_only": False, "pid": 7, "status": given}
+    protection = judge(given, asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig())
+    rates = {"upload_bytes_s": 500 << 10, "download_bytes_s": 0}
+    some = VolumeReport("v", "/mnt", {**answer, "limits": rates}, protection, None)
+    none = VolumeReport("v", "/mnt", {**answer, "limits": None}, protection, None)
+    assert as_json(some)["limits"] == {"upload_bytes_s": 500 << 10, "download_bytes_s": None}
+    assert as_json(none)["limits"] == {"upload_bytes_s": None, "download_bytes_s": None}
+    assert "  limits now: upload at most 500.0 KiB/s" in as_text(some)
+    assert not any("limits" in line for line in as_text(none))
+    assert as_json(VolumeReport("v", None, None, None, None))["limits"] is None
+
+
 def test_json_has_every_field_mounted_or_not() -> None:
     mounted = as_json(report(status(store(**PENDING))))
     absent = as_json(VolumeReport("v", None, None, None, "Its mount is dead."))
