@@ -3,7 +3,7 @@
 [limits]
 upload = "2MiB/s"            # of all S3 stores together; absent or "0" for no limit
 download = "10MiB/s"
-parallel = 4                 # objects under way to each store, and as many from it
+parallel = 4                 # objects under way to each store
 
 [[limits.during]]            # the first window that holds counts instead of the two above
 days = "mon-fri"             # on which it begins; absent for every day
@@ -40,7 +40,7 @@ class LimitsConfig:
 
     timetable: Timetable = field(default_factory=Timetable)
     parallel: int = PARALLEL
-    """Objects under way to each store, and as many from it."""
+    """Objects under way to each store, see S3Line."""
 
     @property
     def is_limited(self) -> bool:

@@ -178,7 +178,7 @@ class Session:
     def _stores(self) -> list[Store]:
         header, keys = verify_header(self._unlocked.header, self._unlocked.key_set)
         limits = self._config.limits
-        policy = patient(ONCE, limits.timetable, transfers=limits.parallel * len(self._config.stores))
+        policy = patient(ONCE, limits.timetable, transfers=2 * limits.parallel * len(self._config.stores))
         return [
             GuardedStore(
                 open_store(

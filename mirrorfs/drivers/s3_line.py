@@ -1,8 +1,8 @@
 """What one S3 store has on the line at a time, and how fast it goes.
 
-Requests that carry objects have as many threads as the configuration says, in each direction. Small
-requests of control (leases, heads, listings, the look at the store's instance) have threads of their own and
-wait for no limit: a lease that waited behind an upload would be lost.
+Uploads, whole objects read and ranges read have threads of their own, or a scrub would keep readers
+waiting for one. Small requests of control (leases, heads, listings, the look at the store's instance) have
+theirs as well and wait for no limit: a lease that waited behind an upload would be lost.
 
 Bodies are shaped while they are sent and read, piece by piece, in the worker thread. Pacing whole objects
 was rejected: 16 MiB at full speed fill the queues of a slow line for half a minute, which is what a limit
@@ -36,13 +36,14 @@ class S3Line:
     def __init__(self, *, parallel: int = PARALLEL, throttle: Throttle | None = None) -> None:
         """
         Args:
-            parallel: objects under way in each direction.
+            parallel: objects sent at a time, objects read whole, and half the number of ranges read.
             throttle: None for no limit of the rate.
         """
         self.uploads = trio.CapacityLimiter(parallel)
         self.downloads = trio.CapacityLimiter(parallel)
+        self.ranges = trio.CapacityLimiter(2 * parallel)
         self.control = trio.CapacityLimiter(CONTROL_PARALLEL)
-        self.connections_max = 2 * parallel + CONTROL_PARALLEL
+        self.connections_max = 4 * parallel + CONTROL_PARALLEL
         self._throttle = throttle
 
     def pace_small(self, size_bytes: int) -> None:

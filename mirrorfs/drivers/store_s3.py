@@ -116,7 +116,7 @@ class S3Store:
         """See Store.get_range."""
         check_key(key)
         return await self._run(
-            lambda: self._range_blocking(key, offset=offset, size_bytes=size_bytes), self._line.downloads
+            lambda: self._range_blocking(key, offset=offset, size_bytes=size_bytes), self._line.ranges
         )
 
     async def head(self, key: ObjectKey) -> ObjectInfo:

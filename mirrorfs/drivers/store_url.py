@@ -39,7 +39,7 @@ def parse_store_url(
     """Make the store that a URL names; reads a CA bundle named there, touches nothing else.
 
     Args:
-        parallel: objects under way in each direction.
+        parallel: objects under way, see S3Line and DirectoryStore.
         throttle: how fast they go to and from an S3 server; a directory has no limit.
 
     Raises: UsageError: the URL is not one of the two kinds above, or the bundle is not usable.

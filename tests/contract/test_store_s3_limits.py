@@ -27,7 +27,7 @@ ETAG = '"781e5e245d69b566979b86e28d23f2c7"'
 
 
 class CountingThrottle:
-    """Lets everything go after `wait_s`, and remembers what was reserved."""
+    """Lets what is urgent go at once and all else after `wait_s`, and remembers what was reserved."""
 
     def __init__(self, wait_s: float = 0.0) -> None:
         self.wait_s = wait_s
@@ -39,13 +39,13 @@ class CountingThrottle:
         trio.lowlevel.current_task()  # it is called on the loop
         self.up.append((size_bytes, urgent))
         self.on_call()
-        return self.wait_s
+        return 0.0 if urgent else self.wait_s
 
     def download(self, size_bytes: int, *, urgent: bool) -> float:
         trio.lowlevel.current_task()
         self.down.append((size_bytes, urgent))
         self.on_call()
-        return self.wait_s
+        return 0.0 if urgent else self.wait_s
 
     def download_s(self, size_bytes: int) -> float:
         return 0.0
@@ -140,6 +140,28 @@ async def test_reading_keeps_to_the_rate(scripted: ScriptedServer) -> None:
         assert time.monotonic() - began_s >= 11 * 0.05
 
 
+async def test_a_scrub_takes_no_thread_from_a_reader(scripted: ScriptedServer) -> None:
+    throttle = CountingThrottle(wait_s=3600)
+    all_wait = trio.Event()
+    throttle.on_call = lambda: all_wait.set() if len(throttle.down) == 2 else None
+
+    def script(exchange: Exchange) -> None:
+        if "Range" in exchange.headers:
+            exchange.answer(206, b"range", headers={"ETag": ETAG, "Content-Range": "bytes 0-4/100"})
+        else:
+            exchange.answer(200, DATA, headers={"ETag": ETAG})
+
+    scripted.script = script
+    async with limited(scripted.endpoint, throttle, parallel=2) as store, trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(store.get, ObjectKey(f"segments/{number}"))
+        with trio.fail_after(20):
+            await all_wait.wait()
+            assert await store.get_range(KEY, offset=0, size_bytes=5) == b"range"
+        assert throttle.down[2:] == [(5, True)]
+        nursery.cancel_scope.cancel()
+
+
 async def test_control_goes_while_everything_else_waits(scripted: ScriptedServer) -> None:
     """All uploads and downloads stand still; a lease is renewed and a head is looked at nevertheless."""
     throttle = CountingThrottle(wait_s=3600)
@@ -170,24 +192,28 @@ async def test_control_goes_while_everything_else_waits(scripted: ScriptedServer
 
 
 async def test_who_is_cancelled_takes_no_more_of_the_line(scripted: ScriptedServer) -> None:
-    throttle = CountingThrottle(wait_s=0.2)
-    ended: list[str] = []
+    throttle = CountingThrottle(wait_s=0.1)
+    under_way = trio.Event()
+    throttle.on_call = lambda: under_way.set() if len(throttle.up) == 2 else None
+    arrived: list[int] = []
 
     def script(exchange: Exchange) -> None:
-        ended.append(exchange.method)
-        exchange.answer(200, headers={"ETag": ETAG})
+        arrived.append(len(exchange.body))
+        exchange.close()
 
     scripted.script = script
     async with limited(scripted.endpoint, throttle) as store:
         store._conditional = True
-        with trio.move_on_after(0.5) as scope:
-            await store.put(KEY, DATA)
-        assert scope.cancelled_caught
-        await trio.sleep(0.6)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.put, KEY, DATA)
+            with trio.fail_after(20):
+                await under_way.wait()
+            nursery.cancel_scope.cancel()
         count = len(throttle.up)
-        assert 1 <= count <= 5
-        await trio.sleep(0.6)
-        assert len(throttle.up) == count
+        # As long as all of it would have taken.
+        await trio.sleep(1.5)
+        assert len(throttle.up) <= count + 1
+    assert all(size_bytes < SIZE for size_bytes in arrived)
 
 
 async def test_a_store_that_is_away_takes_nothing_of_the_line() -> None:
