@@ -2,7 +2,7 @@
 
     file:///absolute/path
     s3://bucket/prefix?endpoint=https://host:port&region=R&profile=P&allow_http=1
-        &proxy=http://host:port&ca_bundle=/path&addressing=path&connect_timeout_s=10&read_timeout_s=60
+        &proxy=http://host:port&ca_bundle=/path&addressing=path&connect_timeout_s=10&read_timeout_s=60&limits=0
 
 All that is needed to reach a store is in its URL: `restore` and `attach` have nothing else.
 Error messages never repeat the URL: someone may have put a secret into it.
@@ -26,7 +26,7 @@ URL_LENGTH_MAX = 2048
 TIMEOUT_MAX_S = 600.0
 
 _S3_OPTIONS = frozenset({"endpoint", "region", "profile", "allow_http", "proxy", "ca_bundle", "addressing"})
-_S3_OPTIONS |= {"connect_timeout_s", "read_timeout_s"}
+_S3_OPTIONS |= {"connect_timeout_s", "read_timeout_s", "limits"}
 _SECONDS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3})?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
@@ -40,7 +40,7 @@ def parse_store_url(
 
     Args:
         parallel: objects under way, see S3Line and DirectoryStore.
-        throttle: how fast they go to and from an S3 server; a directory has no limit.
+        throttle: how fast they go to and from an S3 server, unless limits=0; a directory has no limit.
 
     Raises: UsageError: the URL is not one of the two kinds above, or the bundle is not usable.
     """
@@ -59,7 +59,7 @@ def parse_store_url(
     if parts.scheme == "file":
         return DirectoryStore(name, _directory(name, parts), parallel=parallel)
     if parts.scheme == "s3":
-        return _s3_store(name, parts, S3Line(parallel=parallel, throttle=throttle))
+        return _s3_store(name, parts, parallel, throttle)
     raise UsageError(f"The URL of store {name} must begin with file:/// or s3://.")
 
 
@@ -77,7 +77,7 @@ def _directory(name: str, parts: SplitResult) -> Path:
     return root
 
 
-def _s3_store(name: str, parts: SplitResult, line: S3Line) -> S3Store:
+def _s3_store(name: str, parts: SplitResult, parallel: int, throttle: Throttle | None) -> S3Store:
     # netloc, not hostname: that one is in lower case, bucket names need not be.
     if _BUCKET.fullmatch(parts.netloc) is None:
         raise UsageError(f"The URL of store {name} names no valid bucket: s3://BUCKET/PREFIX.")
@@ -89,8 +89,10 @@ def _s3_store(name: str, parts: SplitResult, line: S3Line) -> S3Store:
     ):
         raise UsageError(f"The prefix of store {name} may hold letters, digits, '.', '_', '-' and '/'.")
     options = _options(name, parts.query)
-    if options.get("allow_http", "1") != "1":
-        raise UsageError(f"Option allow_http in the URL of store {name} takes the value 1 only.")
+    for option, only in (("allow_http", "1"), ("limits", "0")):
+        if options.get(option, only) != only:
+            raise UsageError(f"Option {option} in the URL of store {name} takes the value {only} only.")
+    line = S3Line(parallel=parallel, throttle=None if "limits" in options else throttle)
     target = S3Target(
         endpoint=options.get("endpoint"),
         region=options.get("region"),

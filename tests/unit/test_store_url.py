@@ -112,6 +112,7 @@ async def test_s3(url: str, bucket: str, base: str, target: S3Target) -> None:
         ("s3://bucket?region=", "no value"),
         ("s3://bucket?region=a&region=b", "twice"),
         ("s3://bucket?allow_http=yes", "value 1"),
+        ("s3://bucket?limits=1", "value 0"),
         ("s3://bucket?endpoint=ftp://host", "https://HOST"),
         ("s3://bucket?endpoint=host:9000", "https://HOST"),
         ("s3://bucket?endpoint=http://", "https://HOST"),
@@ -152,6 +153,27 @@ def test_any_text_is_a_store_or_a_usage_error(url: str) -> None:
     except UsageError:
         return
     assert store.name == "a"
+
+
+class Standstill:
+    """A throttle that lets nothing through."""
+
+    def upload(self, size_bytes: int, *, urgent: bool) -> float:
+        return float("inf")
+
+    def download(self, size_bytes: int, *, urgent: bool) -> float:
+        return float("inf")
+
+    def download_s(self, size_bytes: int) -> float:
+        return float("inf")
+
+
+@pytest.mark.parametrize(("url", "is_limited"), [("s3://bucket", True), ("s3://bucket?limits=0", False)])
+async def test_a_server_in_the_house_has_no_limit(url: str, is_limited: bool) -> None:
+    store = parse_store_url("cloud", url, parallel=3, throttle=Standstill())
+    assert isinstance(store, S3Store)
+    assert (store._line._throttle is not None) is is_limited
+    assert store._line.uploads.total_tokens == 3
 
 
 def test_timeouts_and_addressing_reach_botocore() -> None:
