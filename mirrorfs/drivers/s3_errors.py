@@ -111,7 +111,12 @@ def translate(error: Exception, *, store: str, subject: str, writes: bool) -> St
         return StoreDenied(f"Store {store} needs a region: add region= to its URL.")
     certificate = isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
     if certificate:
-        return StoreUnavailable(f"Store {store} shows a TLS certificate that nobody trusted has signed.")
+        return StoreUnavailable(
+            f"Store {store} shows a TLS certificate that nobody trusted has signed for that name:"
+            " correct its endpoint, or give its authority as ca_bundle= in its URL."
+        )
+    if isinstance(error, ProxyConnectionError):
+        return StoreUnavailable(f"The proxy on the way to store {store} does not let us through: check it.")
     if isinstance(error, _NOT_SENT):
         return StoreUnavailable(f"Store {store} cannot be reached ({_kind(error)}): check the network.")
     if writes:

@@ -102,7 +102,7 @@ async def test_without_its_authority_a_server_is_refused(
         url = f"s3://bucket?endpoint=https://127.0.0.1:{front.port}"
         for ending in ("", f"&ca_bundle={other.bundle}"):
             async with store_at(url + ending) as store:
-                with pytest.raises(StoreUnavailable):
+                with pytest.raises(StoreUnavailable, match="ca_bundle"):
                     await store.put(KEY, DATA)
         assert scripted.requests == []
         async with store_at(f"{url}&ca_bundle={authority.bundle}") as store:
@@ -220,7 +220,7 @@ async def test_a_proxy_is_verified_even_before_an_http_server(
 async def test_a_proxy_that_is_not_there(moto: Bucket, authority: Authority) -> None:
     url = f"{place(moto)}?endpoint={moto.server.endpoint}&proxy=http://127.0.0.1:{free_port()}"
     async with store_at(url) as store:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable, match="The proxy on the way to store cloud"):
             await store.put(KEY, DATA)
 
 
@@ -249,6 +249,24 @@ async def test_a_proxy_of_the_environment(
         async with store_at(f"{url}&proxy=http://127.0.0.1:{proxy.port}") as store:
             await put_and_get(store)
         assert proxy.tunnels
+
+
+async def test_the_environment_may_hold_the_credentials_of_a_proxy(
+    moto: Bucket, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = urlsplit(moto.server.endpoint).port
+    assert port is not None
+    with tls_front(port, authority) as front, tunnel_proxy() as proxy:
+        proxy.password = "practice:secret-of-the-proxy"
+        url = f"{place(moto)}?endpoint=https://127.0.0.1:{front.port}&ca_bundle={authority.bundle}"
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.password}@127.0.0.1:{proxy.port}")
+        async with store_at(url) as store:
+            await put_and_get(store)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://practice:wrong-secret@127.0.0.1:{proxy.port}")
+        async with store_at(url) as store:
+            with pytest.raises(StoreUnavailable, match="proxy") as caught:
+                await store.put(KEY, DATA)
+        assert "wrong-secret" not in str(caught.value)
 
 
 async def test_http_to_this_machine_takes_no_proxy_of_the_environment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import ipaddress
@@ -83,6 +84,8 @@ class Road:
     port: int
     tunnels: list[str] = field(default_factory=list)
     """HOST:PORT of each CONNECT, of a proxy."""
+    password: str | None = None
+    """USER:PASSWORD that a proxy wants."""
 
 
 @contextlib.contextmanager
@@ -97,6 +100,9 @@ def tunnel_proxy() -> Iterator[Road]:
                 return None
             head += part
         method, place = head.decode("latin-1").split()[:2]
+        if road.password is not None and not _is_let_in(head, road):
+            client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            return None
         if method != "CONNECT":
             client.sendall(b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 0\r\n\r\n")
             return None
@@ -125,6 +131,11 @@ def tls_front(target_port: int, authority: Authority) -> Iterator[Road]:
 
     with _listening(unwrap) as road:
         yield road
+
+
+def _is_let_in(head: bytes, road: Road) -> bool:
+    wanted = base64.b64encode(str(road.password).encode())
+    return b"\r\nproxy-authorization: basic " + wanted.lower() in head.lower()
 
 
 Opening = Callable[[socket.socket, Road], tuple[socket.socket, socket.socket] | None]
