@@ -7,10 +7,12 @@ import hashlib
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.errors import DamagedError, FormatError
 from mirrorfs.format.control import open_head
+from mirrorfs.format.document import DocumentKind, open_document
 from mirrorfs.format.header import parse_header
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, parse_segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.segment import header_copy
 from mirrorfs.format.signing import load_public_key
 
 MAIN_PREFIX = STREAM_PREFIX[Stream.MAIN]
@@ -44,3 +46,7 @@ def check_object(
             raise FormatError("it holds another segment.")
         if scan.fault is not None or scan.trailer is None:
             raise DamagedError(scan.fault or "it ends before its trailer.")
+        # What lies behind the trailer is outside its digest, and proves itself.
+        copy = header_copy(data, offset=scan.trailer.size, stream=stream)
+        if copy:
+            open_document(copy, DocumentKind.HEADER, volume=keys.volume, keys=keys, public_key=public_key)

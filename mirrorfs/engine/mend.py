@@ -164,7 +164,7 @@ class Mender:
         """Have a good copy on the local disk. Returns its size. Raises: MirrorfsError: there is none."""
         if await self._scrubber.examine(LOCAL, key) is None:
             return self._objects.stored_size(key)
-        data = await self._source.read(key, local=False)
+        data = await self._source.read(key)
         path = LOCAL_PREFIX + key
         await self._offload.sync(lambda: self._disk.write_whole(path, data))
         self._on_replaced(path, len(data))

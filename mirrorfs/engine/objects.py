@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from mirrorfs.core.genuine import check_object
+from mirrorfs.core.salvage import combine_copies
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.errors import (
     DamagedError,
@@ -19,13 +21,15 @@ from mirrorfs.errors import (
 )
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.limits import INTEGER_MAX
 from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Disk, Index, ObjectKey, Offload, Store
 
 logger = logging.getLogger(__name__)
 
 _SEGMENTS_PAGE = 1000
-_SMALL_PREFIXES = ("header/", STREAM_PREFIX[Stream.CHECKPOINT], "heads/")
+SMALL_PREFIXES = ("header/", STREAM_PREFIX[Stream.CHECKPOINT], "heads/")
 
 
 class LocalObject(NamedTuple):
@@ -60,7 +64,8 @@ class SegmentAges:
         return since_ns
 
 
-def _is_segment(key: str) -> bool:
+def is_segment(key: str) -> bool:
+    """Whether a key is a segment's."""
     try:
         parse_segment_object_key(key)
     except FormatError:
@@ -91,7 +96,7 @@ class LocalObjects:
 
     def others(self) -> Iterator[LocalObject]:
         """Headers, checkpoints and heads."""
-        for prefix in _SMALL_PREFIXES:
+        for prefix in SMALL_PREFIXES:
             for name in self._disk.list(LOCAL_PREFIX + prefix.rstrip("/")):
                 yield LocalObject(prefix + name, self.size_of(prefix + name), 0)
 
@@ -99,8 +104,23 @@ class LocalObjects:
         """Of all objects on the disk that are immutable: closed segments of the chain, and all others."""
         prefix = STREAM_PREFIX[Stream.MAIN]
         found = [prefix + name for name in self._disk.list(LOCAL_PREFIX + prefix.rstrip("/"))]
-        closed = [key for key in found if _is_segment(key) and self.row_of(key) is not None]
+        closed = [key for key in found if is_segment(key) and self.row_of(key) is not None]
         return [*closed, *(found.key for found in self.others())]
+
+    async def cut_short(self, keys: Iterable[str]) -> set[str]:
+        """Those among keys of closed segments whose file is shorter than the segment."""
+        sizes = [(key, row.size) for key in keys if (row := self.row_of(key)) is not None]
+
+        def work() -> set[str]:
+            return {key for key, size in sizes if self._length_of(key) < size}
+
+        return await self._offload.run(work)
+
+    def _length_of(self, key: str) -> int:
+        try:
+            return self.size_of(key)
+        except FileNotFoundError:
+            return INTEGER_MAX  # the cache gave it up meanwhile
 
     def size_of(self, key: str) -> int:
         """Bytes of an object on the disk."""
@@ -123,14 +143,19 @@ class LocalObjects:
         row = self._index.get_segment(segment.sequence)
         return row if row is not None and (row.epoch, row.writer) == segment[1:] else None
 
-    async def read(self, key: str) -> bytes:
-        """The bytes of an object as they lie on the disk. Raises ObjectNotFound, DiskError."""
+    async def read(self, key: str, *, size_bytes: int | None = None) -> bytes:
+        """The bytes of an object as they lie on the disk. Raises ObjectNotFound, DiskError.
+
+        `size_bytes`: so many at most; None: what the chain says of a segment, all of anything else.
+        """
         row = self.row_of(key)
+        if size_bytes is None and row is not None:
+            size_bytes = row.size
 
         def work() -> bytes:
             file = self._disk.open(LOCAL_PREFIX + key)
             try:
-                return file.read(offset=0, size_bytes=file.size() if row is None else row.size)
+                return file.read(offset=0, size_bytes=file.size() if size_bytes is None else size_bytes)
             finally:
                 file.close()
 
@@ -175,7 +200,7 @@ class ObjectSource:
         )
 
     async def read(self, key: str, *, but: str | None = None, local: bool = True) -> bytes:
-        """The bytes of an object, verified.
+        """The bytes of an object, verified: a good copy, or what is good of several segments' copies.
 
         Args:
             but: name of a store that is not asked.
@@ -184,25 +209,41 @@ class ObjectSource:
             found, none of them good. StoreError: the only copies may be on a store that does not answer.
         """
         failure: MirrorfsError | None = None
+        damaged: list[bytes] = []
+        copies: list[tuple[str | None, Callable[[], Awaitable[bytes]]]] = []
         if local:
+            copies.append((None, partial(self._local.read, key)))
+        stores = [store for store in self._stores() if store.name != but]
+        copies += [(store.name, partial(store.get, ObjectKey(key))) for store in stores]
+        for name, get in copies:
             try:
-                data = await self._local.read(key)
-                await self.check(key, data)
-            except (DiskError, ObjectNotFound, DamagedError, LimitError) as exc:
-                failure = self._note(None, key, exc, failure)
-            else:
-                return data
-        for store in self._stores():
-            if store.name == but:
+                data = await get()
+            except (DiskError, StoreError, LimitError) as exc:
+                failure = self._note(name, key, exc, failure)
                 continue
             try:
-                data = await store.get(ObjectKey(key))
                 await self.check(key, data)
-            except (StoreError, DamagedError, LimitError) as exc:
-                failure = self._note(store.name, key, exc, failure)
-            else:
-                return data
+            except (DamagedError, LimitError) as exc:
+                failure = self._note(name, key, exc, failure)
+                damaged.append(data)
+                continue
+            return data
+        if len(damaged) > 1 and (combined := await self._combined(key, damaged)) is not None:
+            return combined
         raise failure or ObjectNotFound(f"No copy of the object {key} was found.")
+
+    async def _combined(self, key: str, copies: Sequence[bytes]) -> bytes | None:
+        """A segment that is damaged in every copy, in different places."""
+        writer = load_public_key(self._public_key)
+        data = await self._offload.run(lambda: combine_copies(copies, self._keys, writer))
+        if data is None:
+            return None
+        try:
+            await self.check(key, data)
+        except (DamagedError, LimitError):
+            return None
+        logger.warning("Object %s is damaged in every place; it was put together from all of them.", key)
+        return data
 
     def _note(
         self, store: str | None, key: str, exc: MirrorfsError, before: MirrorfsError | None

@@ -9,19 +9,18 @@ import hashlib
 import logging
 from collections.abc import Sequence
 
+from mirrorfs.engine.closed_segments import newest_local_head
 from mirrorfs.engine.heads import FoundHead, HeadRelation, holds_head, newest_head, relate_heads, seal_head
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
 from mirrorfs.engine.standing import WHAT_NEXT, Known
 from mirrorfs.errors import ChainError, DamagedError, StoreError
-from mirrorfs.format.control import Head, open_head, parse_head_key
+from mirrorfs.format.control import Head
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
 from mirrorfs.ports import Clock, Disk, Index, Offload, Store
 
 logger = logging.getLogger(__name__)
-
-_PREFIX = "heads/"
 
 
 class Heads:
@@ -43,22 +42,10 @@ class Heads:
 
     def load(self) -> None:
         """Learn of the newest local head. One that does not verify is passed over for an older one."""
-        for name in reversed(self._disk.list(LOCAL_PREFIX + _PREFIX.rstrip("/"))):
-            key = _PREFIX + name
-            file = self._disk.open(LOCAL_PREFIX + key)
-            try:
-                data = file.read(offset=0, size_bytes=file.size())
-            finally:
-                file.close()
-            try:
-                parse_head_key(key)
-                self.newest = open_head(data, key=key, keys=self._keys, public_key=self._public_key)
-            except DamagedError as exc:
-                logger.warning("Local object %s: %s", key, exc)
-                continue
-            self._digest = hashlib.sha256(data).digest()
+        found = newest_local_head(self._disk, keys=self._keys, public_key=self._public_key)
+        if found is not None:
+            self.newest, self._digest = found[0], hashlib.sha256(found[1]).digest()
             self.checkpoint = (self.newest.checkpoint, self.newest.checkpoint_digest)
-            return
 
     async def compare(
         self, stores: Sequence[Store], index: Index, known: Known, *, pinned: bool = False

@@ -3,7 +3,8 @@
 Order of events, each of which may be the last before another power cut:
 0. remove the reserve file: what follows needs space, and the disk may have been full;
 1. remove the youngest segments that hold no commit: they never were part of the log;
-2. open the index (or start one from the newest checkpoint, or from nothing);
+2. open the index (or start one from the newest checkpoint, or from nothing), and take from a store what is
+   bad here of the youngest closed segment: it would pass for one that a crash cut;
 3. replay the local log from its position; an index that is ahead of the log drops its write-ahead
    log, and if that does not help is rebuilt;
 4. cut the torn tail: the last segment is written anew up to its last whole commit, durably; only then is
@@ -21,6 +22,7 @@ from functools import partial
 from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.closed_segments import mend_youngest, newest_local_head
 from mirrorfs.engine.joining import Joiner, longer_copy
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
@@ -28,6 +30,7 @@ from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
 from mirrorfs.engine.space import RESERVE_PATH
 from mirrorfs.errors import ChainError, DamagedError, DiskFull, StoreUnavailable
+from mirrorfs.format.control import Head
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import FrameRow, SegmentRow
@@ -82,7 +85,7 @@ class Recovery:
         self._on_progress = on_progress
         self._on_loaded = on_loaded
         self._silent: list[str] = []
-        public_key = writer.public_bytes_raw()
+        self._public_key = public_key = writer.public_bytes_raw()
         self._joiner = Joiner(
             stores if follows else (), offload, keys, public_key, writer,
             on_progress=on_progress, on_loaded=on_loaded,
@@ -95,10 +98,20 @@ class Recovery:
         """
         self._disk.remove(RESERVE_PATH)
         await self._drop_unborn()
-        if (joined := await self._joined()) is not None:
-            return joined
+        found = await self._offload.run(
+            partial(newest_local_head, self._disk, keys=self._keys, public_key=self._public_key)
+        )
+        head = found[0] if found is not None else None
+        return await self._joined() or await self._local(head)
+
+    async def _local(self, head: Head | None) -> Recovered:
+        """What the local log leads to, and what stores have of it behind that."""
         index, rebuilt = await self._opened()
         try:
+            await mend_youngest(
+                self._disk, self._offload, index, head, self._stores,
+                keys=self._keys, public_key=self._public_key,
+            )  # fmt: skip
             end = await self._replay(index)
         except ChainError:
             # The index stands at a position the verified log does not hold: its last commits were ahead

@@ -1,7 +1,8 @@
 """Scrubbing: looking whether every place holds what it must, byte by byte if wanted (`mirrorfs verify`).
 
 What a place must hold is what the chain and the local disk name and its mirror counts as held; what is still
-on its way is counted, not blamed. Listings tell existence and sizes; a deep look reads and authenticates.
+on its way is counted, not blamed. Listings tell existence and sizes; a deep look reads and authenticates. The
+local disk is no better witness than a store: where sizes differ and the chain names none, the bytes decide.
 Nothing is changed here: engine/mend.py does that.
 
 Memory is bounded by a page of each listing and by what is found bad. A deep scrub that is broken off goes
@@ -20,6 +21,7 @@ from typing import Any, Final
 import trio
 
 from mirrorfs.engine.look import ListedSizes, size_at
+from mirrorfs.engine.lost_here import find_lost
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.objects import LocalObject, LocalObjects, ObjectSource
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
@@ -145,6 +147,7 @@ class Scrubber:
         """
         state = self._state = _State(self._disk, self._clock, depth, restart=restart)
         report = ScrubReport(resumed=state.resumed)
+        lost_here = await find_lost(self._objects, self._mirrors().values())
         for place in self.places:
             if places is not None and place not in places:
                 continue
@@ -152,9 +155,10 @@ class Scrubber:
             report.places.append(found)
 
             def note(bad: BadObject) -> None:
-                report.bad.append(bad)
-                state.bad(bad)
-                on_bad(bad)
+                if all((bad.place, bad.key) != (known.place, known.key) for known in report.bad):
+                    report.bad.append(bad)
+                    state.bad(bad)
+                    on_bad(bad)
 
             try:
                 known_bad = state.bad_of(place)
@@ -162,7 +166,7 @@ class Scrubber:
                     report.bad.append(bad)
                     on_bad(bad)
                 skip = {bad.key for bad in known_bad}
-                await self._look_at_place(place, found, state, skip, note, on_progress)
+                await self._look_at_place(place, found, state, skip, lost_here, note, on_progress)
             except (StoreError, DiskError) as exc:
                 found.unreachable = str(exc)
         if not report.unreachable:
@@ -211,11 +215,15 @@ class Scrubber:
         found: PlaceReport,
         state: _State,
         skip: set[str],
+        lost_here: set[str],
         note: Callable[[BadObject], None],
         on_progress: OnProgress,
     ) -> None:
         good: list[str] = []
-        expected = self._on_disk() if place == LOCAL else self._at_store(place, found, skip, note)
+        if place == LOCAL:
+            expected = self._on_disk(lost_here, note)
+        else:
+            expected = self._at_store(place, found, skip, lost_here, note)
         async for key in expected:
             found.listed += 1
             good.append(key)
@@ -252,20 +260,31 @@ class Scrubber:
         if failures:
             raise failures[0]
 
-    async def _on_disk(self) -> AsyncIterator[str]:
-        """Keys of all closed objects on the local disk; what the cache gave up is no fault."""
-        for key in self._objects.keys_on_disk():
-            yield key
-        await trio.lowlevel.checkpoint()
+    async def _on_disk(self, lost_here: set[str], note: Callable[[BadObject], None]) -> AsyncIterator[str]:
+        """Keys of all closed objects on the local disk; segments that the cache gave up are no fault."""
+        for key in sorted(lost_here):
+            note(BadObject(LOCAL, key, Fault.MISSING, "it is not there."))
+        keys = self._objects.keys_on_disk()
+        short = await self._objects.cut_short(keys)
+        for key in keys:
+            if key in short:
+                note(BadObject(LOCAL, key, Fault.SIZE, "the file is shorter than the segment."))
+            else:
+                yield key
 
     async def _at_store(
-        self, place: str, found: PlaceReport, skip: set[str], note: Callable[[BadObject], None]
+        self,
+        place: str,
+        found: PlaceReport,
+        skip: set[str],
+        lost_here: set[str],
+        note: Callable[[BadObject], None],
     ) -> AsyncIterator[str]:
         """Keys of the objects that a store lists with the size they must have; notes all others."""
         mirror = self._mirror(place)
         for prefix in sorted(MIRRORED_PREFIXES):
             listing = ListedSizes(mirror.store, prefix)
-            for item in self._expected(prefix):
+            for item in self._expected(prefix, lost_here):
                 if not mirror.is_held(item.key):
                     found.pending += 1
                     continue
@@ -277,18 +296,23 @@ class Scrubber:
                     continue
                 if size_bytes is None:
                     note(BadObject(place, item.key, Fault.MISSING, "the store does not have it."))
-                elif size_bytes != item.size:
-                    detail = f"it has {size_bytes} bytes instead of {item.size}."
-                    note(BadObject(place, item.key, Fault.SIZE, detail))
-                else:
+                elif size_bytes == item.size:
                     yield item.key
+                elif prefix != _MAIN and await self.examine(place, item.key) is None:
+                    if item.key not in lost_here:
+                        note(BadObject(LOCAL, item.key, Fault.SIZE, f"it has not {size_bytes} bytes."))
+                    yield item.key
+                else:
+                    wanted = f" instead of {item.size}" * (item.size >= 0)
+                    note(BadObject(place, item.key, Fault.SIZE, f"it has {size_bytes} bytes{wanted}."))
 
-    def _expected(self, prefix: str) -> Iterator[LocalObject]:
-        """Everything under a prefix that a store must hold, in key order."""
+    def _expected(self, prefix: str, lost_here: set[str]) -> Iterator[LocalObject]:
+        """Everything under a prefix that a store must hold, in key order; of what is not here size -1."""
         if prefix == _MAIN:
             yield from self._objects.segments()
         else:
-            others = (found for found in self._objects.others() if prefix_of(found.key) == prefix)
+            others = [found for found in self._objects.others() if prefix_of(found.key) == prefix]
+            others += [LocalObject(key, -1, 0) for key in lost_here if prefix_of(key) == prefix]
             yield from sorted(others, key=lambda found: found.key)
 
 

@@ -84,8 +84,25 @@ async def test_bad_copies_are_passed_over_and_named(tmp_path: Path, prefix: str)
         assert await it.source.read(key) == it.good[key]
         assert it.bad == [(None, key), ("a", key)]
         it.spoil(it.stores[1], key)
+        path.unlink()
         with pytest.raises(DamagedError):
             await it.source.read(key)
+
+
+@pytest.mark.expects_warnings("is damaged")
+@pytest.mark.parametrize("prefix", ["segments/", "checkpoints/"])
+async def test_copies_that_are_damaged_in_different_places_are_put_together(
+    tmp_path: Path, prefix: str
+) -> None:
+    async with place(tmp_path) as it:
+        key = it.key(prefix)
+        path = it.built.root / "objects" / key
+        path.write_bytes(path.read_bytes()[:-9])
+        for store in it.stores:
+            it.spoil(store, key)
+        assert await it.source.read(key) == it.good[key]
+        with pytest.raises(DamagedError):
+            await it.source.read(key, but="b", local=False)
 
 
 @pytest.mark.expects_warnings("is damaged")
