@@ -15,9 +15,10 @@ from typing import Final
 import trio
 
 from mirrorfs.cli.control_protocol import Message
-from mirrorfs.engine.scrub import BadObject, Depth, ScrubReport
+from mirrorfs.engine.scrub import BadObject, Depth, Fault, ScrubReport
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import MirrorfsError, UsageError
+from mirrorfs.format.control import INSTANCE_KEY
 
 SEND_WITHIN_S: Final = 90.0
 """How long repair waits for the stores to take what is sent again."""
@@ -44,6 +45,8 @@ async def scrub(volume: MountedVolume, request: Message, say: Say) -> Message:
         sender, receiver = trio.open_memory_channel[Message](math.inf)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pass_on, receiver, say)
+            if mends:
+                await _reclaim(volume, sender)
             report = await volume.scrubber.run(
                 depth,
                 places=places,
@@ -69,6 +72,15 @@ def _share(request: Message) -> float:
 async def _pass_on(receiver: trio.MemoryReceiveChannel[Message], say: Say) -> None:
     async for message in receiver:
         await say(message)
+
+
+async def _reclaim(volume: MountedVolume, sender: trio.MemorySendChannel[Message]) -> None:
+    """Stores whose instance document is bad get it back first: nothing else is read or sent there before."""
+    detail = "it does not show which store this is."
+    for name, why in (await volume.mender.reclaim_stores()).items():
+        bad = BadObject(name, INSTANCE_KEY, Fault.DAMAGED, detail)
+        sender.send_nowait({"type": "bad", **asdict(bad)})
+        sender.send_nowait({"type": "mended", "place": name, "key": INSTANCE_KEY, "why": why})
 
 
 async def _mend(volume: MountedVolume, report: ScrubReport, sender: trio.MemorySendChannel[Message]) -> None:

@@ -34,7 +34,12 @@ from mirrorfs.errors import (
     UnknownOutcome,
 )
 from mirrorfs.format.control import INSTANCE_KEY, open_instance
-from mirrorfs.format.document import BODY_SIZE_MAX, DOCUMENT_SIZE_MAX
+from mirrorfs.format.document import (
+    BODY_SIZE_MAX,
+    DOCUMENT_SIZE_MAX,
+    DocumentKind,
+    parse_document_unauthenticated,
+)
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import FORMAT_VERSION
 from mirrorfs.ports import ObjectKey, Throttle
@@ -44,6 +49,8 @@ LOOK_DEADLINE_S: Final = 15.0
 ONCE: Final = RetryPolicy(attempts_max=1)
 """For the engine, which repeats by itself, and for looks at which somebody waits."""
 
+ROTTEN_BYTES_MAX: Final = 2
+"""Of the 16 random bytes of a volume's id two volumes' differ in more."""
 _DOCUMENT_NAME: Final = b"MFSDOC"
 _DOCUMENT_PREFIX: Final = struct.Struct("<6scxB3sI")
 
@@ -141,7 +148,8 @@ async def _look(store: RetryingStore, config: StoreConfig) -> StoreLook:
             config,
             None,
             f"Store {config.name} holds no MirrorFS volume: it is empty or another place than before;"
-            " check its URL and that its disk is mounted, or run `mirrorfs store replace`.",
+            " check its URL and that its disk is mounted. If only its file `instance` is gone, run"
+            " `mirrorfs repair`; if all is gone for good, `mirrorfs store replace`.",
             is_missing=True,
         )
     except LimitError as exc:
@@ -174,13 +182,17 @@ def check_version(document: bytes, *, store: str) -> None:
         raise StoreTooNew(f"Store {store} was written by a newer MirrorFS; use that version.")
 
 
-def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: bytes) -> None:
+def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: bytes) -> list[str]:
     """Check that every store that answered is the one that the configuration means.
 
     Args:
         writer: the volume's public key for documents that a writer signs.
-    Raises: StoreMismatch: of another volume, altered, or another instance.
+    Returns: sentences about stores whose document rotted: they get nothing (GuardedStore), and stop nobody
+        while another store is the right one.
+    Raises: StoreMismatch: of another volume, or another instance; or all that answered are rotten.
     """
+    notes: list[str] = []
+    good = 0
     for look in looks:
         if look.instance is None:
             continue
@@ -188,14 +200,33 @@ def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: byt
         try:
             found = open_instance(look.instance, keys=keys, public_key=writer)
         except (DamagedError, LimitError) as exc:
-            raise _foreign(name) from exc
+            if _is_of_another(look.instance, keys.volume):
+                raise StoreMismatch(
+                    f"Store {name} does not belong to this volume: check its URL; nothing was written to it."
+                ) from exc
+            notes.append(str(_foreign(name)))
+            continue
+        good += 1
         if found.instance != look.store.instance or found.store != name:
             raise StoreMismatch(
                 f"Store {name} is another store of this volume than the configuration says: check its URL."
             )
+    if notes and not good:
+        raise StoreMismatch(notes[0])
+    return notes
+
+
+def _is_of_another(document: bytes, volume: bytes) -> bool:
+    """Whether a document that does not verify names another volume, not this one with some bits rotten."""
+    try:
+        named, _ = parse_document_unauthenticated(document, DocumentKind.INSTANCE)
+    except (DamagedError, LimitError):
+        return False
+    return sum(a != b for a, b in zip(named, volume, strict=True)) > ROTTEN_BYTES_MAX
 
 
 def _foreign(name: str) -> StoreMismatch:
     return StoreMismatch(
-        f"Store {name} does not belong to this volume: check its URL; nothing was written to it."
+        f"Store {name} does not show that it belongs to this volume: nothing is written to it."
+        " Check its URL; if that is right, run `mirrorfs repair`."
     )

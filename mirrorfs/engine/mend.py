@@ -19,11 +19,12 @@ from typing import Final
 
 import trio
 
+from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
 from mirrorfs.engine.scrub import LOCAL, BadObject, Fault, Scrubber
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
-from mirrorfs.errors import MirrorfsError, StoreError
+from mirrorfs.errors import MirrorfsError, StoreError, StoreMismatch
 from mirrorfs.ports import Clock, Disk, ObjectKey, Offload
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,24 @@ class Mender:
                     logger.warning("Object %s of %s was %s and is mended.", one.key, one.place, one.fault)
                 else:
                     logger.error("Object %s of %s is %s: %s", one.key, one.place, one.fault, why)
+
+    async def reclaim_stores(self) -> dict[str, str | None]:
+        """Give stores back the instance documents that rotted or are gone.
+
+        Returns for each store that lacked its own why it could not be written; None: it was.
+        """
+        results: dict[str, str | None] = {}
+        for name, mirror in self._mirrors.items():
+            if not isinstance(mirror.store, GuardedStore):
+                continue
+            try:
+                if await mirror.store.reclaim(is_held=mirror.is_held, check=self._source.check):
+                    results[name] = None
+            except StoreMismatch as exc:
+                results[name] = str(exc)
+            except StoreError as exc:
+                logger.info("store %s cannot be asked whose it is: %s", name, exc)
+        return results
 
     async def mend(self, bad: Sequence[BadObject]) -> dict[BadObject, str | None]:
         """Mend copies. Returns for each why it could not be mended; None: it is, or is on its way.

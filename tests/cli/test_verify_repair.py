@@ -108,3 +108,33 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
         assert f"Store {name}" in away.stdout
         place.with_name("away").rename(place)
         assert volume.run("verify", volume.name, "--deep").returncode == 0
+
+
+@pytest.mark.parametrize("harm", ["flip", "delete"])
+def test_a_store_whose_instance_document_is_bad(tmp_path: Path, harm: str) -> None:
+    """It stops no mount; repair writes it anew, for what the store holds shows which one it is."""
+    (tmp_path / "volume").mkdir()
+    with mounted_volume(tmp_path / "volume") as volume:
+        (volume.mountpoint / "letter").write_bytes(b"x" * 100_000)
+        volume.flush()
+        volume.umount()
+        name, place = next(iter(volume.stores.items()))
+        document = place / "instance"
+        document.chmod(0o600)
+        data = document.read_bytes()
+        if harm == "flip":
+            document.write_bytes(data[:60] + bytes([data[60] ^ 1]) + data[61:])
+        else:
+            document.unlink()
+        assert "mirrorfs repair" in volume.mount()
+        (volume.mountpoint / "second").write_bytes(b"y" * 100_000)
+        assert volume.status()["light"] == "at-risk"
+        looked = volume.run("verify", volume.name)
+        assert looked.returncode == 4 and f"Store {name}: " in looked.stdout
+        repaired = volume.run("repair", volume.name)
+        assert repaired.returncode == 0, repaired.stdout
+        assert f"Store {name}: instance is damaged" in repaired.stdout
+        assert "1 of 1 bad copies mended." in repaired.stdout
+        volume.flush()
+        assert volume.run("verify", volume.name, "--deep").returncode == 0
+        assert document.stat().st_size == len(data)

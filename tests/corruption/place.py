@@ -80,7 +80,9 @@ class Pc(Machine):
         if seed:
             clock.boot(ran_s=RAN_S)
         guarded = [
-            GuardedStore(store, instance=entry.instance, keys=KEYS, public_key=PUBLIC_KEY)
+            GuardedStore(
+                store, instance=entry.instance, keys=KEYS, public_key=PUBLIC_KEY, seed=KEY_SET.writer
+            )
             for store, entry in zip(stores, HEADER.stores, strict=True)
         ]
         world = World(LocalDisk(root), clock, random.Random(seed).randbytes, InlineOffload())
