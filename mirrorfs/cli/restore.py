@@ -328,6 +328,11 @@ def _print_report(
         f"Restored {report.files} files in {report.directories} directories,"
         f" {format_bytes(report.written_bytes)}, in {duration_s:.0f} s; {warnings} warnings."
     )
+    for store, count in sorted(report.bad_copies.items()):
+        copies = "1 segment is" if count == 1 else f"{count} segments are"
+        print(f"Store {store}: {copies} damaged or missing there.")
+    if report.bad_copies:
+        print("`mirrorfs repair`, on a PC that has the volume or attaches it, writes them anew.")
     for what, count in sorted(report.left_out.items()):
         print(f"Not restored: {count} {what}")
     refused = [f"{path}: {why}" for path, why in report.refused]

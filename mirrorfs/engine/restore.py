@@ -10,6 +10,7 @@ report, never silently left out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ class RestoreReport:
     refused_count: int
     refused: tuple[tuple[str, str], ...]
     """(path, reason) of up to NAMED_MAX names that could not be made; not for logs either."""
+    bad_copies: Mapping[str, int]
+    """By store, how many segments were met that are damaged there or that it lacks."""
     left_out: Mapping[str, int]
     """Kinds of things that were not restored, in words, and how many of each."""
 
@@ -173,6 +176,7 @@ class Restore:
             incomplete=tuple(tree.path_of(inode) for inode in data.incomplete[:NAMED_MAX]),
             refused_count=tree.refused_count,
             refused=tuple(tree.refused[:NAMED_MAX]),
+            bad_copies=Counter(store for store, _ in data.bad_copies),
             left_out=dict(tree.left_out),
         )
 

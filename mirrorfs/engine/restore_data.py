@@ -63,6 +63,8 @@ class DataResult:
     """Bytes of files for which there was no good copy."""
     incomplete: tuple[int, ...]
     """Inodes of the files that lack them, sorted."""
+    bad_copies: frozenset[tuple[str, str]]
+    """(store, object key) of copies that were met damaged or not there."""
 
 
 @dataclass(slots=True)
@@ -118,6 +120,7 @@ class DataRestorer:
         self._open_segment = open_segment
         self._written = self._lost = 0
         self._incomplete: set[int] = set()
+        self._bad: set[tuple[str, str]] = set()
         self._error: MirrorfsError | None = None
 
     async def run(self, inodes: array[int], *, on_bytes: Callable[[int, int], None]) -> DataResult:
@@ -135,7 +138,8 @@ class DataRestorer:
                 await self._pass(places, records, lambda done: on_bytes(done, counts.size_bytes))
         finally:
             snapshot.close()
-        return DataResult(self._written, self._lost, tuple(sorted(self._incomplete)))
+        incomplete = tuple(sorted(self._incomplete))
+        return DataResult(self._written, self._lost, incomplete, frozenset(self._bad))
 
     async def _collect(self, extents: ExtentMap, places: Sequence[Place]) -> dict[Place, bytearray]:
         return await self._offload.run(lambda: extents.collect(places))
@@ -228,6 +232,7 @@ class DataRestorer:
                 first = False
             except ObjectNotFound:
                 logger.info("Store %s does not hold object %s.", source.store.name, reading.key)
+                self._bad.add((source.store.name, reading.key))
             except (StoreError, LimitError) as exc:
                 source.failures += 1
                 logger.warning("Store %s, object %s: %s", source.store.name, reading.key, exc)
@@ -256,6 +261,7 @@ class DataRestorer:
     def _report(self, source: _Source, reading: _Reading) -> None:
         for offset, fault in reading.faults:
             name, key = source.store.name, reading.key
+            self._bad.add((name, key))
             logger.warning("Store %s, object %s, offset %d: %s", name, key, offset, fault)
         reading.faults.clear()
 

@@ -197,6 +197,8 @@ def test_damage_is_named_and_mended_by_the_other_store(mirrored: Mirrored, tmp_p
     outcome = mirrored.run(*urls(stores["a"]), "--yes", str(tmp_path / "one"))
     assert outcome.returncode == 5, outcome
     assert "  film\n" in outcome.stderr and "1 file incomplete" in outcome.stderr
+    assert f"Store {stores['a']}: 1 segment is damaged or missing there." in outcome.stdout
+    assert "`mirrorfs repair`" in outcome.stdout
     found, wanted = shape(tmp_path / "one"), shape(mirrored.tree)
     assert [path for path in wanted if found[path] != wanted[path]] == ["film"]
     outcome = mirrored.run(*urls(*stores.values()), "--yes", str(tmp_path / "two"))

@@ -168,6 +168,7 @@ async def test_every_object_is_on_one_store_only(autojump_clock: MockClock, plac
     restored = await place.restore()
     assert restored.report.complete and restored.plan.damage is None
     assert restored.contents == place.original.contents
+    assert restored.report.bad_copies.keys() <= {A, B}
     async with place.fresh_pc().mounted() as volume:
         assert await place.read_all(volume) == set()
     async with place.pc().mounted() as volume:
@@ -176,3 +177,16 @@ async def test_every_object_is_on_one_store_only(autojump_clock: MockClock, plac
         assert set((await volume.mender.mend(found.bad)).values()) == {None}
         await volume.flush()
         place.assert_stores_whole()
+
+
+async def test_a_restore_counts_the_bad_copies_that_it_met(autojump_clock: MockClock, place: Place) -> None:
+    objects = place.stores[1].objects
+    segments = sorted(key for key in objects if key.startswith("segments/"))
+    for key in segments:
+        objects[key] = flipped(objects[key], 400)
+    restored = await place.restore()
+    assert restored.report.complete and restored.contents == place.original.contents
+    assert restored.report.bad_copies.keys() == {B}
+    assert 1 <= restored.report.bad_copies[B] <= len(segments)
+    one = await place.restore([place.stores[0]])
+    assert one.report.complete and one.report.bad_copies == {}
