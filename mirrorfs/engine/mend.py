@@ -118,7 +118,7 @@ class Mender:
         Returns for each store that lacked its own why it could not be written; None: it was.
         """
         results: dict[str, str | None] = {}
-        for name, mirror in self._mirrors.items():
+        for name, mirror in self._mirrors().items():
             if not isinstance(mirror.store, GuardedStore):
                 continue
             try:

@@ -11,12 +11,9 @@ on behind the last object it was done with; a sample goes on where the last samp
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
@@ -24,41 +21,18 @@ from mirrorfs.engine.look import ListedSizes, size_at
 from mirrorfs.engine.lost_here import find_lost
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.objects import LocalObject, LocalObjects, ObjectSource
+from mirrorfs.engine.scrub_state import DEEP, LOCAL, SIZES, BadObject, Depth, Fault, ScrubState
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
 from mirrorfs.errors import DamagedError, DiskError, LimitError, ObjectNotFound, StoreError, StoreUnavailable
 from mirrorfs.format.ids import STREAM_PREFIX, Stream
 from mirrorfs.ports import Clock, Disk, ObjectKey
 
-LOCAL: Final = "local disk"
-"""What the local disk is called beside the names of stores."""
+__all__ = ["DEEP", "LOCAL", "SIZES", "BadObject", "Depth", "Fault", "PlaceReport", "ScrubReport", "Scrubber"]
+
 PARALLEL: Final = 4
 CHUNK: Final = 32
 """Objects read before the place is remembered."""
-RESUME_WITHIN_NS: Final = 7 * 24 * 3600 * 10**9
-"""A scrub that was broken off longer ago is begun anew."""
-STATE_PATH: Final = "scrub"
-FOUND_MAX: Final = 10_000
 _MAIN: Final = STREAM_PREFIX[Stream.MAIN]
-
-
-class Fault(StrEnum):
-    """What is wrong with one copy of an object."""
-
-    MISSING = "missing"
-    SIZE = "wrong size"
-    DAMAGED = "damaged"
-
-
-@dataclass(frozen=True, slots=True)
-class BadObject:
-    """One copy that is not as it was written."""
-
-    place: str
-    """Name of a store, or LOCAL."""
-    key: str
-    fault: Fault
-    detail: str
-    """One sentence."""
 
 
 @dataclass(slots=True)
@@ -91,17 +65,6 @@ class ScrubReport:
         return any(place.unreachable is not None for place in self.places)
 
 
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """How closely to look."""
-
-    share: float = 0.0
-    """Part of the objects, in [0, 1], that are read whole; of all others only the size is looked at."""
-
-
-SIZES: Final = Depth()
-DEEP: Final = Depth(1.0)
-
 OnProgress = Callable[[str, int, int], None]
 """Hears (place, objects done, objects in all)."""
 
@@ -121,7 +84,7 @@ class Scrubber:
         self._objects = objects
         self._source = source
         self._mirrors = mirrors
-        self._state: _State | None = None
+        self._state: ScrubState | None = None
         self._disk = disk
         self._clock = clock
 
@@ -145,7 +108,7 @@ class Scrubber:
             places: names of stores and LOCAL; None: all.
             restart: begin anew where an earlier deep scrub was broken off.
         """
-        state = self._state = _State(self._disk, self._clock, depth, restart=restart)
+        state = self._state = ScrubState(self._disk, self._clock, depth, restart=restart)
         report = ScrubReport(resumed=state.resumed)
         lost_here = await find_lost(self._objects, self._mirrors().values())
         for place in self.places:
@@ -197,15 +160,15 @@ class Scrubber:
 
     def forget_store(self, name: str) -> None:
         """A store was removed, or has a new place: what is remembered of it is void."""
-        (self._state or _State(self._disk, self._clock, SIZES, restart=False)).forget_place(name)
+        (self._state or ScrubState(self._disk, self._clock, SIZES, restart=False)).forget_place(name)
 
     def remembered(self) -> list[BadObject]:
         """What scrubs that came to their end found since the last `forget_remembered`."""
-        return _State(self._disk, self._clock, SIZES, restart=False).found()
+        return ScrubState(self._disk, self._clock, SIZES, restart=False).found()
 
     def forget_remembered(self) -> None:
         """What was found is mended, or was told."""
-        _State(self._disk, self._clock, SIZES, restart=False).keep_found(())
+        ScrubState(self._disk, self._clock, SIZES, restart=False).keep_found(())
 
     # --- one place ---------------------------------------------------------------------------
 
@@ -213,7 +176,7 @@ class Scrubber:
         self,
         place: str,
         found: PlaceReport,
-        state: _State,
+        state: ScrubState,
         skip: set[str],
         lost_here: set[str],
         note: Callable[[BadObject], None],
@@ -314,111 +277,3 @@ class Scrubber:
             others = [found for found in self._objects.others() if prefix_of(found.key) == prefix]
             others += [LocalObject(key, -1, 0) for key in lost_here if prefix_of(key) == prefix]
             yield from sorted(others, key=lambda found: found.key)
-
-
-# --- what is remembered ----------------------------------------------------------------------
-
-
-class _State:
-    """Where a deep scrub is, and where the next sample begins, across processes."""
-
-    def __init__(self, disk: Disk, clock: Clock, depth: Depth, *, restart: bool) -> None:
-        self._disk = disk
-        self._share = depth.share
-        self._now_ns = clock.now_ns()
-        self._all = self._load()
-        deep: dict[str, Any] = self._all.get("deep", {})
-        fresh = 0 <= self._now_ns - deep.get("at_ns", 0) <= RESUME_WITHIN_NS
-        self.resumed = depth.share == 1.0 and bool(deep) and fresh and not restart
-        if depth.share == 1.0 and not self.resumed:
-            self._all["deep"] = {"at_ns": self._now_ns, "after": {}, "done": [], "bad": []}
-
-    def _load(self) -> dict[str, Any]:
-        try:
-            file = self._disk.open(STATE_PATH)
-        except FileNotFoundError:
-            return {}
-        try:
-            found = json.loads(file.read(offset=0, size_bytes=file.size()))
-        except ValueError:
-            return {}  # only a place to go on from
-        finally:
-            file.close()
-        return found if isinstance(found, dict) and found.get("version") == 1 else {}
-
-    def found(self) -> list[BadObject]:
-        return [_bad_of(bad) for bad in self._all.get("found", ())]
-
-    def keep_found(self, bad: Iterable[BadObject]) -> None:
-        """Remember what was found, up to FOUND_MAX, until it is mended."""
-        kept = sorted(bad, key=lambda one: (one.place, one.key))[:FOUND_MAX]
-        if [asdict(one) for one in kept] != self._all.get("found", []):
-            self._all["found"] = [asdict(one) for one in kept]
-            self._write()
-
-    def _save(self) -> None:
-        if self._share:
-            self._write()
-
-    def _write(self) -> None:
-        self._disk.write_whole(STATE_PATH, json.dumps({**self._all, "version": 1}).encode())
-
-    @property
-    def _is_deep(self) -> bool:
-        return self._share == 1.0
-
-    def select(self, place: str, keys: list[str]) -> list[str]:
-        """Those to read now, in order."""
-        if self._is_deep:
-            after = self._all["deep"]["after"].get(place, "")
-            if place in self._all["deep"]["done"]:
-                return []
-            return [key for key in keys if key > after]
-        if not self._share or not keys:
-            return []
-        count = math.ceil(len(keys) * self._share)
-        after = self._all.get("sample", {}).get(place, "")
-        start = next((number for number, key in enumerate(keys) if key > after), 0)
-        return [*keys[start:], *keys[:start]][:count]
-
-    def bad(self, bad: BadObject) -> None:
-        if self._is_deep:
-            self._all["deep"]["bad"].append(asdict(bad))
-
-    def bad_of(self, place: str) -> list[BadObject]:
-        """What the scrub that this one goes on with has found there."""
-        if not self.resumed:
-            return []
-        return [bad for bad in map(_bad_of, self._all["deep"]["bad"]) if bad.place == place]
-
-    def done(self, place: str, key: str) -> None:
-        """Everything up to this key was read."""
-        if self._is_deep:
-            self._all["deep"]["after"][place] = key
-        else:
-            self._all.setdefault("sample", {})[place] = key
-        self._save()
-
-    def forget_place(self, place: str) -> None:
-        """Of this place all is to be looked at again, and nothing to be mended."""
-        deep = self._all.get("deep", {"after": {}, "done": [], "bad": []})
-        deep["after"].pop(place, None)
-        deep["done"] = [done for done in deep["done"] if done != place]
-        deep["bad"] = [bad for bad in deep["bad"] if bad["place"] != place]
-        self._all.get("sample", {}).pop(place, None)
-        self._all["found"] = [bad for bad in self._all.get("found", []) if bad["place"] != place]
-        self._write()
-
-    def done_with(self, place: str) -> None:
-        if self._is_deep:
-            self._all["deep"]["done"].append(place)
-            self._save()
-
-    def finish(self) -> None:
-        """The scrub came to its end."""
-        self._all.pop("deep", None)
-        self._save()
-
-
-def _bad_of(fields: dict[str, Any]) -> BadObject:
-    return BadObject(fields["place"], fields["key"], Fault(fields["fault"]), fields["detail"])

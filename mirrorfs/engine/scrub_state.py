@@ -1,0 +1,156 @@
+"""What scrubs find, and what is remembered across processes: where one is, and what is not mended yet."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from mirrorfs.ports import Clock, Disk
+
+LOCAL: Final = "local disk"
+"""What the local disk is called beside the names of stores."""
+RESUME_WITHIN_NS: Final = 7 * 24 * 3600 * 10**9
+"""A scrub that was broken off longer ago is begun anew."""
+STATE_PATH: Final = "scrub"
+FOUND_MAX: Final = 10_000
+
+
+class Fault(StrEnum):
+    """What is wrong with one copy of an object."""
+
+    MISSING = "missing"
+    SIZE = "wrong size"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class BadObject:
+    """One copy that is not as it was written."""
+
+    place: str
+    """Name of a store, or LOCAL."""
+    key: str
+    fault: Fault
+    detail: str
+    """One sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How closely to look."""
+
+    share: float = 0.0
+    """Part of the objects, in [0, 1], that are read whole; of all others only the size is looked at."""
+
+
+SIZES: Final = Depth()
+DEEP: Final = Depth(1.0)
+
+
+class ScrubState:
+    """Where a deep scrub is, and where the next sample begins, across processes."""
+
+    def __init__(self, disk: Disk, clock: Clock, depth: Depth, *, restart: bool) -> None:
+        self._disk = disk
+        self._share = depth.share
+        self._now_ns = clock.now_ns()
+        self._all = self._load()
+        deep: dict[str, Any] = self._all.get("deep", {})
+        fresh = 0 <= self._now_ns - deep.get("at_ns", 0) <= RESUME_WITHIN_NS
+        self.resumed = depth.share == 1.0 and bool(deep) and fresh and not restart
+        if depth.share == 1.0 and not self.resumed:
+            self._all["deep"] = {"at_ns": self._now_ns, "after": {}, "done": [], "bad": []}
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            file = self._disk.open(STATE_PATH)
+        except FileNotFoundError:
+            return {}
+        try:
+            found = json.loads(file.read(offset=0, size_bytes=file.size()))
+        except ValueError:
+            return {}  # only a place to go on from
+        finally:
+            file.close()
+        return found if isinstance(found, dict) and found.get("version") == 1 else {}
+
+    def found(self) -> list[BadObject]:
+        return [_bad_of(bad) for bad in self._all.get("found", ())]
+
+    def keep_found(self, bad: Iterable[BadObject]) -> None:
+        """Remember what was found, up to FOUND_MAX, until it is mended."""
+        kept = sorted(bad, key=lambda one: (one.place, one.key))[:FOUND_MAX]
+        if [asdict(one) for one in kept] != self._all.get("found", []):
+            self._all["found"] = [asdict(one) for one in kept]
+            self._write()
+
+    def _save(self) -> None:
+        if self._share:
+            self._write()
+
+    def _write(self) -> None:
+        self._disk.write_whole(STATE_PATH, json.dumps({**self._all, "version": 1}).encode())
+
+    @property
+    def _is_deep(self) -> bool:
+        return self._share == 1.0
+
+    def select(self, place: str, keys: list[str]) -> list[str]:
+        """Those to read now, in order."""
+        if self._is_deep:
+            after = self._all["deep"]["after"].get(place, "")
+            if place in self._all["deep"]["done"]:
+                return []
+            return [key for key in keys if key > after]
+        if not self._share or not keys:
+            return []
+        count = math.ceil(len(keys) * self._share)
+        after = self._all.get("sample", {}).get(place, "")
+        start = next((number for number, key in enumerate(keys) if key > after), 0)
+        return [*keys[start:], *keys[:start]][:count]
+
+    def bad(self, bad: BadObject) -> None:
+        if self._is_deep:
+            self._all["deep"]["bad"].append(asdict(bad))
+
+    def bad_of(self, place: str) -> list[BadObject]:
+        """What the scrub that this one goes on with has found there."""
+        if not self.resumed:
+            return []
+        return [bad for bad in map(_bad_of, self._all["deep"]["bad"]) if bad.place == place]
+
+    def done(self, place: str, key: str) -> None:
+        """Everything up to this key was read."""
+        if self._is_deep:
+            self._all["deep"]["after"][place] = key
+        else:
+            self._all.setdefault("sample", {})[place] = key
+        self._save()
+
+    def forget_place(self, place: str) -> None:
+        """Of this place all is to be looked at again, and nothing to be mended."""
+        deep = self._all.get("deep", {"after": {}, "done": [], "bad": []})
+        deep["after"].pop(place, None)
+        deep["done"] = [done for done in deep["done"] if done != place]
+        deep["bad"] = [bad for bad in deep["bad"] if bad["place"] != place]
+        self._all.get("sample", {}).pop(place, None)
+        self._all["found"] = [bad for bad in self._all.get("found", []) if bad["place"] != place]
+        self._write()
+
+    def done_with(self, place: str) -> None:
+        if self._is_deep:
+            self._all["deep"]["done"].append(place)
+            self._save()
+
+    def finish(self) -> None:
+        """The scrub came to its end."""
+        self._all.pop("deep", None)
+        self._save()
+
+
+def _bad_of(fields: dict[str, Any]) -> BadObject:
+    return BadObject(fields["place"], fields["key"], Fault(fields["fault"]), fields["detail"])
