@@ -225,6 +225,29 @@ async def test_broken_off(
     index.close()
 
 
+async def test_the_newest_is_of_the_newest_writer(
+    written: Written, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A machine that attached the volume numbers its checkpoints from 0 again."""
+    (tmp_path / "attached").mkdir()
+    written.index.put_meta("position", 99)
+    written.index.commit()
+    snapshot = written.index.snapshot()
+    identity = WriterIdentity(KEYS, load_signer(KEY_SET.writer), 1, 2, os.urandom(8), True)
+    CheckpointWriter(
+        LocalDisk(tmp_path / "attached"), identity, os.urandom, sequence=0, previous=None
+    ).write(snapshot, None)  # fmt: skip
+    snapshot.close()
+    store = written.stores()[0]
+    for path in (tmp_path / "attached" / "objects" / "checkpoints").iterdir():
+        store.objects[f"checkpoints/{path.name}"] = path.read_bytes()
+    segments = Segments(Stream.CHECKPOINT, disk=None, offload=InlineOffload(random.Random(1)), stores=[store])
+    await segments.look()
+    assert segments.sequences == [0, 1]
+    found = await CheckpointReader(segments, KEYS, load_public_key(WRITER_KEY)).newest(lambda root: True)
+    assert found is not None and found[0].position == 99
+
+
 async def test_recovery_begins_anew_where_loading_was_broken_off(tmp_path: Path) -> None:
     volume = BuiltVolume(tmp_path / "state")
     async with volume.session(checkpoint=True) as local:
