@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.attach_build import SMALL_BYTES, build, last_file
 from scripts.attach_link import Relay, relay
-from scripts.bench_daemon import peak_bytes
+from scripts.bench_daemon import cpu_s, peak_bytes
 from tests.support.mounted import Mounted, mounted_volume
 from tests.support.s3_servers import create_bucket, environment, rclone_server
 from tests.support.softhsm import MODULE
@@ -56,14 +56,6 @@ def new_machine(old: Mounted, folder: Path) -> Mounted:
     )
 
 
-def read_bytes(pid: int) -> int:
-    """What a process has read from files so far."""
-    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-        if line.startswith("rchar:"):
-            return int(line.split()[1])
-    raise AssertionError("no rchar")
-
-
 def pid_of(machine: Mounted) -> int:
     """The process that serves its mount."""
     answer = json.loads(machine.must("status", str(machine.mountpoint), "--json"))
@@ -93,7 +85,7 @@ def measure(
         say(
             f"{title}: attach {attached_s - start_s:.1f} s, mount {mounted_s - attached_s:.1f} s,"
             f" first read {read_s - mounted_s:.2f} s, together {read_s - start_s:.1f} s;"
-            f" peak RSS {peak_bytes([pid]) / MIB:.0f} MiB, {read_bytes(pid) / MIB:.0f} MiB read with read(2)"
+            f" of the process: processor {cpu_s([pid]):.1f} s, peak RSS {peak_bytes([pid]) / MIB:.0f} MiB"
         )
         for name, one, other in zip(BUCKETS, before, seen, strict=False):
             say(

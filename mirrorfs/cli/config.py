@@ -190,6 +190,8 @@ class VolumeConfig:
     mirror_delay_s: float = DEFAULT_MIRROR_DELAY_S
     cache_bytes: int = CACHE_SIZE
     """Bound of what is kept locally of segments that every store holds."""
+    prefetch: bool = True
+    """Whether the local cache is filled in the background."""
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
@@ -202,6 +204,7 @@ class VolumeConfig:
             f"fingerprint = {_quoted(format_fingerprint(self.fingerprint))}",
             f"mirror_delay_s = {self.mirror_delay_s!r}",
             f"cache_size = {_quoted(format_size(self.cache_bytes))}",
+            f"prefetch = {str(self.prefetch).lower()}",
             "",
             "[token]",
             f"uri = {_quoted(self.token.uri)}",
@@ -226,7 +229,7 @@ class VolumeConfig:
         except tomllib.TOMLDecodeError as exc:
             raise ConfigError("The volume's configuration is not valid TOML; correct the file.") from exc
         read = _Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
-        read.known |= {"cache_size", "token", "store", "alarm", "limits"}
+        read.known |= {"cache_size", "prefetch", "token", "store", "alarm", "limits"}
         read.check()
         version = table.get("format")
         if version != CONFIG_FORMAT:
@@ -243,6 +246,7 @@ class VolumeConfig:
             token=_token(table.get("token")),
             mirror_delay_s=float(delay_s),
             cache_bytes=read.size("cache_size", default=CACHE_SIZE, least=CACHE_SIZE_MIN),
+            prefetch=read.switch("prefetch", default=True),
             alarm=AlarmConfig.from_table(table.get("alarm")),
             limits=LimitsConfig.from_table(table.get("limits")),
         )
@@ -267,6 +271,14 @@ class _Table:
         value = self.values.get(name)
         if not isinstance(value, str) or not value or not value.isprintable():
             raise ConfigError(f"Field {self.where}{name} of the volume's configuration must be text.")
+        return value
+
+    def switch(self, name: str, *, default: bool) -> bool:
+        value = self.values.get(name, default)
+        if not isinstance(value, bool):
+            raise ConfigError(
+                f"Field {self.where}{name} of the volume's configuration must be true or false."
+            )
         return value
 
     def size(self, name: str, *, default: int, least: int) -> int:

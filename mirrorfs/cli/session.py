@@ -208,6 +208,7 @@ class Session:
             mirror_delay_s=self._config.mirror_delay_s,
             cache_bytes=self._config.cache_bytes,
             parallel=self._config.limits.parallel,
+            prefetch=self._config.prefetch,
             take_over=self._request.take_over,
         )
         volume = await MountedVolume.open(

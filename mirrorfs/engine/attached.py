@@ -121,6 +121,10 @@ class StoreSet:
         """The store of that name."""
         return next((one for one in self.members if one.store.name == name), None)
 
+    def is_catching_up(self) -> bool:
+        """Whether something is being sent, or could be."""
+        return any(one.mirror.snapshot().state is StateWord.CATCHING_UP for one in self.members)
+
     def is_held(self, key: str) -> bool:
         """Whether so many stores are known to hold an object that it need not be kept here."""
         lasting = [one for one in self.members if not one.rotating]

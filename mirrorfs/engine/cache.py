@@ -21,7 +21,7 @@ from typing import Final
 
 import trio
 
-from mirrorfs.engine.range_files import RANGES, RangeFiles
+from mirrorfs.engine.range_files import RANGES, RangeFiles, range_path
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import MIB
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 CACHE_SIZE: Final = 50 * 1024 * MIB
 CACHE_SIZE_MIN: Final = 64 * MIB
+FILL_SHARE: Final = 4
+"""What is fetched ahead leaves one part in so many of the cache to what is read and written."""
 HEADROOM_SHARE: Final = 2
 """The cache gives way when less than the soft reserve and one part in so many of it is free."""
 LOOK_EVERY_S: Final = 10.0
@@ -77,6 +79,8 @@ class SegmentCache:
         self._sum = (float("-inf"), 0)
         self.size_bytes = 0
         """Bytes of everything counted."""
+        self.evicted_count = 0
+        """Files that had to go in this mount."""
         self.ranges = RangeFiles(disk, offload, space, on_kept=self._kept, on_used=self.used)
 
     def load(self) -> None:
@@ -106,6 +110,29 @@ class SegmentCache:
     def gone(self, path: str) -> None:
         """A file was removed by someone else."""
         self.size_bytes -= self._sizes.pop(path, 0)
+
+    # --- fetched ahead -----------------------------------------------------------------------
+
+    def has_whole(self, key: str, size_bytes: int) -> bool:
+        """Whether all of a segment lies here, as far as its size can tell."""
+        return LOCAL_PREFIX + key in self._sizes or self._sizes.get(range_path(key), 0) >= size_bytes
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether so much may be fetched ahead: within its share, far from what makes the cache shrink."""
+        free_bytes = self._space.free_bytes() - self._space.soft_bytes
+        return (
+            self.size_bytes + size_bytes <= self._limit_bytes - self._limit_bytes // FILL_SHARE
+            and free_bytes - size_bytes >= self._kept_free_bytes()
+        )
+
+    async def keep_whole(self, key: str, data: bytes) -> bool:
+        """Keep a segment that nobody asked for: it goes before all that is here, unless parts of it were."""
+        path = range_path(key)
+        was_here = path in self._sizes
+        await self.ranges.keep(key, {0: data})
+        if path in self._sizes and not was_here:
+            self._sizes.move_to_end(path, last=False)
+        return self.has_whole(key, len(data))
 
     def removable_bytes(self) -> int:
         """Bytes that would be freed for new data, as of at most SUM_EVERY_S ago."""
@@ -147,6 +174,7 @@ class SegmentCache:
                 # Before the await: who comes now finds it gone, and asks a store.
                 self.gone(path)
                 self._on_removed(path)
+            self.evicted_count += len(victims)
             await self._offload.run(partial(self._remove, victims))
             self._space.look_again()
 
@@ -155,8 +183,10 @@ class SegmentCache:
             self._disk.remove(path)
 
     def _excess_bytes(self) -> int:
-        kept_free = self._space.soft_bytes + self._space.soft_bytes // HEADROOM_SHARE
-        return max(self.size_bytes - self._limit_bytes, kept_free - self._space.free_bytes())
+        return max(self.size_bytes - self._limit_bytes, self._kept_free_bytes() - self._space.free_bytes())
+
+    def _kept_free_bytes(self) -> int:
+        return self._space.soft_bytes + self._space.soft_bytes // HEADROOM_SHARE
 
     def _victims(self, excess_bytes: int) -> list[str]:
         found: list[str] = []

@@ -126,6 +126,8 @@ class Fetcher:
         self._is_expected = is_expected
         self._throttle = throttle
         self._health: dict[str, _Health] = {}
+        self._under_way = 0
+        self._asked_s = float("-inf")
         self._bad: OrderedDict[tuple[str, str], None] = OrderedDict()
         """(store, key) of copies found bad or gone: said once, and asked for last."""
 
@@ -139,6 +141,18 @@ class Fetcher:
         plains = await self._from_ranges(key, run)
         if plains is not None:
             return plains
+        self._under_way += 1
+        try:
+            return await self._patiently(key, run, size_bytes)
+        finally:
+            self._under_way -= 1
+            self._asked_s = trio.current_time()
+
+    def is_busy(self, *, within_s: float) -> bool:
+        """Whether somebody waits for a store, or did a moment ago."""
+        return self._under_way > 0 or trio.current_time() - self._asked_s < within_s
+
+    async def _patiently(self, key: str, run: Sequence[Place], size_bytes: int) -> list[bytes]:
         started_s = trio.current_time()
         while True:
             try:

@@ -50,6 +50,8 @@ class VolumeSettings:
     mirror_delay_s: float = 10.0
     cache_bytes: int = CACHE_SIZE
     """Bound of the local cache."""
+    prefetch: bool = False
+    """Whether the cache is filled in the background, newest data first."""
     level: int = 1
     parallel: int = UPLOADS_PARALLEL
     """Uploads under way to each store."""

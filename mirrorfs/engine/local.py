@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -23,6 +24,9 @@ from mirrorfs.format.record import Create, Epoch
 from mirrorfs.format.rows import RelocationRow, SegmentRow
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Clock, Disk, Entropy, Index, Offload, Store, Throttle
+
+BUSY_NS: Final = 1_000_000_000
+"""Who asked for something a moment ago may ask for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,11 @@ class LocalVolume:
         """Take another header generation for all segments that begin from now on."""
         self.identity = identity
         self.log.identity = identity
+
+    def is_busy(self) -> bool:
+        """Whether files are written, or read from a store, or were a moment ago."""
+        idle_ns = self.state.clock.boottime_ns() - self.state.written_ns
+        return idle_ns < BUSY_NS or self.reader.is_fetching(within_s=BUSY_NS / 1e9)
 
     async def quiesce(self) -> None:
         """Commit everything and seal the last segment. Raises what the commit raises."""

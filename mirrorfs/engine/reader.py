@@ -108,6 +108,10 @@ class Reader:
         )  # fmt: skip
         self._ahead = ReadAhead(state.index, is_wanted=self._is_wanted, start=self._start_loading)
 
+    def is_fetching(self, *, within_s: float) -> bool:
+        """Whether a reader waits for a store, or did a moment ago."""
+        return self._fetcher.is_busy(within_s=within_s)
+
     async def read(self, inode: int, offset: int, size: int) -> bytes:
         """Bytes of a file, short at its end. Raises ReadFailed when no copy of a frame is good."""
         state = self._state

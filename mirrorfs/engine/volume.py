@@ -30,6 +30,7 @@ from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.mend import Mender
 from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
+from mirrorfs.engine.prefetch import Prefetcher
 from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.scrub import SIZES, Scrubber
 from mirrorfs.engine.segment_writer import WriterIdentity
@@ -84,6 +85,7 @@ class MountedVolume:
         checkpointer: Checkpointer,
         heads: Heads,
         ages: SegmentAges,
+        prefetches: bool,
     ) -> None:
         """Use `open`."""
         self._world = world
@@ -103,6 +105,11 @@ class MountedVolume:
         self.mender = Mender(
             self._objects, source, self.scrubber, mirrors, world.disk, world.offload, world.clock,
             settle_index=local.committer.settle_index, on_replaced=local.cache.replaced,
+        )  # fmt: skip
+        self._prefetches = prefetches
+        self._prefetcher = Prefetcher(
+            local.index, local.cache, source, stores=stores.members.stores, on_bad_copy=self.mender.suspect,
+            is_busy=lambda: local.is_busy() or stores.members.is_catching_up(),
         )  # fmt: skip
         self._tasks = trio.CancelScope()
         self._ended = trio.Event()
@@ -181,7 +188,7 @@ class MountedVolume:
             cache_bytes=settings.cache_bytes, owner=settings.owner, mirror_delay_s=settings.mirror_delay_s,
             level=settings.level, on_closed=closed, on_commit=checkpointer.committed,
         )  # fmt: skip
-        volume = cls(world, local, tasks, objects, checkpointer, writer.heads, ages)
+        volume = cls(world, local, tasks, objects, checkpointer, writer.heads, ages, settings.prefetch)
         await local.start()
         await tasks.offer_all(members.members)
         nursery.start_soon(volume._run)
@@ -201,6 +208,8 @@ class MountedVolume:
                 nursery.start_soon(self._look_now_and_then)
                 nursery.start_soon(self.mender.run)
                 nursery.start_soon(self._publish_now_and_then)
+                if self._prefetches:
+                    nursery.start_soon(self._prefetcher.run)
 
     async def _turn_read_only(self) -> None:
         """Another writer took over."""

@@ -37,6 +37,7 @@ class Machine:
         stores: Sequence[Store],
         *,
         cache_bytes: int = CACHE_SIZE,
+        prefetch: bool = False,
         world: World | None = None,
         rotating: Collection[str] = (),
     ) -> None:
@@ -44,6 +45,7 @@ class Machine:
         self.root = root
         self.stores = stores
         self.cache_bytes = cache_bytes
+        self.prefetch = prefetch
         self.rotating = frozenset(rotating)
         self.header, self.header_bytes = HEADER, HEADER_BYTES
         self.world = world or World(LocalDisk(root), SystemClock(), os.urandom, ThreadOffload())
@@ -58,6 +60,7 @@ class Machine:
             owner=(os.getuid(), os.getgid()),
             mirror_delay_s=0.2,
             cache_bytes=self.cache_bytes,
+            prefetch=self.prefetch,
             take_over=take_over,
             rotating=self.rotating,
         )

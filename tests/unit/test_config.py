@@ -82,6 +82,11 @@ def test_text_and_back() -> None:
         ('cache_size = "20GiB"', 'cache_size = "20 buckets"', "cache_size"),
         ('cache_size = "20GiB"', 'cache_size = "1MiB"', "64MiB to 1024TiB"),
         ('cache_size = "20GiB"', "cache_size = 5", "must be text"),
+        (
+            "prefetch = true",
+            'prefetch = "yes"',
+            "prefetch of the volume's configuration must be true or false",
+        ),
         ("mirror_delay_s = 2.5", "mirror_delay_s = true", "number of seconds"),
         ('"/usr/lib/module.so"', '"module.so"', "absolute"),
         ('uri = "pkcs11:token=card"', "", "token.uri"),
