@@ -138,11 +138,15 @@ class CheckpointLoader:
         segment, start = run[0].segment, run[0].offset
         size = run[-1].offset + run[-1].size - start
         payloads: list[bytes | None] = [None] * len(run)
-        cipher = await self._cipher(segment)
-        if cipher is not None:
-            data = await self._read(segment, offset=start, size_bytes=size)
-            if data is not None:
-                payloads = await self._segments.offload.run(partial(_open_run, cipher, run, data))
+        try:
+            cipher = await self._cipher(segment)
+            if cipher is not None:
+                data = await self._read(segment, offset=start, size_bytes=size)
+                if data is not None:
+                    payloads = await self._segments.offload.run(partial(_open_run, cipher, run, data))
+        except MirrorfsError as exc:
+            # Whoever looks for the single chunks meets it again, and can raise it.
+            logger.info("%d chunks of segment %d did not come: %s", len(run), segment.sequence, exc)
         await sending.send(payloads)
 
     async def _read(self, segment: SegmentId, *, offset: int, size_bytes: int) -> bytes | memoryview | None:

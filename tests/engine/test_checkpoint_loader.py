@@ -17,7 +17,7 @@ from mirrorfs.engine.checkpoint_loader import runs_of
 from mirrorfs.engine.checkpoints import CheckpointReader, CheckpointWriter, WrittenCheckpoint
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError, StoreUnavailable
+from mirrorfs.errors import DamagedError, StoreTooNew, StoreUnavailable
 from mirrorfs.format.checkpoint import TABLES, ChunkRef
 from mirrorfs.format.ids import SegmentId, Stream
 from mirrorfs.format.rows import DentryRow, InodeRow
@@ -199,6 +199,23 @@ async def test_a_chunk_that_is_bad_everywhere(
         await load(stores, files)
     index = files.open()
     assert index.get_meta("position") is None and index.get_meta("journal_sequence") is None
+
+
+async def test_a_newer_program_wrote_it(
+    written: Written, files: SqliteIndexFiles, monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+) -> None:  # fmt: skip
+    """What is met while fetching ahead is raised as it is, not as a group of the task that met it."""
+
+    def refuse(*arguments: object) -> None:
+        raise StoreTooNew("A newer program wrote it.")
+
+    monkeypatch.setattr(checkpoint_loader, "decode_header", refuse)
+    with pytest.raises(StoreTooNew):
+        try:
+            await load(written.stores(), files)
+        except BaseExceptionGroup as group:
+            pytest.fail(f"wrapped: {group!r}")
 
 
 @pytest.mark.expects_warnings("does not answer")
