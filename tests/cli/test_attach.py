@@ -68,9 +68,14 @@ def test_attach_with_one_store(tmp_path: Path) -> None:
             said = second.must("attach", second.name, urls(first)[0], "--yes")
             assert "cannot prove" in said
             assert "which was not given" in said
+            segments = {path.name: path.stat().st_size for path in first.store_segments("a")}
             second.mount()
             assert (second.mountpoint / "letter").read_bytes() == DATA
             assert [store["name"] for store in second.status()["stores"]] == ["a"]
+            # What nobody reads comes by itself, whole.
+            second.wait_until(lambda: "bytes were fetched ahead" in second.log_text(), within_s=120)
+            kept = {path.name: path.stat().st_size for path in (second.state / "ranges").iterdir()}
+            assert kept == segments
             second.umount()
         finally:
             second.remove()
