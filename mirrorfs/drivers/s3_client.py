@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import boto3
 from botocore.config import Config
 from botocore.httpsession import get_cert_path
+from botocore.parsers import ResponseParserError
 
 from mirrorfs.drivers.ca_bundle import check_ca_bundle
 from mirrorfs.errors import UsageError
@@ -132,6 +133,30 @@ def make_client(target: S3Target, *, connections_max: int) -> Any:
     return session.client(
         "s3", endpoint_url=target.endpoint, region_name=region, config=config, verify=target.ca_bundle
     )
+
+
+def body_of(answer: Any) -> Any:
+    """The body of an answer, as a stream.
+
+    Raises: ResponseParserError: nothing tells where the body ends. Of a connection that was closed within the
+    head http.client makes a whole answer with the fields so far, whose body would seem empty.
+    """
+    fields: dict[str, str] = answer["ResponseMetadata"]["HTTPHeaders"]
+    if "content-length" not in fields and "chunked" not in fields.get("transfer-encoding", "").lower():
+        raise ResponseParserError("an answer without end")
+    return answer["Body"]
+
+
+def size_is_whole(answer: Any) -> bool:
+    """Whether Content-Length cannot have been cut: another field came behind it (see body_of)."""
+    fields: dict[str, str] = answer["ResponseMetadata"]["HTTPHeaders"]
+    return "content-length" in fields and next(reversed(fields)) != "content-length"
+
+
+def whole_tag(answer: Any) -> str:
+    """The entity tag of an answer; empty where there is none, or only a part of one (see body_of)."""
+    tag = str(answer.get("ETag", ""))
+    return tag if tag.count('"') == 2 else ""
 
 
 def _is_loopback(host: str) -> bool:

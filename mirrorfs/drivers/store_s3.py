@@ -32,7 +32,7 @@ from mirrorfs.drivers.object_keys import (
     check_mutable_size,
     is_key,
 )
-from mirrorfs.drivers.s3_client import S3Target, make_client
+from mirrorfs.drivers.s3_client import S3Target, body_of, make_client, size_is_whole, whole_tag
 from mirrorfs.drivers.s3_errors import (
     FOREIGN_ERRORS,
     bucket_missing,
@@ -202,12 +202,12 @@ class S3Store:
         """Return (bytes, entity tag)."""
         with self._translated(key):
             answer = self._client().get_object(**self._place(key))
-            with contextlib.closing(answer["Body"]) as body:
+            with contextlib.closing(answer["Body"]):
                 too_large = int(answer.get("ContentLength", 0)) > size_max
-                data = b"" if too_large else self._line.read(body, limit_bytes=size_max)
+                data = b"" if too_large else self._line.read(body_of(answer), limit_bytes=size_max)
             if too_large or len(data) > size_max:
                 raise LimitError(f"Object {key} of store {self.name} exceeds {size_max} bytes.")
-            return data, str(answer.get("ETag", ""))
+            return data, whole_tag(answer)
 
     def _range_blocking(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
         if size_bytes == 0:
@@ -228,22 +228,27 @@ class S3Store:
     def _read_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
         wanted = f"bytes={offset}-{offset + size_bytes - 1}"
         answer = self._client().get_object(**self._place(key), Range=wanted)
-        with contextlib.closing(answer["Body"]) as body:
+        with contextlib.closing(answer["Body"]):
             # The header decides, not the status: `rclone serve s3` sends a range with status 200.
             answered = answer.get("ContentRange")
             if answered is None and answer["ResponseMetadata"]["HTTPStatusCode"] == 200:
-                whole = self._line.read(body, limit_bytes=OBJECT_SIZE_MAX, is_range=True)
+                whole = self._line.read(body_of(answer), limit_bytes=OBJECT_SIZE_MAX, is_range=True)
                 return whole[offset : offset + size_bytes]
             if not str(answered).startswith(f"bytes {offset}-"):
                 raise StoreUnavailable(f"Store {self.name} answered with another range of {key}.")
-            return self._line.read(body, limit_bytes=size_bytes, is_range=True)[:size_bytes]
+            return self._line.read(body_of(answer), limit_bytes=size_bytes, is_range=True)[:size_bytes]
 
     def _head_blocking(self, key: ObjectKey) -> ObjectInfo:
         with self._translated(key):
             answer = self._client().head_object(**self._place(key))
         if "ContentLength" not in answer:
             raise StoreUnavailable(f"Store {self.name} does not tell the size of {key}.")
-        return ObjectInfo(key, int(answer["ContentLength"]))
+        if size_is_whole(answer):
+            return ObjectInfo(key, int(answer["ContentLength"]))
+        for info in self._list_blocking(key, ""):
+            if info.key == key:
+                return info
+        raise ObjectNotFound(f"Store {self.name} holds no object {key}.")
 
     def _list_blocking(self, prefix: str, start_after: str) -> Sequence[ObjectInfo]:
         request: dict[str, object] = {
@@ -289,7 +294,7 @@ class S3Store:
         answer = self._client().put_object(
             **self._place(key), Body=data, ContentMD5=base64.b64encode(digest).decode(), **condition
         )
-        return str(answer.get("ETag", ""))
+        return whole_tag(answer)
 
     def _put_blocking(self, key: ObjectKey, data: bytes) -> None:
         if self._conditional is not True and self._holds(key, data):

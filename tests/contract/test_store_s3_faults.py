@@ -212,6 +212,38 @@ async def test_cut_answer(server: ScriptedServer, store: S3Store) -> None:
         assert await outcome(store, call) is StoreUnavailable
 
 
+async def test_answer_cut_in_its_head(server: ScriptedServer, store: S3Store) -> None:
+    """http.client takes the fields so far for a whole head, and an empty body for the whole body."""
+    for head in (b"HTTP/1.1 200 OK\r\n", b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Le'):
+        server.script = lambda exchange, head=head: exchange.send_raw(head)
+        for call in (*READS.values(), *HEAD.values()):
+            assert await outcome(store, call) is StoreUnavailable
+
+
+async def test_size_that_may_be_cut_is_asked_for_again(server: ScriptedServer, store: S3Store) -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.method == "HEAD":
+            exchange.send_raw(b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 1')
+        else:
+            exchange.answer(200, page([KEY]).replace(b"<Size>1<", b"<Size>12<"))
+
+    server.script = script
+    assert (await store.head(KEY)).size_bytes == 12
+
+
+async def test_version_that_may_be_cut_is_read_again(server: ScriptedServer, store: S3Store) -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.method == "PUT":
+            exchange.send_raw(b'HTTP/1.1 200 OK\r\nETag: "781e5e')
+        else:
+            exchange.answer(200, DATA, headers={"ETag": ETAG})
+
+    server.script = script
+    version = await store.compare_and_swap(KEY, DATA, expected=None)
+    assert version == (await store.read_mutable(KEY))[1]
+    assert version.endswith(ETAG)
+
+
 async def test_hanging_server(server: ScriptedServer) -> None:
     store = make_store(server.endpoint, read_timeout_s=1.0)
     server.script = honest_probe()

@@ -45,6 +45,11 @@ class Exchange:
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
         self.answer(status, text.encode())
 
+    def send_raw(self, data: bytes) -> None:
+        """Send these bytes, whatever they are, and close the connection."""
+        self._handler.wfile.write(data)
+        self._handler.close_connection = True
+
     def close(self) -> None:
         """Send nothing and close the connection."""
         self._handler.close_connection = True
