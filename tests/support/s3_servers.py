@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -78,10 +79,23 @@ def moto_server() -> Iterator[S3Server]:
 
 
 @contextlib.contextmanager
+def moto_process() -> Iterator[S3Server]:
+    """The same server in a process of its own. Its objects are gone once it is stopped."""
+    with _process_server(_moto_command) as server:
+        yield server
+
+
+@contextlib.contextmanager
 def rclone_server(root: Path) -> Iterator[S3Server]:
     """A server in a process of its own; buckets are the directories in root, which exists."""
-    with tempfile.TemporaryDirectory(prefix="mirrorfs-rclone-") as scratch:
-        server = _RcloneServer(root, Path(scratch))
+    with _process_server(partial(_rclone_command, root)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _process_server(command: Callable[[Path, int], list[str]]) -> Iterator[S3Server]:
+    with tempfile.TemporaryDirectory(prefix="mirrorfs-server-") as scratch:
+        server = _ProcessServer(Path(scratch), command)
         try:
             server.start()
             yield server
@@ -117,12 +131,12 @@ class _MotoServer:
             self._server = None
 
 
-class _RcloneServer:
-    def __init__(self, root: Path, scratch: Path) -> None:
+class _ProcessServer:
+    def __init__(self, scratch: Path, command: Callable[[Path, int], list[str]]) -> None:
         self.access_key, self.secret_key = ACCESS_KEY, SECRET_KEY
         self._port = free_port()
         self.endpoint = f"http://127.0.0.1:{self._port}"
-        self._root = root
+        self._command = command(scratch, self._port)
         self._scratch = scratch
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -132,23 +146,7 @@ class _RcloneServer:
             return
         self._log = (self._scratch / "log").open("ab")
         self._process = subprocess.Popen(
-            [
-                _rclone(),
-                "serve",
-                "s3",
-                "--addr",
-                f"127.0.0.1:{self._port}",
-                "--auth-key",
-                f"{self.access_key},{self.secret_key}",
-                "--config",
-                str(self._scratch / "rclone.conf"),
-                "--cache-dir",
-                str(self._scratch / "cache"),
-                str(self._root),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
+            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
         _wait_for_port(self._port, process=self._process)
 
@@ -160,6 +158,21 @@ class _RcloneServer:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def _rclone_command(root: Path, scratch: Path, port: int) -> list[str]:
+    return [
+        _rclone(), "serve", "s3",
+        "--addr", f"127.0.0.1:{port}",
+        "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}",
+        "--config", str(scratch / "rclone.conf"),
+        "--cache-dir", str(scratch / "cache"),
+        str(root),
+    ]  # fmt: skip
+
+
+def _moto_command(scratch: Path, port: int) -> list[str]:
+    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
 
 
 def _rclone() -> str:
