@@ -142,6 +142,7 @@ def span(seconds: float) -> str:
 def _store(store: Mapping[str, Any], not_offered_ns: int, now_ns: int) -> StoreProtection:
     oldest_ns = store["oldest_pending_ns"]
     pending, rate = int(store["pending_bytes"]), int(store["rate_bytes_s"])
+    is_held_back = store["state"] in (*_FAULTS, StateWord.MISSING)
     safe_ns = not_offered_ns if oldest_ns is None else min(not_offered_ns, int(oldest_ns))
     return StoreProtection(
         name=str(store["store"]),
@@ -153,7 +154,7 @@ def _store(store: Mapping[str, Any], not_offered_ns: int, now_ns: int) -> StoreP
         failing_since_ns=store["failing_since_ns"],
         last_error=store["last_error"],
         lag_s=max(0.0, (now_ns - int(oldest_ns)) / 1e9) if store["pending_count"] and oldest_ns else 0.0,
-        eta_s=0.0 if not pending else pending / rate if rate else None,
+        eta_s=0.0 if not pending else pending / rate if rate and not is_held_back else None,
         blocked=store["blocked"],
         weak_fencing=bool(store["weak_fencing"]),
     )

@@ -229,5 +229,7 @@ def test_lag_and_when_it_will_be_over() -> None:
         thresholds=AlarmConfig(),
     )
     assert (found.stores[0].lag_s, found.stores[0].eta_s) == (30.0, 10.0)
-    away = judge(status(store(**AWAY)), asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig())
+    # The rate is of the last half minute: what a store took before it went away says nothing.
+    gone = status(store(**AWAY, rate_bytes_s=10))
+    away = judge(gone, asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig())
     assert away.stores[0].eta_s is None
