@@ -187,6 +187,7 @@ class Session:
                 instance=store.instance,
                 keys=keys,
                 public_key=header.public_keys.writer,
+                clock=SystemClock(),
             )
             for store in self._config.stores
         ]

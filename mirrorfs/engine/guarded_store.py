@@ -2,8 +2,12 @@
 
 A place can be emptied, replaced or not be plugged in: an empty directory under a mountpoint looks like a
 store that holds nothing. Sending objects there would count as mirrored what stands alone. So the store's
-instance document is looked at before the first request, and then every CHECK_EVERY_S; while it is not there,
-or is another one, nothing is read or written, and the store is tried again like one that does not answer.
+instance document is looked at before the first request, then every CHECK_EVERY_S, and after a suspend, in
+which disks are unplugged. While it is not there, or is another one, nothing is read or written, and the
+store is tried again like one that does not answer.
+
+A disk may go between two such looks. So what is to be relied on for longer, that an object is held or that a
+lease is ours, counts only once the place was verified by a look that began after it was seen (`verify`).
 """
 
 from __future__ import annotations
@@ -13,19 +17,39 @@ from typing import Final
 
 import trio
 
-from mirrorfs.errors import DamagedError, LimitError, ObjectNotFound, StoreMismatch
+from mirrorfs.errors import (
+    DamagedError,
+    LimitError,
+    ObjectNotFound,
+    StoreMismatch,
+    StoreUnavailable,
+    UnknownOutcome,
+)
 from mirrorfs.format.control import INSTANCE_KEY, open_instance
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.ports import OBJECT_SIZE_MAX, ObjectInfo, ObjectKey, Sealed, Store, StoreTraits, Version
+from mirrorfs.ports import (
+    OBJECT_SIZE_MAX,
+    Clock,
+    ObjectInfo,
+    ObjectKey,
+    Sealed,
+    Store,
+    StoreTraits,
+    Version,
+)
 
 CHECK_EVERY_S: Final = 60.0
+SUSPEND_S: Final = 1.0
+"""CLOCK_BOOTTIME ran on by so much more than trio's clock, which stands still in a suspend: there was one."""
 
 
 class GuardedStore:
     """`Store` around a `Store`: the same contract, and StoreMismatch while the place is not the right one."""
 
-    def __init__(self, store: Store, *, instance: bytes, keys: VolumeKeys, public_key: bytes) -> None:
+    def __init__(
+        self, store: Store, *, instance: bytes, keys: VolumeKeys, public_key: bytes, clock: Clock
+    ) -> None:
         """
         Args:
             instance: UUID of the store's instance, 16 bytes.
@@ -36,35 +60,55 @@ class GuardedStore:
         self._instance = instance
         self._keys = keys
         self._public_key = public_key
+        self._clock = clock
         self._checked_s = float("-inf")
+        self._asleep_s = 0.0
+        """What `_slept_s` said when the check began."""
         self._lock = trio.Lock()
 
+    async def verify(self) -> None:
+        """Look at the place now: what was seen there before this call was seen at the store that is meant.
+
+        Raises: StoreMismatch: it is another place. StoreError: it cannot be told.
+        """
+        async with self._lock:
+            await self._look()
+
+    def _slept_s(self) -> float:
+        return self._clock.boottime_ns() / 1e9 - trio.current_time()
+
+    def _is_checked(self) -> bool:
+        recently = trio.current_time() - self._checked_s < CHECK_EVERY_S
+        return recently and self._slept_s() - self._asleep_s < SUSPEND_S
+
     async def _check(self) -> None:
-        if trio.current_time() - self._checked_s < CHECK_EVERY_S:
+        if self._is_checked():
             return
         async with self._lock:
-            began_s = trio.current_time()
-            if began_s - self._checked_s < CHECK_EVERY_S:
-                return
-            self._checked_s = float("-inf")
-            try:
-                data = await self._store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
-                found = open_instance(data, keys=self._keys, public_key=self._public_key)
-            except ObjectNotFound as exc:
-                raise StoreMismatch(
-                    f"Store {self.name} is empty, or its disk is not there: nothing is sent to it."
-                    " If it is gone for good, run `mirrorfs store replace`."
-                ) from exc
-            except (DamagedError, LimitError) as exc:
-                raise StoreMismatch(
-                    f"Store {self.name} does not show that it belongs to this volume: nothing is sent to it."
-                    " Check its place, or run `mirrorfs store replace`."
-                ) from exc
-            if found.instance != self._instance:
-                raise StoreMismatch(
-                    f"In the place of store {self.name} is another store of this volume: check its URL."
-                )
-            self._checked_s = began_s
+            if not self._is_checked():
+                await self._look()
+
+    async def _look(self) -> None:
+        began_s, asleep_s = trio.current_time(), self._slept_s()
+        self._checked_s = float("-inf")
+        try:
+            data = await self._store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
+            found = open_instance(data, keys=self._keys, public_key=self._public_key)
+        except ObjectNotFound as exc:
+            raise StoreMismatch(
+                f"Store {self.name} is empty, or its disk is not there: nothing is sent to it."
+                " If it is gone for good, run `mirrorfs store replace`."
+            ) from exc
+        except (DamagedError, LimitError) as exc:
+            raise StoreMismatch(
+                f"Store {self.name} does not show that it belongs to this volume: nothing is sent to it."
+                " Check its place, or run `mirrorfs store replace`."
+            ) from exc
+        if found.instance != self._instance:
+            raise StoreMismatch(
+                f"In the place of store {self.name} is another store of this volume: check its URL."
+            )
+        self._checked_s, self._asleep_s = began_s, asleep_s
 
     async def put(self, key: ObjectKey, data: Sealed) -> None:
         """See Store.put."""
@@ -102,9 +146,15 @@ class GuardedStore:
         return await self._store.read_mutable(key)
 
     async def compare_and_swap(self, key: ObjectKey, data: Sealed, *, expected: Version | None) -> Version:
-        """See Store.compare_and_swap."""
+        """See Store.compare_and_swap. A lease written to a place that is not the store is none."""
         await self._check()
-        return await self._store.compare_and_swap(key, data, expected=expected)
+        version = await self._store.compare_and_swap(key, data, expected=expected)
+        try:
+            await self.verify()
+        except StoreUnavailable as exc:
+            # Which would say that nothing was written.
+            raise UnknownOutcome(str(exc)) from exc
+        return version
 
     async def probe(self) -> StoreTraits:
         """See Store.probe."""
@@ -114,3 +164,12 @@ class GuardedStore:
     async def aclose(self) -> None:
         """See Store.aclose."""
         await self._store.aclose()
+
+
+async def verify_place(store: Store) -> None:
+    """Return once it is known that what was seen at a store before this call was seen in the right place.
+
+    A store that is not guarded is its place. Raises: as GuardedStore.verify.
+    """
+    if isinstance(store, GuardedStore):
+        await store.verify()
