@@ -25,6 +25,7 @@ from mirrorfs.engine.attached import (
 from mirrorfs.engine.becoming_writer import open_as_writer
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.checkpoints import WrittenCheckpoint
+from mirrorfs.engine.daily_look import DailyLook
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.lease_taker import VolumeSettings
@@ -33,7 +34,7 @@ from mirrorfs.engine.mend import Mender
 from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
 from mirrorfs.engine.publisher import Heads
-from mirrorfs.engine.scrub import SIZES, Scrubber
+from mirrorfs.engine.scrub import Scrubber
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.store_records import StoreRecords
 from mirrorfs.engine.store_tasks import StoreChange, StoreTasks
@@ -48,7 +49,6 @@ from mirrorfs.ports import IndexFiles, Store
 logger = logging.getLogger(__name__)
 
 HEAD_INTERVAL_S = 600.0
-LOOK_INTERVAL_S = 24 * 3600.0
 PROGRESS_S = 0.5
 
 
@@ -107,6 +107,9 @@ class MountedVolume:
             self._objects, source, self.scrubber, mirrors, world.disk, world.offload, world.clock,
             settle_index=local.committer.settle_index, on_replaced=local.cache.replaced,
         )  # fmt: skip
+        self.daily_look = DailyLook(
+            self.scrubber, self.mender, self.scrubbing, mirrors, world.disk, world.clock
+        )
         self._tasks = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -203,7 +206,7 @@ class MountedVolume:
                 start = partial(nursery.start_soon, partial(lasting, on_unforeseen=self.unforeseen))
                 start(self._tasks_of_stores.run, "the stores")
                 start(self._checkpoint, "checkpoints")
-                start(self._look_now_and_then, "the daily look at the stores")
+                start(self.daily_look.run, "the daily look at the stores")
                 start(self.mender.run, "mending")
                 start(self._publish_now_and_then, "heads")
 
@@ -234,17 +237,6 @@ class MountedVolume:
                 written_ns=written.root.time_ns,
                 after=written.root.position >> 20,
             )
-
-    async def _look_now_and_then(self) -> None:
-        """Find out, once a day, whether stores still have what they took; send again what they lost."""
-        while True:
-            await trio.sleep(LOOK_INTERVAL_S)
-            if self.scrubbing.locked():
-                continue
-            async with self.scrubbing:
-                report = await self.scrubber.run(SIZES)
-                for bad, why in (await self.mender.mend(report.bad)).items():
-                    logger.warning("Object %s of %s: %s. %s", bad.key, bad.place, bad.fault, why or "Mended.")
 
     async def _publish_now_and_then(self) -> None:
         while True:

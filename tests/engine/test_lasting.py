@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,46 +9,26 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.engine import volume as volume_module
 from mirrorfs.engine.lasting import AGAIN_S, lasting
-from mirrorfs.engine.local import World
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import DiskFull, WritesStopped
 from mirrorfs.format.control import parse_head_key
-from tests.sim.world import InlineOffload
-from tests.support.machine import Machine, read_file, write_file
+from tests.support.machine import read_file, write_file
 from tests.support.store_memory import MemoryStore
-from tests.support.trio_clock import TrioClock
+from tests.support.virtual_pc import VirtualPc
 
 FULL = "The local disk is full."
 
 
-class FillingDisk(LocalDisk):
-    """Writes whole files while it is not full for them."""
-
-    full_for = ""
-    refused = 0
-
-    def write_whole(self, path: str, data: bytes) -> None:
-        if self.full_for and self.full_for in path:
-            self.refused += 1
-            raise DiskFull(FULL)
-        super().write_whole(path, data)
-
-
-class Pc(Machine):
-    """A machine on trio's clock, without threads."""
-
+class Pc(VirtualPc):
     def __init__(self, root: Path) -> None:
-        super().__init__(root, [MemoryStore("home"), MemoryStore("s3")])
-        self.disk = FillingDisk(root)
-        draw = random.Random(3)
-        self.world = World(self.disk, TrioClock(), draw.randbytes, InlineOffload(draw))
+        self.places = [MemoryStore("home"), MemoryStore("s3")]
+        super().__init__(root, self.places)
 
     def heads(self) -> list[int]:
         """Counters of the heads at the first store."""
-        return [parse_head_key(key)[0] for key in sorted(self.stores[0].objects) if key.startswith("heads/")]  # type: ignore[attr-defined]
+        return [parse_head_key(key)[0] for key in sorted(self.places[0].objects) if key.startswith("heads/")]
 
 
 @pytest.mark.expects_warnings("The task of heads failed and is begun again: The local disk is full")
