@@ -176,7 +176,8 @@ def unlocked_session(
     token = make_token(token_config, sources)
     unlocked = unlock_header(data, name=paths.name, token=token, sources=sources)
     check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
-    check_instances(looks, keys=unlocked.keys, writer=unlocked.header.public_keys.writer)
+    for sentence in check_instances(looks, keys=unlocked.keys, writer=unlocked.header.public_keys.writer):
+        _say(sentence)
     key = header_key(unlocked.header.generation, data)
     if not (paths.state / "objects" / key).exists():
         LocalDisk(paths.state).write_whole(f"objects/{key}", data)

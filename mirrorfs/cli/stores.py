@@ -34,7 +34,12 @@ from mirrorfs.errors import (
     UnknownOutcome,
 )
 from mirrorfs.format.control import INSTANCE_KEY, open_instance
-from mirrorfs.format.document import BODY_SIZE_MAX, DOCUMENT_SIZE_MAX
+from mirrorfs.format.document import (
+    BODY_SIZE_MAX,
+    DOCUMENT_SIZE_MAX,
+    DocumentKind,
+    parse_document_unauthenticated,
+)
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import FORMAT_VERSION
 from mirrorfs.ports import ObjectKey, Throttle
@@ -44,6 +49,8 @@ LOOK_DEADLINE_S: Final = 15.0
 ONCE: Final = RetryPolicy(attempts_max=1)
 """For the engine, which repeats by itself, and for looks at which somebody waits."""
 
+ROTTEN_BYTES_MAX: Final = 2
+"""The ids of two volumes, 16 random bytes each, differ in more."""
 _DOCUMENT_NAME: Final = b"MFSDOC"
 _DOCUMENT_PREFIX: Final = struct.Struct("<6scxB3sI")
 
@@ -99,8 +106,10 @@ class StoreLook:
 async def look_at_stores(stores: Sequence[StoreConfig]) -> list[StoreLook]:
     """Fetch the instance document of every store, all at once.
 
-    A store that cannot be reached is said to be so; it is not an error here.
-    Raises: StoreMismatch: all stores are reachable, and none has such a document. StoreTooNew. StoreDenied.
+    A store that cannot be reached is said to be so; it is not an error here. Nor is one that refuses while
+    another one answers: nothing goes there (GuardedStore), and one bad store is to stop nobody.
+    Raises: StoreMismatch: all stores are reachable, and none has such a document. StoreTooNew. StoreDenied:
+        no store shows a document, and one refuses.
     """
     looks: dict[str, StoreLook] = {}
     errors: dict[str, StoreError] = {}
@@ -123,9 +132,13 @@ async def look_at_stores(stores: Sequence[StoreConfig]) -> list[StoreLook]:
     async with trio.open_nursery() as nursery:
         for config in stores:
             nursery.start_soon(look, config)
+    answered = any(look.instance is not None for look in looks.values())
     for config in stores:
-        if config.name in errors:
-            raise errors[config.name]
+        error = errors.get(config.name)
+        if isinstance(error, StoreTooNew) or (error is not None and not answered):
+            raise error
+        if error is not None:
+            looks[config.name] = StoreLook(config, None, str(error))
     found = [looks[config.name] for config in stores]
     if all(look.is_missing for look in found):
         # One destroyed store must not stop a practice; that all are gone is a wrong configuration.
@@ -174,13 +187,17 @@ def check_version(document: bytes, *, store: str) -> None:
         raise StoreTooNew(f"Store {store} was written by a newer MirrorFS; use that version.")
 
 
-def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: bytes) -> None:
+def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: bytes) -> list[str]:
     """Check that every store that answered is the one that the configuration means.
 
     Args:
         writer: the volume's public key for documents that a writer signs.
-    Raises: StoreMismatch: of another volume, altered, or another instance.
+    Returns: sentences about stores whose document rotted: they get nothing (GuardedStore), and stop nobody
+        while another store is the right one.
+    Raises: StoreMismatch: of another volume, or another instance; or none of those that answered is good.
     """
+    notes: list[str] = []
+    good = 0
     for look in looks:
         if look.instance is None:
             continue
@@ -188,11 +205,30 @@ def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: byt
         try:
             found = open_instance(look.instance, keys=keys, public_key=writer)
         except (DamagedError, LimitError) as exc:
-            raise _foreign(name) from exc
+            if _is_of_another(look.instance, keys.volume):
+                raise _foreign(name) from exc
+            notes.append(
+                f"Store {name} does not show that it belongs to this volume: nothing is sent to it."
+                " Check its place, or run `mirrorfs store replace`."
+            )
+            continue
         if found.instance != look.store.instance or found.store != name:
             raise StoreMismatch(
                 f"Store {name} is another store of this volume than the configuration says: check its URL."
             )
+        good += 1
+    if notes and not good:
+        raise StoreMismatch(notes[0])
+    return notes
+
+
+def _is_of_another(document: bytes, volume: bytes) -> bool:
+    """Whether a document that does not verify names another volume, not this one with some bits rotten."""
+    try:
+        named, _ = parse_document_unauthenticated(document, DocumentKind.INSTANCE)
+    except (DamagedError, LimitError):
+        return False
+    return sum(a != b for a, b in zip(named, volume, strict=True)) > ROTTEN_BYTES_MAX
 
 
 def _foreign(name: str) -> StoreMismatch:
