@@ -8,11 +8,16 @@ store is tried again like one that does not answer.
 
 A disk may go between two such looks. So what is to be relied on for longer, that an object is held or that a
 lease is ours, counts only once the place was verified by a look that began after it was seen (`verify`).
+
+Whoever asks a store that hangs waits for a deadline, and a mount asks for many things one after the other. So
+after a request that had no answer in time the place is looked at again, with a shorter deadline, and while
+that has just been in vain, requests fail at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -42,6 +47,12 @@ from mirrorfs.ports import (
 CHECK_EVERY_S: Final = 60.0
 SUSPEND_S: Final = 1.0
 """CLOCK_BOOTTIME ran on by so much more than trio's clock, which stands still in a suspend: there was one."""
+CHECK_DEADLINE_S: Final = 15.0
+"""How long a store that has not answered yet, or not lately, is waited for; else its own deadlines hold."""
+SLOW_S: Final = 5.0
+"""A request that fails sooner holds nobody up."""
+SILENT_S: Final = 30.0
+"""For so long a store that was waited for in vain is not asked again."""
 
 
 class GuardedStore:
@@ -64,6 +75,9 @@ class GuardedStore:
         self._checked_s = float("-inf")
         self._asleep_s = 0.0
         """What `_slept_s` said when the check began."""
+        self._answers = False
+        """The last request was answered in time, or failed at once."""
+        self._silent_until_s = float("-inf")
         self._lock = trio.Lock()
 
     async def verify(self) -> None:
@@ -90,7 +104,23 @@ class GuardedStore:
 
     async def _look(self) -> None:
         began_s, asleep_s = trio.current_time(), self._slept_s()
+        if began_s < self._silent_until_s:
+            raise StoreUnavailable(f"Store {self.name} did not answer a moment ago: check the network.")
         self._checked_s = float("-inf")
+        try:
+            with trio.move_on_after(float("inf") if self._answers else CHECK_DEADLINE_S) as scope:
+                await self._check_instance()
+            if scope.cancelled_caught:
+                raise StoreUnavailable(f"Store {self.name} did not answer in time: check the network.")
+        except StoreUnavailable:
+            ended_s = trio.current_time()
+            if ended_s - began_s >= SLOW_S:
+                self._answers, self._silent_until_s = False, ended_s + SILENT_S
+            raise
+        self._answers = True
+        self._checked_s, self._asleep_s = began_s, asleep_s
+
+    async def _check_instance(self) -> None:
         try:
             data = await self._store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
             found = open_instance(data, keys=self._keys, public_key=self._public_key)
@@ -108,47 +138,69 @@ class GuardedStore:
             raise StoreMismatch(
                 f"In the place of store {self.name} is another store of this volume: check its URL."
             )
-        self._checked_s, self._asleep_s = began_s, asleep_s
+
+    @contextmanager
+    def _noting_silence(self) -> Iterator[None]:
+        began_s = trio.current_time()
+        try:
+            yield
+        # Who gives up before the store's own deadline has had no answer, either.
+        except (StoreUnavailable, UnknownOutcome, trio.Cancelled):
+            if trio.current_time() - began_s >= SLOW_S:
+                self._answers, self._checked_s = False, float("-inf")
+            raise
 
     async def put(self, key: ObjectKey, data: Sealed) -> None:
-        """See Store.put."""
+        """See Store.put. That one object does not get through says nothing of the store."""
         await self._check()
         await self._store.put(key, data)
 
     async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
         """See Store.get."""
         await self._check()
-        return await self._store.get(key, size_max=size_max)
+        with self._noting_silence():
+            return await self._store.get(key, size_max=size_max)
 
     async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
         """See Store.get_range."""
         await self._check()
-        return await self._store.get_range(key, offset=offset, size_bytes=size_bytes)
+        with self._noting_silence():
+            return await self._store.get_range(key, offset=offset, size_bytes=size_bytes)
 
     async def head(self, key: ObjectKey) -> ObjectInfo:
         """See Store.head."""
         await self._check()
-        return await self._store.head(key)
+        with self._noting_silence():
+            return await self._store.head(key)
 
     async def list(self, prefix: str, *, start_after: str = "") -> Sequence[ObjectInfo]:
         """See Store.list."""
         await self._check()
-        return await self._store.list(prefix, start_after=start_after)
+        with self._noting_silence():
+            return await self._store.list(prefix, start_after=start_after)
 
     async def delete(self, key: ObjectKey) -> None:
         """See Store.delete."""
         await self._check()
-        await self._store.delete(key)
+        with self._noting_silence():
+            await self._store.delete(key)
 
     async def read_mutable(self, key: ObjectKey) -> tuple[bytes, Version]:
         """See Store.read_mutable."""
         await self._check()
-        return await self._store.read_mutable(key)
+        with self._noting_silence():
+            return await self._store.read_mutable(key)
 
     async def compare_and_swap(self, key: ObjectKey, data: Sealed, *, expected: Version | None) -> Version:
         """See Store.compare_and_swap. A lease written to a place that is not the store is none."""
         await self._check()
-        version = await self._store.compare_and_swap(key, data, expected=expected)
+        try:
+            with self._noting_silence():
+                version = await self._store.compare_and_swap(key, data, expected=expected)
+        except UnknownOutcome:
+            # The look that tells what became of it is to be one at the store.
+            self._checked_s = float("-inf")
+            raise
         try:
             await self.verify()
         except StoreUnavailable as exc:
@@ -159,7 +211,8 @@ class GuardedStore:
     async def probe(self) -> StoreTraits:
         """See Store.probe."""
         await self._check()
-        return await self._store.probe()
+        with self._noting_silence():
+            return await self._store.probe()
 
     async def aclose(self) -> None:
         """See Store.aclose."""
