@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -197,7 +198,10 @@ def unlocked_session(
 
 
 async def _look(paths: VolumePaths, config: VolumeConfig) -> tuple[list[StoreLook], bytes]:
-    return await look_at_stores(config.stores), await find_header(paths, config)
+    looks = await look_at_stores(config.stores)
+    # A store that has just not answered is not waited for again.
+    answered = tuple(look.store for look in looks if look.unreachable is None or look.is_missing)
+    return looks, await find_header(paths, replace(config, stores=answered))
 
 
 # --- in the background -----------------------------------------------------------------------

@@ -188,6 +188,7 @@ class Session:
                 keys=keys,
                 public_key=header.public_keys.writer,
                 seed=self._unlocked.key_set.writer,
+                clock=SystemClock(),
             )
             for store in self._config.stores
         ]
@@ -228,11 +229,7 @@ class Session:
         volume.before_read_only = self._write_back
         alarm = Alarm(self._request.name, self._config.alarm, status=lambda: asdict(volume.status()))
         nursery.start_soon(alarm.run)
-
-        def on_unexpected(error: Exception) -> None:
-            volume.stop(f"Unforeseen ({type(error).__name__}): writing has stopped; mount the volume again.")
-
-        return Opened(volume.filesystem, lambda: self._close(volume, files), on_unexpected)
+        return Opened(volume.filesystem, lambda: self._close(volume, files), volume.unforeseen)
 
     async def _write_back(self) -> None:
         """Have the kernel hand over what it holds of the mount, for at most WRITE_BACK_S."""

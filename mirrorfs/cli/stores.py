@@ -50,7 +50,7 @@ ONCE: Final = RetryPolicy(attempts_max=1)
 """For the engine, which repeats by itself, and for looks at which somebody waits."""
 
 ROTTEN_BYTES_MAX: Final = 2
-"""Of the 16 random bytes of a volume's id two volumes' differ in more."""
+"""The ids of two volumes, 16 random bytes each, differ in more."""
 _DOCUMENT_NAME: Final = b"MFSDOC"
 _DOCUMENT_PREFIX: Final = struct.Struct("<6scxB3sI")
 
@@ -106,8 +106,10 @@ class StoreLook:
 async def look_at_stores(stores: Sequence[StoreConfig]) -> list[StoreLook]:
     """Fetch the instance document of every store, all at once.
 
-    A store that cannot be reached is said to be so; it is not an error here.
-    Raises: StoreMismatch: all stores are reachable, and none has such a document. StoreTooNew. StoreDenied.
+    A store that cannot be reached is said to be so; it is not an error here. Nor is one that refuses while
+    another one answers: nothing goes there (GuardedStore), and one bad store is to stop nobody.
+    Raises: StoreMismatch: all stores are reachable, and none has such a document. StoreTooNew. StoreDenied:
+        no store shows a document, and one refuses.
     """
     looks: dict[str, StoreLook] = {}
     errors: dict[str, StoreError] = {}
@@ -130,9 +132,13 @@ async def look_at_stores(stores: Sequence[StoreConfig]) -> list[StoreLook]:
     async with trio.open_nursery() as nursery:
         for config in stores:
             nursery.start_soon(look, config)
+    answered = any(look.instance is not None for look in looks.values())
     for config in stores:
-        if config.name in errors:
-            raise errors[config.name]
+        error = errors.get(config.name)
+        if isinstance(error, StoreTooNew) or (error is not None and not answered):
+            raise error
+        if error is not None:
+            looks[config.name] = StoreLook(config, None, str(error))
     found = [looks[config.name] for config in stores]
     if all(look.is_missing for look in found):
         # One destroyed store must not stop a practice; that all are gone is a wrong configuration.
@@ -189,7 +195,7 @@ def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: byt
         writer: the volume's public key for documents that a writer signs.
     Returns: sentences about stores whose document rotted: they get nothing (GuardedStore), and stop nobody
         while another store is the right one.
-    Raises: StoreMismatch: of another volume, or another instance; or all that answered are rotten.
+    Raises: StoreMismatch: of another volume, or another instance; or none of those that answered is good.
     """
     notes: list[str] = []
     good = 0
@@ -206,11 +212,11 @@ def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: byt
                 ) from exc
             notes.append(str(_foreign(name)))
             continue
-        good += 1
         if found.instance != look.store.instance or found.store != name:
             raise StoreMismatch(
                 f"Store {name} is another store of this volume than the configuration says: check its URL."
             )
+        good += 1
     if notes and not good:
         raise StoreMismatch(notes[0])
     return notes

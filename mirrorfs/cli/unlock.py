@@ -23,7 +23,13 @@ from mirrorfs.errors import (
     WrongVolume,
 )
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
-from mirrorfs.format.header import VolumeHeader, parse_header, parse_header_key, verify_header
+from mirrorfs.format.header import (
+    VolumeHeader,
+    parse_header,
+    parse_header_key,
+    verify_header,
+    verify_successor,
+)
 from mirrorfs.format.kdf import VolumeKeys, format_fingerprint
 from mirrorfs.format.slot import KeySet, Slot
 from mirrorfs.keys.prompts import read_password
@@ -135,12 +141,14 @@ def _newest_first(keys: Sequence[str]) -> list[tuple[int, str]]:
     return sorted(found, reverse=True)
 
 
-async def store_headers(store: Store) -> list[bytes]:
+async def store_headers(store: Store, *, above: int = 0) -> list[bytes]:
     """Whole headers that a store holds, newest generation first; nothing in them is authenticated.
 
+    Args:
+        above: older generations, and this one, are left out.
     Raises: StoreError: the store does not answer. StoreTooNew.
     """
-    page = await store.list("header/")
+    page = await store.list("header/", start_after=f"header/{above + 1:08x}")
     headers = []
     for _, key in _newest_first([info.key for info in page])[:HEADERS_MAX]:
         try:
@@ -154,22 +162,45 @@ async def store_headers(store: Store) -> list[bytes]:
 
 
 async def find_header(paths: VolumePaths, config: VolumeConfig) -> bytes:
-    """The newest header of a volume: the local one, or else what the stores hold.
+    """The newest header of a volume, of those in the local state and on the stores that answer.
 
-    Raises: StoreUnavailable: it is not here, and no store that answers has it.
+    Another PC may have written a newer one than is here. It is taken if the writer signed it whom the local
+    header names; `unlock_header` authenticates it then, and `check_pinned` compares what is pinned.
+    Raises: StoreUnavailable: there is none here, and no store that answers has it.
     """
     local = local_header(paths)
-    if local is not None:
-        return local
-    candidates: list[bytes] = []
+    known = parse_header(local) if local is not None else None
+    fitting = []
+    for data in await _headers_of(config, above=known.generation if known is not None else 0):
+        try:
+            header = verify_successor(data, known=known) if known is not None else parse_header(data)
+        except DamagedError:
+            continue  # a store can hold, or show, anything
+        if known is not None and header.generation <= known.generation:
+            continue
+        if (header.volume, header.fingerprint) == (config.volume, config.fingerprint):
+            fitting.append((header.generation, data))
+    if fitting:
+        return max(fitting)[1]
+    if local is None:
+        raise StoreUnavailable(
+            f"The header of volume {paths.name} is neither in the local state nor on a store that answers;"
+            " make a store reachable and try again."
+        )
+    return local
+
+
+async def _headers_of(config: VolumeConfig, *, above: int) -> list[bytes]:
+    """Headers above a generation that the stores show within LOOK_DEADLINE_S."""
+    found: list[bytes] = []
 
     async def fetch(store_config: StoreConfig) -> None:
         store = open_store(store_config.name, store_config.url, policy=ONCE)
         try:
             with trio.move_on_after(LOOK_DEADLINE_S):
-                candidates.extend(await store_headers(store))
+                found.extend(await store_headers(store, above=above))
         except StoreError:
-            # One store that answers is enough; that none does is said below.
+            # One store that answers is enough; what it means that none does is the caller's to say.
             pass
         finally:
             with trio.move_on_after(1.0, shield=True):
@@ -178,15 +209,4 @@ async def find_header(paths: VolumePaths, config: VolumeConfig) -> bytes:
     async with trio.open_nursery() as nursery:
         for store_config in config.stores:
             nursery.start_soon(fetch, store_config)
-    fitting = [
-        (header.generation, data)
-        for data in candidates
-        for header in [parse_header(data)]
-        if header.volume == config.volume and header.fingerprint == config.fingerprint
-    ]
-    if not fitting:
-        raise StoreUnavailable(
-            f"The header of volume {paths.name} is neither in the local state nor on a store that answers;"
-            " make a store reachable and try again."
-        )
-    return max(fitting)[1]
+    return found

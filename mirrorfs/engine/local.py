@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -12,6 +13,7 @@ import trio
 from mirrorfs.engine.cache import CACHE_SIZE, SegmentCache
 from mirrorfs.engine.committer import Committer
 from mirrorfs.engine.filesystem import FileSystem
+from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.log import Log
 from mirrorfs.engine.reader import Reader
 from mirrorfs.engine.recovery import Recovered
@@ -186,7 +188,7 @@ class LocalVolume:
         for inode in self.index.orphans():
             self.filesystem.forget(inode)
         await self.committer.commit(None)
-        self._nursery.start_soon(self.cache.run)
+        self._nursery.start_soon(partial(lasting, on_unforeseen=self.unforeseen), self.cache.run, "the cache")
 
     def adopt(self, identity: WriterIdentity) -> None:
         """Take another header generation for all segments that begin from now on."""
@@ -201,6 +203,13 @@ class LocalVolume:
     async def quiesce(self) -> None:
         """Commit everything and seal the last segment. Raises what the commit raises."""
         await self.committer.commit(None, seal=True)
+
+    def unforeseen(self, error: Exception) -> None:
+        """Stop writing for good, for an exception that nobody foresaw; reads go on until the unmount."""
+        if self.state.fatal is None:
+            kind = type(error).__name__
+            self.state.fatal = f"Unforeseen ({kind}): writing has stopped; mount the volume again."
+            self.committer.made_space()
 
     def close(self) -> None:
         """Close the index. Nothing uncommitted may be left but what is no part of a position."""

@@ -1,10 +1,15 @@
-"""Looking at objects of a store: which of them are there, and how long they are."""
+"""Looking at objects of a store: which of them are there, and how long they are.
+
+What is told counts as held from then on, so the store's place is verified after each look and before it is
+told: the disk may have been unmounted before the objects were sent.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
+from mirrorfs.engine.guarded_store import verify_place
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
 from mirrorfs.errors import ObjectNotFound
 from mirrorfs.ports import LIST_PAGE_MAX, ObjectInfo, ObjectKey, Store
@@ -23,6 +28,7 @@ async def look_at(store: Store, keys: Sequence[str]) -> dict[str, int | None]:
         for key in wanted:
             # A listing may lag behind on some servers; only a direct look says that it is gone.
             found[key] = sizes[key] if key in sizes else await size_at(store, key)
+    await verify_place(store)
     return found
 
 
@@ -39,6 +45,7 @@ async def list_around(store: Store, keys: Sequence[str], on_found: Callable[[str
         start_after, last = min(wanted)[:-1], max(wanted)
         for _ in range(PAGES_MAX):
             page = await store.list(prefix, start_after=start_after)
+            await verify_place(store)
             for info in page:
                 on_found(info.key, info.size_bytes)
             if len(page) == 0 or page[-1].key >= last:

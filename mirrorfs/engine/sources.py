@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+import trio
+
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.errors import DiskError, FormatError, LimitError, ObjectNotFound, StoreError
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
@@ -40,16 +42,34 @@ class Segments:
                 if segment is not None and segment.sequence >= from_sequence:
                     self._local.add(segment)
                     self._by_sequence.setdefault(segment.sequence, set()).add(segment)
-        silent = []
-        for store in self._stores if stores else ():
+        return await self._look_at_stores(prefix, from_sequence) if stores else []
+
+    async def _look_at_stores(self, prefix: str, from_sequence: int) -> list[str]:
+        found: list[list[SegmentId]] = [[] for _ in self._stores]
+        silent: set[str] = set()
+
+        async def look(number: int, store: Store) -> None:
             try:
-                await self._list_store(store, prefix, from_sequence)
+                await self._list_store(store, prefix, from_sequence, found[number])
             except StoreError as exc:
                 logger.warning("Store %s cannot be listed: %s", store.name, exc)
-                silent.append(store.name)
-        return silent
+                silent.add(store.name)
 
-    async def _list_store(self, store: Store, prefix: str, from_sequence: int) -> None:
+        # At once, or one that hangs would hold up the others.
+        async with trio.open_nursery() as nursery:
+            for number, store in enumerate(self._stores):
+                nursery.start_soon(look, number, store)
+        # In the order of the stores, whichever answered first: copies are read in that order.
+        for store, segments in zip(self._stores, found, strict=True):
+            for segment in segments:
+                self._by_sequence.setdefault(segment.sequence, set()).add(segment)
+                self._places.setdefault(segment, []).append(store)
+        return [store.name for store in self._stores if store.name in silent]
+
+    async def _list_store(
+        self, store: Store, prefix: str, from_sequence: int, found: list[SegmentId]
+    ) -> None:
+        """Add to `found` what a store lists; what was added before it failed counts. Raises: StoreError."""
         # The last key that a segment before could have.
         after = f"{prefix}{from_sequence - 1:016x}-ffffffff-ffffffffffffffff" if from_sequence else ""
         while True:
@@ -57,8 +77,7 @@ class Segments:
             for info in page:
                 segment = self._parse(info.key)
                 if segment is not None:
-                    self._by_sequence.setdefault(segment.sequence, set()).add(segment)
-                    self._places.setdefault(segment, []).append(store)
+                    found.append(segment)
             if len(page) < LIST_PAGE_MAX:
                 return
             after = page[-1].key

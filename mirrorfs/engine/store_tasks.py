@@ -15,11 +15,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import trio
 
 from mirrorfs.engine.attached import AttachedStore, Attaching, StoreSet
+from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import RELEASE_S, STORE_LOOK_S, LeaseTaker, VolumeSettings
 from mirrorfs.engine.objects import LocalObjects
@@ -72,6 +74,7 @@ class StoreTasks:
         *,
         settle_index: Callable[[], Awaitable[int]],
         on_fenced: Callable[[], Awaitable[None]],
+        on_unforeseen: Callable[[Exception], None],
         on_left: Callable[[str], None],
         adopt: Callable[[WriterIdentity], None],
     ) -> None:
@@ -79,7 +82,8 @@ class StoreTasks:
         Args:
             identity: of the session, whose newest header may become another one.
             settle_index: makes what was noted in the index durable.
-            on_fenced: awaited when another writer has taken the volume over.
+            on_fenced: awaited when another writer has taken the volume over; again, if it raised.
+            on_unforeseen: as in `lasting`.
             on_left: hears the name of a store that was removed or replaced. Errors: DiskError.
             adopt: has all that is written from now on name another header.
         """
@@ -91,6 +95,7 @@ class StoreTasks:
         self._clock = clock
         self._settle_index = settle_index
         self._on_fenced = on_fenced
+        self._lasting = partial(lasting, on_unforeseen=on_unforeseen)
         self._on_left = on_left
         self._identity = identity
         self._adopt = adopt
@@ -142,28 +147,32 @@ class StoreTasks:
     # --- tasks -------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep leases and mirror until cancelled."""
+        """Keep leases and mirror until cancelled; what fails is begun again by itself."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 for one in self.members.members:
                     nursery.start_soon(self._run_store, one)
-                await self._remember_now_and_then()
+                await self._lasting(self._remember_now_and_then, "what is known of stores")
+                await trio.sleep_forever()
             finally:
                 self._nursery = None
 
     async def _run_store(self, one: AttachedStore) -> None:
         try:
             with one.scope:
-                if not one.offered.is_set():
-                    # It was added just now.
-                    await self.offer_all([one])
-                    await self._taker.acquire_late(one.lease, self._identity, rotating=one.rotating)
+                await self._lasting(partial(self._begin, one), "a new store")
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._keep_lease, one)
-                    nursery.start_soon(self._mirror, one)
+                    nursery.start_soon(self._lasting, partial(self._keep_lease, one), "a lease")
+                    nursery.start_soon(self._lasting, partial(self._mirror, one), "a mirror")
         finally:
             one.ended.set()
+
+    async def _begin(self, one: AttachedStore) -> None:
+        if not one.offered.is_set():
+            # It was added just now.
+            await self.offer_all([one])
+            await self._taker.acquire_late(one.lease, self._identity, rotating=one.rotating)
 
     async def _keep_lease(self, one: AttachedStore) -> None:
         await one.lease.run()
@@ -325,7 +334,7 @@ class StoreTasks:
         fenced = one.lease.state().fenced
         if fenced is not None and not one.rotating:
             self.members.left_fence = fenced
-            await self._on_fenced()
+            await self._lasting(self._on_fenced, "a lease")
 
     async def release(self, one: AttachedStore) -> None:
         """Give one lease back, for at most RELEASE_S; one that stays expires."""

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -24,7 +25,9 @@ from mirrorfs.engine.attached import (
 from mirrorfs.engine.becoming_writer import open_as_writer
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.checkpoints import WrittenCheckpoint
+from mirrorfs.engine.daily_look import DailyLook
 from mirrorfs.engine.filesystem import FileSystem
+from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.mend import Mender
@@ -32,7 +35,7 @@ from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
 from mirrorfs.engine.prefetch import Prefetcher
 from mirrorfs.engine.publisher import Heads
-from mirrorfs.engine.scrub import SIZES, Scrubber
+from mirrorfs.engine.scrub import Scrubber
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.store_records import StoreRecords
 from mirrorfs.engine.store_tasks import StoreChange, StoreTasks
@@ -47,7 +50,6 @@ from mirrorfs.ports import IndexFiles, Store
 logger = logging.getLogger(__name__)
 
 HEAD_INTERVAL_S = 600.0
-LOOK_INTERVAL_S = 24 * 3600.0
 PROGRESS_S = 0.5
 
 
@@ -96,6 +98,7 @@ class MountedVolume:
         self._ages = ages
         self._objects = LocalObjects(world.disk, local.index, world.offload)
         self._published_position = -1
+        self._publishing = trio.Lock()
         self.before_read_only: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         """Awaited when another writer took over, before changes are refused: the kernel may hold some."""
         mirrors = stores.members.mirrors
@@ -111,6 +114,9 @@ class MountedVolume:
             local.index, local.cache, source, stores=stores.members.stores, on_bad_copy=self.mender.suspect,
             is_busy=lambda: local.is_busy() or stores.members.is_catching_up(),
         )  # fmt: skip
+        self.daily_look = DailyLook(
+            self.scrubber, self.mender, self.scrubbing, mirrors, world.disk, world.clock
+        )
         self._tasks = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -174,6 +180,7 @@ class MountedVolume:
             StoreRecords(world.disk, world.offload, world.clock), writer.taker, world.clock, identity,
             settle_index=lambda: local.committer.settle_index(),
             on_fenced=lambda: volume._turn_read_only(),
+            on_unforeseen=lambda error: volume.unforeseen(error),
             on_left=lambda name: volume.scrubber.forget_store(name),
             adopt=adopt,
         )  # fmt: skip
@@ -203,21 +210,22 @@ class MountedVolume:
     async def _run_tasks(self) -> None:
         with self._tasks:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tasks_of_stores.run)
-                nursery.start_soon(self._checkpoint)
-                nursery.start_soon(self._look_now_and_then)
-                nursery.start_soon(self.mender.run)
-                nursery.start_soon(self._publish_now_and_then)
+                start = partial(nursery.start_soon, partial(lasting, on_unforeseen=self.unforeseen))
+                start(self._tasks_of_stores.run, "the stores")
+                start(self._checkpoint, "checkpoints")
+                start(self.daily_look.run, "the daily look at the stores")
+                start(self.mender.run, "mending")
+                start(self._publish_now_and_then, "heads")
                 if self._prefetches:
-                    nursery.start_soon(self._prefetcher.run)
+                    start(self._prefetcher.run, "filling the cache")
 
     async def _turn_read_only(self) -> None:
-        """Another writer took over."""
+        """Another writer took over. After an error it is to be called again."""
+        # What was accepted so far is kept in the local log, and goes nowhere: no lease is fresh again.
         if not self._local.state.read_only:
-            # What was accepted so far is kept in the local log, and goes nowhere: no lease is fresh again.
             await self.before_read_only()
             self._local.state.read_only = True
-            await self._local.quiesce()
+        await self._local.quiesce()
 
     async def _checkpoint(self) -> None:
         try:
@@ -239,17 +247,6 @@ class MountedVolume:
                 after=written.root.position >> 20,
             )
 
-    async def _look_now_and_then(self) -> None:
-        """Find out, once a day, whether stores still have what they took; send again what they lost."""
-        while True:
-            await trio.sleep(LOOK_INTERVAL_S)
-            if self.scrubbing.locked():
-                continue
-            async with self.scrubbing:
-                report = await self.scrubber.run(SIZES)
-                for bad, why in (await self.mender.mend(report.bad)).items():
-                    logger.warning("Object %s of %s: %s. %s", bad.key, bad.place, bad.fault, why or "Mended.")
-
     async def _publish_now_and_then(self) -> None:
         while True:
             await trio.sleep(HEAD_INTERVAL_S)
@@ -258,19 +255,21 @@ class MountedVolume:
     async def _publish(self) -> None:
         """Write a head that names the newest closed segment, and queue it behind that segment."""
         local = self._local
-        last = local.index.last_segment()
-        position = local.committer.durable_position
-        if last is None or self._published_position == position:
-            return
-        self._published_position = position
-        key, size, created_ns = await self._heads.publish(
-            last,
-            local.identity,
-            position=position,
-            journal_sequence=local.log.journal_sequence,
-            header_hash=hashlib.sha256(local.identity.header_bytes).digest(),
-        )
-        self._tasks_of_stores.offer(key, size, written_ns=created_ns, after=last.sequence)
+        # Whoever comes second waits for the head that is being written, or makes the next one.
+        async with self._publishing:
+            last = local.index.last_segment()
+            position = local.committer.durable_position
+            if last is None or self._published_position == position:
+                return
+            key, size, created_ns = await self._heads.publish(
+                last,
+                local.identity,
+                position=position,
+                journal_sequence=local.log.journal_sequence,
+                header_hash=hashlib.sha256(local.identity.header_bytes).digest(),
+            )
+            self._published_position = position
+            self._tasks_of_stores.offer(key, size, written_ns=created_ns, after=last.sequence)
 
     # --- for the command line ----------------------------------------------------------------
 
@@ -335,11 +334,9 @@ class MountedVolume:
             raise WritesStopped(self._local.state.fatal)
         await self._tasks_of_stores.change(change)
 
-    def stop(self, reason: str) -> None:
-        """Stop writing for good, after a failure nobody foresaw; reads go on until the unmount."""
-        if self._local.state.fatal is None:
-            self._local.state.fatal = reason
-            self._local.committer.made_space()
+    def unforeseen(self, error: Exception) -> None:
+        """Stop writing for good, for an exception that nobody foresaw; reads go on until the unmount."""
+        self._local.unforeseen(error)
 
     async def flush(self, progress: Callable[[VolumeStatus], None] | None = None) -> None:
         """Return when every store holds everything written so far.

@@ -236,6 +236,14 @@ def open_document(
     signed, mac = data[:-MAC_SIZE_BYTES], data[-MAC_SIZE_BYTES:]
     if not hmac.compare_digest(_mac(signed, volume, keys), mac):
         raise AuthenticationError(f"The MAC of a {kind.name.lower()} document does not verify.")
+    _verify_signature(signed, kind, volume=volume, public_key=public_key)
+    named, body = _parse_body(encoded)
+    if named != volume:
+        raise FormatError("A document names another volume than the one it is authenticated for.")
+    return body
+
+
+def _verify_signature(signed: bytes, kind: DocumentKind, *, volume: bytes, public_key: bytes) -> None:
     unsigned, signature = signed[:-SIGNATURE_SIZE_BYTES], signed[-SIGNATURE_SIZE_BYTES:]
     if len(public_key) != 32:
         raise FormatError("An Ed25519 public key has 32 bytes.")
@@ -244,10 +252,15 @@ def open_document(
     except (InvalidSignature, ValueError) as exc:
         name = kind.name.lower()
         raise AuthenticationError(f"The signature of a {name} document does not verify.") from exc
-    named, body = _parse_body(encoded)
-    if named != volume:
-        raise FormatError("A document names another volume than the one it is authenticated for.")
-    return body
+
+
+def verify_signature(data: bytes, kind: DocumentKind, *, volume: bytes, public_key: bytes) -> None:
+    """Verify the signature of a document alone, where the keys for its MAC are not there yet.
+
+    Raises: FormatError, LimitError: not a document of this kind. AuthenticationError.
+    """
+    _split(data, kind)
+    _verify_signature(data[:-MAC_SIZE_BYTES], kind, volume=volume, public_key=public_key)
 
 
 def parse_document_unauthenticated(data: bytes, kind: DocumentKind) -> tuple[bytes, dict[str, object]]:

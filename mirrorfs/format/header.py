@@ -20,6 +20,7 @@ from mirrorfs.format.document import (
     open_document,
     parse_document_unauthenticated,
     seal_document,
+    verify_signature,
 )
 from mirrorfs.format.kdf import FINGERPRINT_SIZE_BYTES, KEY_GENERATION_MAX, VolumeKeys
 from mirrorfs.format.slot import (
@@ -261,6 +262,20 @@ def parse_header(data: bytes, *, key: str | None = None) -> VolumeHeader:
     header = VolumeHeader.from_body(*parse_document_unauthenticated(data, DocumentKind.HEADER))
     if key is not None and header_key(header.generation, data) != key:
         raise FormatError("The bytes of a header are not those that its key names.")
+    return header
+
+
+def verify_successor(data: bytes, *, known: VolumeHeader) -> VolumeHeader:
+    """Read a header that was found before the volume is unlocked, in place of one that is known.
+
+    Its writer is the known one; `verify_header` is still to come.
+    Raises: FormatError, LimitError: not a header. AuthenticationError: it is not of the known header's volume
+        and writer.
+    """
+    header = parse_header(data)
+    if (header.volume, header.fingerprint) != (known.volume, known.fingerprint):
+        raise AuthenticationError("The header is that of another volume.")
+    verify_signature(data, DocumentKind.HEADER, volume=known.volume, public_key=known.public_keys.writer)
     return header
 
 

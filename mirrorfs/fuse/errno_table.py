@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 from pyfuse3 import FUSEError
 
 from mirrorfs import errors
+from mirrorfs.engine.lasting import place_of
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +108,4 @@ def async_handler(
 
 def log_unexpected(error: Exception) -> None:
     """One line that names the type and the place of an exception, never its text: that may hold names."""
-    place, line = "unknown", 0
-    trace = error.__traceback__
-    while trace is not None:
-        place, line = trace.tb_frame.f_globals.get("__name__", "unknown"), trace.tb_lineno
-        trace = trace.tb_next
-    log.critical("a request failed in an unforeseen way: %s in %s:%d", type(error).__name__, place, line)
+    log.critical("a request failed in an unforeseen way: %s", place_of(error))

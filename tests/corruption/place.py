@@ -81,7 +81,12 @@ class Pc(Machine):
             clock.boot(ran_s=RAN_S)
         guarded = [
             GuardedStore(
-                store, instance=entry.instance, keys=KEYS, public_key=PUBLIC_KEY, seed=KEY_SET.writer
+                store,
+                instance=entry.instance,
+                keys=KEYS,
+                public_key=PUBLIC_KEY,
+                seed=KEY_SET.writer,
+                clock=clock,
             )
             for store, entry in zip(stores, HEADER.stores, strict=True)
         ]

@@ -230,7 +230,7 @@ class MirrorSimulation:
 
     # --- mounting ----------------------------------------------------------------------------
 
-    def _stores(self, places: Sequence[SimulatedStore]) -> list[Store]:
+    def _stores(self, places: Sequence[SimulatedStore], machine: Machine) -> list[Store]:
         instances = {store.name: store.instance for store in HEADER.stores}
         return [
             GuardedStore(
@@ -238,6 +238,7 @@ class MirrorSimulation:
                 instance=instances[place.name],
                 keys=KEYS,
                 public_key=HEADER.public_keys.writer,
+                clock=machine.clock,
             )
             for place in places
         ]
@@ -265,7 +266,7 @@ class MirrorSimulation:
                 key_set=KEY_SET,
                 keys=KEYS,
                 header=HEADER,
-                stores=self._stores(places or self.weather.places),
+                stores=self._stores(places or self.weather.places, machine),
                 settings=VolumeSettings(
                     instances={store.name: store.instance.hex() for store in HEADER.stores},
                     header_bytes=HEADER_BYTES,
@@ -328,7 +329,7 @@ class MirrorSimulation:
         machine.files.close_all()
         recovery = Recovery(
             machine.disk, machine.files, self._offload, KEYS, _WRITER,
-            stores=self._stores(self.weather.places), follows=False,
+            stores=self._stores(self.weather.places, machine), follows=False,
         )  # fmt: skip
         try:
             recovered = await recovery.run()
@@ -440,7 +441,7 @@ class MirrorSimulation:
             try:
                 view = await ReadOnlyVolume.open(
                     nursery=nursery, world=self._world(machine), files=machine.files, keys=KEYS,
-                    writer_key=HEADER.public_keys.writer, stores=self._stores(self.weather.places),
+                    writer_key=HEADER.public_keys.writer, stores=self._stores(self.weather.places, machine),
                     moment=NEWEST, random=self.rng.random,
                 )  # fmt: skip
             except (StoreError, UsageError, DamagedError):

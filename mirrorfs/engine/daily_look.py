@@ -1,0 +1,96 @@
+"""The daily look: each store is asked once a day whether it still has what it took, and sent what it lost.
+
+A PC may be switched off every evening, so the time of the last look that came to its end is remembered, for
+each store by its instance, and a look that is due begins a few minutes after the mount. Nothing else here
+depends on the clock: a time that lies in the future was written under another clock, and counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import trio
+
+from mirrorfs.engine.mend import Mender
+from mirrorfs.engine.mirror import Mirror
+from mirrorfs.engine.scrub import LOCAL, SIZES, Scrubber
+from mirrorfs.ports import Clock, Disk
+
+logger = logging.getLogger(__name__)
+
+LOOK_INTERVAL_NS: Final = 24 * 3600 * 10**9
+FIRST_S: Final = 300.0
+"""After the mount: what lies here goes out first, and people begin to work."""
+POLL_S: Final = 1800.0
+"""How often it is seen whether a look is due; a store that could not be looked at is tried again then."""
+LOOKED_PATH: Final = "looked"
+"""Local file: JSON of CLOCK_REALTIME in ns by instance (hex)."""
+
+
+class DailyLook:
+    """Looks at the stores of one mounted volume."""
+
+    def __init__(
+        self,
+        scrubber: Scrubber,
+        mender: Mender,
+        scrubbing: trio.Lock,
+        mirrors: Callable[[], Mapping[str, Mirror]],
+        disk: Disk,
+        clock: Clock,
+    ) -> None:
+        """`scrubbing` is held by whoever scrubs; `mirrors` returns those of the stores that there are now."""
+        self._scrubber = scrubber
+        self._mender = mender
+        self._scrubbing = scrubbing
+        self._mirrors = mirrors
+        self._disk = disk
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Look when it is due, until cancelled."""
+        await trio.sleep(FIRST_S)
+        while True:
+            due = self._due()
+            if due and not self._scrubbing.locked():
+                async with self._scrubbing:
+                    await self._look(due)
+            await trio.sleep(POLL_S)
+
+    def _due(self) -> list[Mirror]:
+        looked, now_ns = self._load(), self._clock.now_ns()
+        return [
+            mirror
+            for mirror in self._mirrors().values()
+            if not 0 <= now_ns - looked.get(mirror.instance, now_ns + 1) < LOOK_INTERVAL_NS
+        ]
+
+    async def _look(self, due: Sequence[Mirror]) -> None:
+        began_ns = self._clock.now_ns()
+        report = await self._scrubber.run(SIZES, places=[LOCAL, *(mirror.store.name for mirror in due)])
+        for bad, why in (await self._mender.mend(report.bad)).items():
+            logger.warning("Object %s of %s: %s. %s", bad.key, bad.place, bad.fault, why or "Mended.")
+        unreachable = {place.place for place in report.places if place.unreachable is not None}
+        # What could not be mended is known, too: it is no store's that is to be looked at again for it.
+        done = {mirror.instance: began_ns for mirror in due if mirror.store.name not in unreachable}
+        known = {mirror.instance for mirror in self._mirrors().values()}
+        looked = {instance: at for instance, at in self._load().items() if instance in known} | done
+        self._disk.write_whole(LOOKED_PATH, json.dumps(looked).encode())
+
+    def _load(self) -> dict[str, int]:
+        try:
+            file = self._disk.open(LOOKED_PATH)
+        except FileNotFoundError:
+            return {}
+        try:
+            found = json.loads(file.read(offset=0, size_bytes=file.size()))
+        except ValueError:
+            return {}  # then a look is due
+        finally:
+            file.close()
+        if not isinstance(found, dict):
+            return {}
+        return {instance: at for instance, at in found.items() if isinstance(at, int)}

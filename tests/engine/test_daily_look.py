@@ -1,0 +1,153 @@
+"""Once a day every store is asked for what it took, however seldom and shortly the PC is on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from mirrorfs.engine.daily_look import FIRST_S, LOOKED_PATH, POLL_S
+from mirrorfs.errors import DiskError, StoreUnavailable
+from mirrorfs.ports import ObjectInfo
+from tests.support.machine import write_file
+from tests.support.store_memory import MemoryStore
+from tests.support.virtual_pc import VirtualPc
+
+HOUR_S = 3600.0
+LOST = "Object segments/.* of s3: missing"
+
+
+class AskedStore(MemoryStore):
+    """Notes when the heads of the volume were listed whole, and can be away for that."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.looks_s: list[float] = []
+        self.away = False
+
+    async def list(self, prefix: str, *, start_after: str = "") -> Sequence[ObjectInfo]:
+        if prefix == "header/":  # which is listed first, and by nobody else
+            if self.away:
+                raise StoreUnavailable(f"Store {self.name} is away.")
+            self.looks_s.append(trio.current_time())
+        return await super().list(prefix, start_after=start_after)
+
+    def lose(self) -> str:
+        key = next(key for key in sorted(self.objects) if key.startswith("segments/"))
+        del self.objects[key]
+        return key
+
+
+class Practice(VirtualPc):
+    """A PC that is on for some hours, and off for the rest of the day."""
+
+    def __init__(self, root: Path) -> None:
+        self.home, self.s3 = AskedStore("home"), AskedStore("s3")
+        super().__init__(root, [self.home, self.s3])
+
+    async def day(self, name: bytes, *, hours: float = 0.5) -> None:
+        began_s = trio.current_time()
+        async with self.mounted() as volume:
+            await write_file(volume, name, b"x" * 1000)
+            await volume.flush()
+            self.home.looks_s.clear()
+            self.s3.looks_s.clear()
+            await trio.sleep(hours * HOUR_S)
+        # Mounted again at the same time tomorrow, give or take what mounting takes.
+        await trio.sleep(began_s + 24.2 * HOUR_S - trio.current_time())
+
+
+@pytest.mark.expects_warnings(LOST)
+async def test_a_pc_that_is_off_every_night(tmp_path: Path, autojump_clock: MockClock) -> None:
+    it = Practice(tmp_path)
+    await it.day(b"monday")
+    assert (len(it.home.looks_s), len(it.s3.looks_s)) == (1, 1)
+    lost = it.s3.lose()
+    await it.day(b"tuesday")
+    assert lost in it.s3.objects
+    assert (len(it.home.looks_s), len(it.s3.looks_s)) == (1, 1)
+
+
+async def test_once_a_day_is_enough(tmp_path: Path, autojump_clock: MockClock) -> None:
+    it = Practice(tmp_path)
+    looks = 0
+    for number in range(4):
+        async with it.mounted() as volume:
+            await write_file(volume, b"%d" % number, b"x" * 1000)
+            await volume.flush()
+            it.home.looks_s.clear()
+            await trio.sleep(0.6 * HOUR_S)
+            looks += len(it.home.looks_s)
+        await trio.sleep(HOUR_S)
+    assert looks == 1
+    async with it.mounted() as volume:
+        await volume.flush()
+        it.home.looks_s.clear()
+        await trio.sleep(50 * HOUR_S)
+        assert len(it.home.looks_s) == 2
+        gap_s = it.home.looks_s[1] - it.home.looks_s[0]
+        assert 24 * HOUR_S <= gap_s <= 24 * HOUR_S + POLL_S + 1
+
+
+@pytest.mark.expects_warnings(LOST)
+async def test_a_store_that_was_away_is_looked_at_when_it_is_back(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    it = Practice(tmp_path)
+    async with it.mounted() as volume:
+        await write_file(volume, b"a", b"x" * 1000)
+        await volume.flush()
+        it.home.looks_s.clear()
+        it.s3.away = True
+        lost = it.s3.lose()
+        await trio.sleep(FIRST_S + 3 * POLL_S + 10)
+        assert len(it.home.looks_s) == 1
+        assert lost not in it.s3.objects
+        it.s3.away = False
+        await trio.sleep(POLL_S)
+        await volume.flush()
+        assert lost in it.s3.objects
+        assert len(it.home.looks_s) == 1
+
+
+@pytest.mark.parametrize("kept", [b"", b"[1]", b"{", b'{"20202020202020202020202020202020": "x"}'])
+async def test_what_is_remembered_may_be_anything(
+    kept: bytes, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    it = Practice(tmp_path)
+    it.disk.write_whole(LOOKED_PATH, kept)
+    await it.day(b"a")
+    assert len(it.home.looks_s) == 1
+
+
+@pytest.mark.parametrize("stepped_s", [-40 * HOUR_S, 40 * HOUR_S])
+async def test_a_clock_that_was_set_puts_no_look_off(
+    stepped_s: float, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    it = Practice(tmp_path)
+    it.clock.stepped_s = 100 * HOUR_S
+    await it.day(b"a")
+    it.clock.stepped_s += stepped_s
+    await it.day(b"b")
+    assert len(it.home.looks_s) == 1
+
+
+@pytest.mark.expects_warnings("The task of the daily look at the stores failed")
+async def test_a_full_disk_makes_it_look_again(tmp_path: Path, autojump_clock: MockClock) -> None:
+    it = Practice(tmp_path)
+    async with it.mounted() as volume:
+        await volume.flush()
+        it.disk.full_for = LOOKED_PATH
+        await trio.sleep(FIRST_S + 10)
+        assert it.disk.refused == 1
+        it.disk.full_for = ""
+        await trio.sleep(2 * FIRST_S)
+        with pytest.raises(DiskError):
+            it.disk.create(LOOKED_PATH)
+        file = it.disk.open(LOOKED_PATH)
+        assert len(json.loads(file.read(offset=0, size_bytes=1000))) == 2
+        file.close()

@@ -1,0 +1,142 @@
+"""cli/unlock.py: the header that is unlocked is the newest, here or afar, that the volume's writer signed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mirrorfs.cli.config import StoreConfig, TokenConfig, VolumeConfig, VolumePaths
+from mirrorfs.cli.unlock import find_header
+from mirrorfs.errors import AuthenticationError, StoreUnavailable
+from mirrorfs.format.header import (
+    StoreEntry,
+    VolumeHeader,
+    header_key,
+    seal_header,
+    verify_header,
+    verify_successor,
+)
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.slot import KeySet
+from tests.support.volumes import HEADER, KEY_SET, KEYS
+
+STRANGER = KeySet(root=KEY_SET.root, writer=b"\x77" * 32, pruner=b"\x03" * 32, drill=b"\x04" * 32)
+FIRST = seal_header(HEADER, keys=KEYS, seed=KEY_SET.writer)
+
+
+def header(generation: int, **fields: object) -> VolumeHeader:
+    """A later generation, on which another PC added a store."""
+    stores = (*HEADER.stores, StoreEntry(name="usb", instance=b"\x22" * 16))
+    previous = hashlib.sha256(FIRST).digest()
+    return replace(HEADER, generation=generation, previous=previous, stores=stores, **fields)  # type: ignore[arg-type]
+
+
+def newer(generation: int) -> bytes:
+    return seal_header(header(generation), keys=KEYS, seed=KEY_SET.writer)
+
+
+def planted(generation: int) -> bytes:
+    """Whoever has the root key but not the writer's, a follower, makes one with keys of his own."""
+    return seal_header(
+        header(generation, public_keys=STRANGER.public_keys()), keys=KEYS, seed=STRANGER.writer
+    )
+
+
+def with_the_writers_key(generation: int) -> bytes:
+    """It names the writer's key, and another one signed it."""
+    return seal_header(header(generation), keys=KEYS, seed=STRANGER.writer)
+
+
+def of_another_root(generation: int) -> bytes:
+    keys = VolumeKeys.derive(b"\x55" * 32, volume=HEADER.volume, generation=1)
+    return seal_header(header(generation, fingerprint=keys.fingerprint), keys=keys, seed=KEY_SET.writer)
+
+
+class Practice:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.paths = VolumePaths("practice", root / "practice.toml", root / "state")
+        self.config = VolumeConfig(
+            HEADER.volume,
+            KEYS.fingerprint,
+            tuple(StoreConfig(one.name, f"file://{root / one.name}", one.instance) for one in HEADER.stores),
+            TokenConfig("pkcs11:token=x"),
+        )
+
+    def put(self, place: str, generation: int, data: bytes) -> None:
+        path = self.root / place / header_key(generation, data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    async def found(self) -> bytes:
+        return await find_header(self.paths, self.config)
+
+
+@pytest.fixture
+def it(tmp_path: Path) -> Practice:
+    practice = Practice(tmp_path)
+    for place in ("state/objects", "home", "s3"):
+        practice.put(place, 1, FIRST)
+    return practice
+
+
+async def test_what_is_here_when_nothing_is_newer(it: Practice) -> None:
+    assert await it.found() == FIRST
+
+
+@pytest.mark.parametrize("place", ["home", "s3"])
+async def test_a_newer_one_on_one_store_is_taken(place: str, it: Practice) -> None:
+    it.put(place, 2, newer(2))
+    it.put(place, 4, newer(4))
+    found = await it.found()
+    assert found == newer(4)
+    assert verify_header(found, KEY_SET)[0].generation == 4
+
+
+@pytest.mark.parametrize("forge", [planted, with_the_writers_key, of_another_root])
+async def test_one_that_the_writer_did_not_sign_is_not(forge: Callable[[int], bytes], it: Practice) -> None:
+    it.put("home", 9, forge(9))
+    assert await it.found() == FIRST
+    it.put("s3", 2, newer(2))
+    assert await it.found() == newer(2)
+
+
+async def test_rotten_and_misnamed_ones_are_not(it: Practice) -> None:
+    it.put("home", 3, newer(3))
+    rotten = it.root / "home" / header_key(3, newer(3))
+    rotten.write_bytes(rotten.read_bytes()[:-1] + b"\0")
+    it.put("s3", 5, newer(4))
+    assert await it.found() == FIRST
+
+
+async def test_an_older_one_is_not(it: Practice) -> None:
+    it.put("state/objects", 3, newer(3))
+    it.put("home", 2, newer(2))
+    assert await it.found() == newer(3)
+
+
+async def test_stores_that_are_away_leave_what_is_here(it: Practice) -> None:
+    for place in ("home", "s3"):
+        (it.root / place).rename(it.root / f"{place}.away")
+    assert await it.found() == FIRST
+    (it.root / "state").rename(it.root / "state.lost")
+    with pytest.raises(StoreUnavailable):
+        await it.found()
+
+
+async def test_without_local_state_the_newest_of_this_root_is_taken(it: Practice) -> None:
+    (it.root / "state").rename(it.root / "state.lost")
+    it.put("home", 2, newer(2))
+    it.put("s3", 9, of_another_root(9))
+    assert await it.found() == newer(2)
+
+
+def test_verify_successor() -> None:
+    assert verify_successor(newer(2), known=HEADER).generation == 2
+    for forge in (planted, with_the_writers_key, of_another_root):
+        with pytest.raises(AuthenticationError):
+            verify_successor(forge(2), known=HEADER)
