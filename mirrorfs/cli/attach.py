@@ -153,6 +153,7 @@ def _stores(
 ) -> tuple[StoreConfig, ...]:
     """The stores that were looked at, under the names that the volume gives them."""
     names = {entry.instance: entry.name for entry in unlocked.header.stores}
+    before = () if known is None else known.stores
     stores: dict[str, StoreConfig] = {}
     for one in found:
         try:
@@ -168,12 +169,12 @@ def _stores(
             _say(f"Store {one.store.name} is not on the volume's list any more, and is left out.")
             continue
         name = names[instance.instance]
-        stores[name] = StoreConfig(name, one.store.url, instance.instance)
-    if known is not None:
-        # A store that does not answer now is still one of the volume's.
-        for store in known.stores:
-            if names.get(store.instance) == store.name:
-                stores.setdefault(store.name, store)
+        rotates = any(store.instance == instance.instance and store.rotating for store in before)
+        stores[name] = StoreConfig(name, one.store.url, instance.instance, rotates)
+    # A store that does not answer now is still one of the volume's.
+    for store in before:
+        if names.get(store.instance) == store.name:
+            stores.setdefault(store.name, store)
     if not stores:
         raise StoreMismatch(
             "None of these stores can be used for writing; `mirrorfs restore` still reads them."

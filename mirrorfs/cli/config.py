@@ -78,6 +78,10 @@ class VolumePaths:
         return self.run / "lock"
 
     @property
+    def change_lock(self) -> Path:
+        return self.state / "change.lock"
+
+    @property
     def socket(self) -> Path:
         return self.run / "control.sock"
 
@@ -167,6 +171,8 @@ class StoreConfig:
     url: str
     instance: bytes
     """UUID of the store's instance, 16 bytes."""
+    rotating: bool = False
+    """It may be away for long, and catches up when it is back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +224,7 @@ class VolumeConfig:
                 f"name = {_quoted(store.name)}",
                 f"url = {_quoted(store.url)}",
                 f"instance = {_quoted(store.instance.hex())}",
+                *(["rotating = true"] if store.rotating else []),
             ]
         return "\n".join(lines + self.alarm.to_lines() + self.limits.to_lines()) + "\n"
 
@@ -322,13 +329,20 @@ def _stores(value: object) -> tuple[StoreConfig, ...]:
     for item in value:
         if not isinstance(item, dict):
             raise ConfigError("A [[store]] of the volume's configuration is not a table.")
-        read = _Table(item, where="store.", known={"name", "url", "instance"})
+        read = _Table(item, where="store.", known={"name", "url", "instance", "rotating"})
         read.check()
         name = read.text("name")
         check_configured_store_name(name)
-        stores.append(StoreConfig(name=name, url=read.text("url"), instance=read.identifier("instance")))
+        rotating = item.get("rotating", False)
+        if not isinstance(rotating, bool):
+            raise ConfigError("Field store.rotating of the volume's configuration must be true or false.")
+        stores.append(StoreConfig(name, read.text("url"), read.identifier("instance"), rotating))
     if len({store.name for store in stores}) != len(stores):
         raise ConfigError("Two stores of the volume's configuration have one name; correct it.")
+    if all(store.rotating for store in stores):
+        raise ConfigError(
+            "All stores of the volume's configuration rotate; one at least must always be there."
+        )
     return tuple(stores)
 
 

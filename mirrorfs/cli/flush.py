@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mirrorfs.cli.control_protocol import STALL_S, ControlClient
 from mirrorfs.cli.resolve import resolve
-from mirrorfs.cli.waiting_client import Waiting, must_write_back
+from mirrorfs.cli.waiting_client import Waiting, held_by, must_write_back
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     must_write_back(mountpoint)
     with ControlClient(paths.socket, volume=paths.name) as client:
         client.send("flush", stall_s=arguments.stall)
-        Waiting().follow(client)
-    print(f"Every store holds everything written to volume {paths.name} so far.")
+        done = Waiting().follow(client)
+    sentence = f"{held_by(done)} everything written to volume {paths.name} so far."
+    print(sentence[:1].upper() + sentence[1:])
     return 0

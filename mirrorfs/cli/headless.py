@@ -41,8 +41,10 @@ def run_headless(
     harden_process()
     make_private_directory(paths.state, what="state")
     volume_lock.wait_released(paths, timeout_s=CLOSING_WAIT_S)
-    lock_fd = volume_lock.acquire(paths)
+    change = volume_lock.ChangeLock(paths)
+    lock_fd = -1
     try:
+        lock_fd = volume_lock.acquire(paths)
         needed = argparse.Namespace(
             volume=paths.name, mountpoint=str(paths.state), allow_other=False, take_over=False, at=None,
             token=arguments.token, module=arguments.module,
@@ -51,7 +53,9 @@ def run_headless(
         session = _HeadlessSession(unlocked_session(needed, environment, view=""), paths, work)
         trio.run(session.run)
     finally:
-        os.close(lock_fd)
+        change.release()
+        if lock_fd >= 0:
+            os.close(lock_fd)
 
 
 class _HeadlessControl(SessionControl):

@@ -89,8 +89,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str], argv: Seq
     """
     harden_process()
     paths = volume_paths(arguments.volume, environment)
-    config = load_config(paths)
-    check_command(config.alarm)
+    check_command(load_config(paths).alarm)
     _check_options(arguments)
     make_private_directory(paths.state, what="state")
     if arguments.read_only or arguments.at is not None:
@@ -98,15 +97,31 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str], argv: Seq
     elif not mounts_of(paths.name):
         # Of a mount that is gone the process may still be closing: that is soon over.
         volume_lock.wait_released(paths, timeout_s=CLOSING_WAIT_S)
+    # From here on the stores are those of the configuration, until the mount can be told of others.
+    change = None if paths.view else volume_lock.ChangeLock(paths)
+    try:
+        return _run_locked(arguments, paths, environment, argv, change)
+    finally:
+        if change is not None:
+            change.release()
+
+
+def _run_locked(
+    arguments: argparse.Namespace,
+    paths: VolumePaths,
+    environment: Mapping[str, str],
+    argv: Sequence[str],
+    change: volume_lock.ChangeLock | None,
+) -> int:
     lock_fd = volume_lock.acquire(paths)
     try:
-        _check_mountpoint(arguments.mountpoint, paths, config)
+        _check_mountpoint(arguments.mountpoint, paths, load_config(paths))
         if arguments.take_over:
             _say("Taking over takes about a minute: a machine that still writes has to notice first.")
         if unencrypted_swap():
             _say("Note: swap is not encrypted, so that memory may reach the disk in the clear; see doctor.")
         if arguments.foreground:
-            return _foreground(arguments, paths, environment, argv)
+            return _foreground(arguments, paths, environment, argv, change)
         return _background(arguments, paths, environment, lock_fd)
     finally:
         os.close(lock_fd)
@@ -164,7 +179,9 @@ def unlocked_session(
     config = load_config(paths)
     looks, data = trio.run(_look, paths, config)
     for look in looks:
-        if look.unreachable is not None:
+        if look.unreachable is not None and look.store.rotating:
+            _say(f"Store {look.store.name} is away; it gets what it lacks when it is back.")
+        elif look.unreachable is not None:
             _say(f"{look.unreachable} What it lacks is sent when it is back.")
     token_config = config.token
     if arguments.token is not None or arguments.module is not None:
@@ -267,7 +284,11 @@ def _stop(daemon: subprocess.Popen[bytes]) -> None:
 
 
 def _foreground(
-    arguments: argparse.Namespace, paths: VolumePaths, environment: Mapping[str, str], argv: Sequence[str]
+    arguments: argparse.Namespace,
+    paths: VolumePaths,
+    environment: Mapping[str, str],
+    argv: Sequence[str],
+    change: volume_lock.ChangeLock | None,
 ) -> int:
     # Imported here: the engine and the kernel's side of it are of no use to the other commands.
     from mirrorfs.cli.view_session import session_kind
@@ -285,6 +306,8 @@ def _foreground(
     place = unlocked.request.mountpoint
 
     def ready() -> None:
+        if change is not None:
+            change.release()
         _say(f"Volume {paths.name} is mounted on {place}.")
         notify(f"READY=1\nSTATUS=Mounted on {place}", environment)
 

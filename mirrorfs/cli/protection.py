@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.engine.mirror_state import StateWord
 
+DAY_S: Final = 24 * 3600
+COPIES_ENOUGH: Final = 2
 KERNEL_HOLDS_S: Final = 30.0
 """How long the kernel may keep written bytes to itself when it was not asked for them."""
 
@@ -60,6 +62,12 @@ class StoreProtection:
     """Why an object does not get there although others do."""
     weak_fencing: bool
     """A second writer can be told only after the fact."""
+    rotating: bool
+    """It may be away for long."""
+    away_since_ns: int | None
+    """When a rotating store that is away was last there."""
+    filling: bool
+    """It is new, and has never held everything yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,8 @@ class Thresholds(Protocol):
     def max_pending_bytes(self) -> int: ...
     @property
     def max_blocked_s(self) -> int: ...
+    @property
+    def max_absent_days(self) -> int: ...
     @property
     def min_free_bytes(self) -> int: ...
 
@@ -118,7 +128,18 @@ def _passed(
     status: Mapping[str, Any], stores: Sequence[StoreProtection], thresholds: Thresholds, now_ns: int
 ) -> str | None:
     """Which threshold is passed, in a sentence; None when none is."""
+    # A new store is behind from its beginning: that is a risk only where there would be one copy without it.
+    enough = sum(1 for store in stores if not store.rotating and not store.filling) >= COPIES_ENOUGH
     for store, raw in zip(stores, status["stores"], strict=True):
+        if store.rotating:
+            absent_s = max(
+                store.lag_s, 0.0 if store.away_since_ns is None else (now_ns - store.away_since_ns) / 1e9
+            )
+            if 0 < thresholds.max_absent_days * DAY_S < absent_s:
+                return f"Rotating store {store.name} has not had everything for {span(absent_s)}."
+            continue
+        if store.filling and enough:
+            continue
         if 0 < thresholds.max_lag_s < store.lag_s:
             return f"Store {store.name} has lacked changes for {span(store.lag_s)}."
         if 0 < thresholds.max_pending_bytes < store.pending_bytes:
@@ -157,6 +178,9 @@ def _store(store: Mapping[str, Any], not_offered_ns: int, now_ns: int) -> StoreP
         eta_s=0.0 if not pending else pending / rate if rate and not is_held_back else None,
         blocked=store["blocked"],
         weak_fencing=bool(store["weak_fencing"]),
+        rotating=bool(store["rotating"]),
+        away_since_ns=store["away_since_ns"],
+        filling=bool(store["filling"]),
     )
 
 
@@ -175,6 +199,6 @@ def _light(
         # With nothing pending, a store that is away lacks only what is not sealed yet.
         if store.state in _FAULTS and (store.pending_count or not all_offered):
             return Light.AT_RISK, store.last_error or f"Store {store.name} is {store.state}."
-    if all_offered and not any(store.pending_count for store in stores):
+    if all_offered and not any(store.pending_count for store in stores if store.away_since_ns is None):
         return Light.PROTECTED, None
     return Light.CATCHING_UP, None

@@ -21,12 +21,13 @@ from typing import Final
 import trio
 
 from mirrorfs.cli.alarm import Alarm
-from mirrorfs.cli.config import VolumePaths
+from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths
 from mirrorfs.cli.control import ControlServer
 from mirrorfs.cli.failures import single_error
 from mirrorfs.cli.key_pipe import UnlockedSession
 from mirrorfs.cli.resolve import fsname
 from mirrorfs.cli.session_control import SessionControl
+from mirrorfs.cli.store_adoption import read_change
 from mirrorfs.cli.stores import ONCE, open_store, system_random
 from mirrorfs.cli.waiting import Patience, watched
 from mirrorfs.drivers.index_files import SqliteIndexFiles
@@ -41,8 +42,8 @@ from mirrorfs.engine.limits import Limits, patient
 from mirrorfs.engine.local import World
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import MirrorfsError
-from mirrorfs.format.header import verify_header
-from mirrorfs.format.kdf import hkdf
+from mirrorfs.format.header import StoreEntry, verify_header
+from mirrorfs.format.kdf import VolumeKeys, hkdf
 from mirrorfs.fuse.mount import serve
 from mirrorfs.fuse.operations import MirrorOperations
 from mirrorfs.ports import Store
@@ -101,6 +102,8 @@ class Session:
         self._limits = Limits(limits.timetable, SystemClock()) if limits.is_limited else None
         self._control = self._make_control()
         self._control.limits = self._limits
+        self._control.change_stores = self._change_stores
+        self._open_stores: list[Store] = []
         self._serving = trio.CancelScope()
         self._stopping = False
 
@@ -160,6 +163,7 @@ class Session:
 
     async def _with_stores(self) -> None:
         stores = self._stores()
+        self._open_stores = list(stores)
         try:
             async with trio.open_nursery() as nursery:
                 # Once mounted, `_serving` ends before anything of the engine does.
@@ -172,26 +176,44 @@ class Session:
                 nursery.cancel_scope.cancel()
         finally:
             with trio.move_on_after(STORE_CLOSE_S, shield=True):
-                for store in stores:
+                for store in self._open_stores:
                     await store.aclose()
 
     def _stores(self) -> list[Store]:
         header, keys = verify_header(self._unlocked.header, self._unlocked.key_set)
+        return [self._guarded(store, keys, header.public_keys.writer) for store in self._config.stores]
+
+    def _guarded(self, config: StoreConfig, keys: VolumeKeys, public_key: bytes) -> Store:
         limits = self._config.limits
         policy = patient(ONCE, limits.timetable, transfers=2 * limits.parallel * len(self._config.stores))
-        return [
-            GuardedStore(
-                open_store(
-                    store.name, store.url, policy=policy, parallel=limits.parallel, throttle=self._limits
-                ),
-                instance=store.instance,
-                keys=keys,
-                public_key=header.public_keys.writer,
-                seed=self._unlocked.key_set.writer,
-                clock=SystemClock(),
-            )
-            for store in self._config.stores
-        ]
+        store = open_store(
+            config.name, config.url, policy=policy, parallel=limits.parallel, throttle=self._limits
+        )
+        return GuardedStore(
+            store,
+            instance=config.instance,
+            keys=keys,
+            public_key=public_key,
+            seed=self._unlocked.key_set.writer,
+            clock=SystemClock(),
+        )
+
+    async def _change_stores(self, volume: MountedVolume) -> None:
+        """Have the stores of the configuration as it is now. Raises: MirrorfsError: nothing was changed."""
+        header, keys = verify_header(self._unlocked.header, self._unlocked.key_set)
+
+        def opened(config: VolumeConfig, entry: StoreEntry) -> Store:
+            (found,) = (store for store in config.stores if store.instance == entry.instance)
+            # One that leaves the volume is closed by the engine; closing it again is nothing.
+            self._open_stores.append(self._guarded(found, keys, header.public_keys.writer))
+            return self._open_stores[-1]
+
+        change = await trio.to_thread.run_sync(
+            read_change, self._paths, self._unlocked.key_set, volume.header_bytes, opened
+        )
+        before = volume.store_names
+        await volume.change_stores(change)
+        log.info("stores were %s, and are %s", ", ".join(before), ", ".join(volume.store_names))
 
     async def _open(self, stores: list[Store], nursery: trio.Nursery) -> Opened:
         unlocked = self._unlocked
@@ -211,6 +233,7 @@ class Session:
             parallel=self._config.limits.parallel,
             prefetch=self._config.prefetch,
             take_over=self._request.take_over,
+            rotating=frozenset(store.name for store in self._config.stores if store.rotating),
         )
         volume = await MountedVolume.open(
             nursery=nursery,

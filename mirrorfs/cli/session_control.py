@@ -1,9 +1,9 @@
-"""What the control socket can ask of a session: status, flush, umount."""
+"""What the control socket can ask of a session: status, flush, umount, scrub, and other stores."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Final
 
@@ -32,10 +32,13 @@ class SessionControl:
         self._finished = trio.Event()
         self._error: MirrorfsError | None = None
         self._left_behind: str | None = None
+        self._away_at_end: list[str] = []
         self._plan: tuple[bool, Patience] | None = None
         self._watchers: list[Callable[[VolumeStatus], None]] = []
         self.limits: Limits | None = None
         """What the stores keep to; None: no limit."""
+        self.change_stores: Callable[[MountedVolume], Awaitable[None]] = _no_change
+        """Has the stores of the configuration as it is now. Raises: MirrorfsError."""
         self.is_hurried = False
         """Whether the waiting for stores at the end is to be cut short."""
 
@@ -52,6 +55,7 @@ class SessionControl:
 
     def publish(self, status: VolumeStatus) -> None:
         """Progress of the closing."""
+        self._away_at_end = _away(status)
         for watcher in self._watchers:
             watcher(status)
 
@@ -83,6 +87,8 @@ class SessionControl:
             "flush": self._flush,
             "umount": self._umount,
             "scrub": self._scrub,
+            "stores": self._stores,
+            "fill": self._fill,
         }
 
     async def _status(self, connection: Connection) -> Message:
@@ -95,6 +101,7 @@ class SessionControl:
             "pid": os.getpid(),
             "status": asdict(volume.status()),
             "limits": self._limits_now(),
+            "instances": volume.instances,
         }
 
     def _limits_now(self) -> Message | None:
@@ -102,12 +109,50 @@ class SessionControl:
 
     async def _flush(self, connection: Connection) -> Message:
         volume = self._running()
+        await self._wait_for_stores(connection, volume.flush)
+        return {"away": _away(volume.status())}
+
+    async def _fill(self, connection: Connection) -> Message:
+        """Wait until one store holds everything."""
+        volume = self._running()
+        name = str(connection.request.get("store"))
+        await self._wait_for_stores(
+            connection, lambda progress: volume.wait_filled(name, progress), only=name
+        )
+        return {"away": [away for away in _away(volume.status()) if away == name]}
+
+    async def _stores(self, connection: Connection) -> Message:
+        """The configuration names other stores: have those."""
+        volume = self._running()
+        done = False
+        async with trio.open_nursery() as nursery:
+
+            async def stop_when_unmounted() -> None:
+                await self._unmounted.wait()
+                nursery.cancel_scope.cancel()
+
+            # It goes on if the client hangs up: half of it may be done.
+            nursery.start_soon(stop_when_unmounted)
+            await self.change_stores(volume)
+            done = True
+            nursery.cancel_scope.cancel()
+        if not done:
+            raise MirrorfsError("The volume was unmounted meanwhile; the next mount has the change.")
+        return {"stores": volume.store_names}
+
+    async def _wait_for_stores(
+        self,
+        connection: Connection,
+        work: Callable[[Callable[[VolumeStatus], None]], Awaitable[None]],
+        *,
+        only: str | None = None,
+    ) -> None:
         patience = Patience(stall_s=_stall_s(connection.request))
         left_behind: str | None = None
         was_unmounted = False
 
         async with trio.open_nursery() as nursery:
-            publish = _publisher(connection, nursery)
+            publish = _publisher(connection, nursery, only)
 
             async def stop_when_unmounted() -> None:
                 nonlocal was_unmounted
@@ -121,7 +166,7 @@ class SessionControl:
 
             nursery.start_soon(stop_when_unmounted)
             nursery.start_soon(stop_when_closed)
-            left_behind = await watched(volume.flush, patience=patience, publish=publish)
+            left_behind = await watched(work, patience=patience, publish=publish, only=only)
             nursery.cancel_scope.cancel()
         if was_unmounted:
             raise MirrorfsError(
@@ -131,7 +176,6 @@ class SessionControl:
             raise StoreUnavailable(
                 f"Not everything is on every store: {left_behind}; it is sent as soon as the store takes it."
             )
-        return {}
 
     async def _scrub(self, connection: Connection) -> Message:
         volume = self._running()
@@ -177,7 +221,7 @@ class SessionControl:
             raise StoreUnavailable(
                 f"The volume is unmounted, but {self._left_behind}; it is sent with the next mount."
             )
-        return {}
+        return {"away": self._away_at_end}
 
     async def _withdraw(self, connection: Connection) -> None:
         """The client hung up: before the mount is gone its wish is void, after it nobody waits."""
@@ -210,7 +254,19 @@ def _stall_s(request: Message) -> float:
     return float(value)
 
 
-def _publisher(connection: Connection, nursery: trio.Nursery) -> Callable[[VolumeStatus], None]:
+async def _no_change(volume: MountedVolume) -> None:
+    await trio.lowlevel.checkpoint()
+    raise UsageError("The stores of this mount cannot be changed.")
+
+
+def _away(status: VolumeStatus) -> list[str]:
+    """Rotating stores that are away and lack something."""
+    return [store.store for store in status.stores if store.away_since_ns is not None and store.pending_count]
+
+
+def _publisher(
+    connection: Connection, nursery: trio.Nursery, only: str | None = None
+) -> Callable[[VolumeStatus], None]:
     """A callback that sends states to a client; the newest waits while one is being sent."""
     sender, receiver = trio.open_memory_channel[VolumeStatus](1)
 
@@ -225,6 +281,7 @@ def _publisher(connection: Connection, nursery: trio.Nursery) -> Callable[[Volum
                     "last_error": store.last_error,
                 }
                 for store in status.stores
+                if store.away_since_ns is None and only in (None, store.store)
             ]
             await connection.send({"type": "progress", "stores": stores})
 

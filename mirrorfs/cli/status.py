@@ -175,6 +175,9 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
                 "eta_s": None if store.eta_s is None else round(store.eta_s),
                 "blocked": store.blocked,
                 "weak_fencing": store.weak_fencing,
+                "rotating": store.rotating,
+                "away_since": None if store.away_since_ns is None else timestamp(store.away_since_ns),
+                "filling": store.filling,
             }
             for store in protection.stores
         ],
@@ -235,14 +238,17 @@ def _limits_line(rates: Mapping[str, int] | None) -> list[str]:
 
 
 def _store_line(store: StoreProtection, *, now_ns: int) -> str:
+    if store.away_since_ns is not None:
+        return _away_line(store, now_ns=now_ns)
     safe = f"{store.name}: everything before {local_time(store.safe_until_ns, now_ns=now_ns)} is safe there"
     if store.pending_count:
-        safe += f"; {format_bytes(store.pending_bytes)} to go"
+        verb = "is being filled, " if store.filling else ""
+        safe += f"; {verb}{format_bytes(store.pending_bytes)} to go"
         if store.rate_bytes_s:
             safe += f" at {format_bytes(store.rate_bytes_s)}/s"
         if store.eta_s is not None:
             safe += f", about {span(store.eta_s)} more"
-        if store.lag_s >= LAG_SHOWN_S:
+        if store.lag_s >= LAG_SHOWN_S and not store.filling:
             safe += f"; {span(store.lag_s)} behind"
     if store.blocked is not None:
         safe += f"; one object does not get there: {store.blocked}"
@@ -254,3 +260,12 @@ def _store_line(store: StoreProtection, *, now_ns: int) -> str:
     if store.weak_fencing:
         safe += "; weak fencing: this store cannot keep a second writer out"
     return safe
+
+
+def _away_line(store: StoreProtection, *, now_ns: int) -> str:
+    assert store.away_since_ns is not None
+    line = f"{store.name}: away since {local_time(store.away_since_ns, now_ns=now_ns)}"
+    if not store.pending_count:
+        return f"{line}; has everything that was sent to stores"
+    since = local_time(store.safe_until_ns, now_ns=now_ns)
+    return f"{line}; lacks {format_bytes(store.pending_bytes)} since {since}"

@@ -1,7 +1,8 @@
-"""`mirrorfs store`: which stores a volume is mirrored to, and changing that.
+"""`mirrorfs store`: which stores a volume is mirrored to, and changing that, mounted or not.
 
-The volume is not mounted meanwhile, and password and token are asked for: whoever holds the PC alone cannot
-move the copies of a practice. The next mount fills a new store from the local disk and the other stores.
+Password and token are asked for in any case, by this process: whoever holds the PC alone cannot move the
+copies of a practice, and the control socket of a mounted volume yields no key. A new store is filled from the
+local disk and the other stores while the volume is mounted.
 
 Order, each step of which may be the last before a crash; the same command run again goes on:
 1. the new place gets its instance document, signed; a place that holds that of this volume under this name,
@@ -9,16 +10,17 @@ Order, each step of which may be the last before a crash; the same command run a
 2. the next generation of the volume's header, which lists the stores, is written to the local state, so that
    no mount here uses an older one;
 3. and to every store that answers (the others get it from the mirror);
-4. the configuration. Until then a mount uses the stores it used before.
+4. the configuration. Until then a mount uses the stores it used before;
+5. a mounted volume is told. It checks all of that by itself (cli/store_adoption.py); where it is not told, or
+   ends before it was, the next mount has the change.
+
+Two such commands, or one and the beginning of a mount, exclude one another (volume_lock.ChangeLock).
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
-import secrets
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,32 +36,21 @@ from mirrorfs.cli.config import (
     VolumePaths,
     check_configured_store_name,
     load_config,
+    make_private_directory,
     volume_paths,
-    write_config,
 )
+from mirrorfs.cli.flush import add_stall_argument
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.init import check_distinct_places
-from mirrorfs.cli.new_volume import AnyStore, PlannedStore
-from mirrorfs.cli.stores import bare_store, check_version, directory_of
+from mirrorfs.cli.new_volume import PlannedStore
+from mirrorfs.cli.resolve import mounts_of
+from mirrorfs.cli.store_session import Serving, find_session
+from mirrorfs.cli.store_steps import carry_out, claim_place
+from mirrorfs.cli.stores import bare_store, directory_of
 from mirrorfs.cli.tokens import SecretSources, make_token
 from mirrorfs.cli.unlock import Unlocked, check_pinned, find_header, newest_local_generation, unlock_header
-from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.process import harden_process
-from mirrorfs.drivers.store_directory import DirectoryStore
-from mirrorfs.errors import (
-    DamagedError,
-    LimitError,
-    ObjectNotFound,
-    StoreError,
-    StoreMismatch,
-    UsageError,
-)
-from mirrorfs.format.control import INSTANCE_KEY, Instance, open_instance, seal_control
-from mirrorfs.format.document import DOCUMENT_SIZE_MAX
-from mirrorfs.format.header import INSTANCE_SIZE_BYTES, StoreEntry, header_key, seal_header
-from mirrorfs.ports import ObjectKey, Sealed
-
-STORE_DEADLINE_S: Final = 30.0
+from mirrorfs.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("--yes", action="store_true", help="even if only one store is left")
         if name in ("add", "replace"):
             sub.add_argument("--create-store", action="store_true", help="make the directory of a file URL")
+            sub.add_argument("--rotating", action="store_true", help="it may be away for weeks, as a disk is")
+            sub.add_argument(
+                "--wait", action="store_true", help="until it holds everything; shows how far it is"
+            )
+            add_stall_argument(sub)
         if name != "list":
             add_unlock_arguments(sub)
 
@@ -94,186 +90,163 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     config = load_config(paths)
     if arguments.change == "list":
         for store in config.stores:
-            print(f"{store.name}  {store.url.partition('?')[0]}")
+            rotating = "  rotating" if store.rotating else ""
+            print(f"{store.name}  {store.url.partition('?')[0]}{rotating}")
         return 0
-    lock_fd = volume_lock.acquire(paths)
+    make_private_directory(paths.state, what="state")
+    lock = volume_lock.ChangeLock(paths)
     try:
-        return _CHANGES[arguments.change](arguments, environment, paths, config)
+        session = find_session(paths)
+        try:
+            _Change(arguments, environment, paths, session).run()
+        finally:
+            session.close()
     finally:
-        os.close(lock_fd)
+        lock.release()
+    if getattr(arguments, "wait", False):
+        session.wait_filled(arguments.store.partition("=")[0], stall_s=arguments.stall)
+    return 0
 
 
-def _unlock(
-    arguments: argparse.Namespace, environment: Mapping[str, str], paths: VolumePaths, config: VolumeConfig
-) -> Unlocked:
-    data = trio.run(find_header, paths, config)
-    sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
-    token = config.token
-    if arguments.token is not None or arguments.module is not None:
-        token = replace(token, uri=arguments.token or token.uri, module_path=arguments.module)
-    unlocked = unlock_header(data, name=paths.name, token=make_token(token, sources), sources=sources)
-    check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
-    return unlocked
+class _Change:
+    """One command, with everything it needs."""
 
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        environment: Mapping[str, str],
+        paths: VolumePaths,
+        session: Serving,
+    ) -> None:
+        self._arguments = arguments
+        self._environment = environment
+        self._paths = paths
+        self._session = session
+        # Nobody writes it while we have the lock.
+        self._config = load_config(paths)
 
-# --- the changes -----------------------------------------------------------------------------
+    def run(self) -> None:
+        """Raises: MirrorfsError."""
+        if getattr(self._arguments, "wait", False) and not self._session.is_mounted:
+            raise UsageError(
+                "A store is filled while the volume is mounted; mount it first, or leave out --wait."
+            )
+        if self._session.lags_behind(self._config) and self._is_carried_out():
+            # An earlier run ended just before the mounted volume was told.
+            self._unlock()
+            self._session.tell()
+            print(f"Volume {self._paths.name} has the change now, which an earlier run of this command made.")
+            return
+        changes: dict[str, Callable[[], str]] = {
+            "add": self._add, "remove": self._remove, "replace": self._replace,
+        }  # fmt: skip
+        sentence = changes[self._arguments.change]()
+        self._session.tell()
+        print(sentence)
 
+    def _is_carried_out(self) -> bool:
+        name, _, url = self._arguments.store.partition("=")
+        if self._arguments.change == "remove":
+            return name in self._session.instances and all(
+                store.name != name for store in self._config.stores
+            )
+        wanted = url or getattr(self._arguments, "url", "")
+        return any(store.name == name and store.url == wanted for store in self._config.stores)
 
-def _add(
-    arguments: argparse.Namespace, environment: Mapping[str, str], paths: VolumePaths, config: VolumeConfig
-) -> int:
-    name, equals, url = arguments.store.partition("=")
-    if not equals or not url:
-        raise UsageError("A store is given as NAME=URL, for example usb=file:///media/usb/practice.")
-    check_configured_store_name(name)
-    if any(store.name == name for store in config.stores):
-        raise UsageError(
-            f"The volume has a store {name} already; `mirrorfs store replace` gives it a new place."
+    def _add(self) -> str:
+        name, equals, url = self._arguments.store.partition("=")
+        stores = self._config.stores
+        if not equals or not url:
+            raise UsageError("A store is given as NAME=URL, for example usb=file:///media/usb/practice.")
+        check_configured_store_name(name)
+        if any(store.name == name for store in stores):
+            raise UsageError(
+                f"The volume has a store {name} already; `mirrorfs store replace` gives it a new place."
+            )
+        if len(stores) >= STORES_MAX:
+            raise UsageError(f"A volume has at most {STORES_MAX} stores; remove one first.")
+        self._check_place(name, url, stores)
+        unlocked = self._unlock()
+        new = self._claim(name, url, unlocked, rotating=self._arguments.rotating)
+        self._carry_out((*stores, new), unlocked)
+        return f"Volume {self._paths.name} has a store {name}; it is filled while the volume is mounted."
+
+    def _remove(self) -> str:
+        name = self._arguments.store
+        self._known(name)
+        left = tuple(store for store in self._config.stores if store.name != name)
+        lasting = [store for store in left if not store.rotating]
+        if not lasting:
+            raise UsageError(
+                "A volume needs a store that is always there; `mirrorfs store replace` gives this one"
+                " a new place."
+            )
+        if len(left) == 1 and not self._arguments.yes:
+            raise UsageError(
+                f"Only store {left[0].name} would be left: one fire would then take the only copy."
+                " Add another store first, or give --yes."
+            )
+        self._carry_out(left, self._unlock())
+        return f"Volume {self._paths.name} is not mirrored to {name} any more; what it holds can be restored."
+
+    def _replace(self) -> str:
+        name, url = self._arguments.store, self._arguments.url
+        old = self._known(name)
+        others = tuple(store for store in self._config.stores if store.name != name)
+        rotating = old.rotating or self._arguments.rotating
+        if rotating and all(store.rotating for store in others):
+            raise UsageError("A volume needs a store that is always there; leave out --rotating.")
+        self._check_place(name, url, others)
+        unlocked = self._unlock()
+        new = self._claim(name, url, unlocked, rotating=rotating)
+        if new.instance == old.instance:
+            raise UsageError(f"That place is store {name} as it is; there is nothing to replace.")
+        stores = tuple(new if store.name == name else store for store in self._config.stores)
+        self._carry_out(stores, unlocked)
+        return f"Store {name} of volume {self._paths.name} has a new place; it is filled while it is mounted."
+
+    # --- the parts ---------------------------------------------------------------------------
+
+    def _known(self, name: str) -> StoreConfig:
+        for store in self._config.stores:
+            if store.name == name:
+                return store
+        known = ", ".join(store.name for store in self._config.stores)
+        raise UsageError(f"The volume has no store of that name; it has: {known}.")
+
+    def _check_place(self, name: str, url: str, others: Sequence[StoreConfig]) -> None:
+        bare_store(name, url)
+        place = directory_of(url)
+        mounts = [Path(os.fsdecode(record.mountpoint)) for record in mounts_of(self._paths.name)]
+        # Before anything is asked about the path: below the mountpoint the answer would come from the volume.
+        if place is not None and any(Path(os.path.abspath(place)).is_relative_to(mount) for mount in mounts):
+            raise UsageError(f"Store {name} would lie in the volume itself; choose another place.")
+        check_distinct_places(
+            [*(PlannedStore(store.name, store.url) for store in others), PlannedStore(name, url)]
         )
-    if len(config.stores) >= STORES_MAX:
-        raise UsageError(f"A volume has at most {STORES_MAX} stores; remove one first.")
-    _check_place(name, url, config.stores, paths)
-    unlocked = _unlock(arguments, environment, paths, config)
-    new = trio.run(_claim, name, url, unlocked, arguments.create_store)
-    _carry_out(paths, replace(config, stores=(*config.stores, new)), unlocked)
-    print(f"Volume {paths.name} has a store {name}; it is filled while the volume is mounted.")
-    return 0
-
-
-def _remove(
-    arguments: argparse.Namespace, environment: Mapping[str, str], paths: VolumePaths, config: VolumeConfig
-) -> int:
-    _known(arguments.store, config)
-    left = tuple(store for store in config.stores if store.name != arguments.store)
-    if not left:
-        raise UsageError("A volume needs a store; `mirrorfs store replace` gives this one a new place.")
-    if len(left) == 1 and not arguments.yes:
-        raise UsageError(
-            f"Only store {left[0].name} would be left: one fire would then take the only copy."
-            " Add another store first, or give --yes."
-        )
-    unlocked = _unlock(arguments, environment, paths, config)
-    _carry_out(paths, replace(config, stores=left), unlocked)
-    print(
-        f"Volume {paths.name} is not mirrored to {arguments.store} any more; what it holds can be restored."
-    )
-    return 0
-
-
-def _replace(
-    arguments: argparse.Namespace, environment: Mapping[str, str], paths: VolumePaths, config: VolumeConfig
-) -> int:
-    name = arguments.store
-    old = _known(name, config)
-    others = tuple(store for store in config.stores if store.name != name)
-    _check_place(name, arguments.url, others, paths)
-    unlocked = _unlock(arguments, environment, paths, config)
-    new = trio.run(_claim, name, arguments.url, unlocked, arguments.create_store)
-    if new.instance == old.instance:
-        raise UsageError(f"That place is store {name} as it is; there is nothing to replace.")
-    stores = tuple(new if store.name == name else store for store in config.stores)
-    _carry_out(paths, replace(config, stores=stores), unlocked)
-    print(f"Store {name} of volume {paths.name} has a new place; it is filled while the volume is mounted.")
-    return 0
-
-
-_CHANGES: Final[
-    Mapping[str, Callable[[argparse.Namespace, Mapping[str, str], VolumePaths, VolumeConfig], int]]
-] = {"add": _add, "remove": _remove, "replace": _replace}
-
-
-def _known(name: str, config: VolumeConfig) -> StoreConfig:
-    for store in config.stores:
-        if store.name == name:
-            return store
-    known = ", ".join(store.name for store in config.stores)
-    raise UsageError(f"The volume has no store of that name; it has: {known}.")
-
-
-def _check_place(name: str, url: str, others: Sequence[StoreConfig], paths: VolumePaths) -> None:
-    bare_store(name, url)
-    check_distinct_places(
-        [*(PlannedStore(store.name, store.url) for store in others), PlannedStore(name, url)]
-    )
-    place = directory_of(url)
-    if place is not None:
-        real, state = Path(os.path.realpath(place)), Path(os.path.realpath(paths.state))
+        if place is None:
+            return
+        real, state = Path(os.path.realpath(place)), Path(os.path.realpath(self._paths.state))
         if state.is_relative_to(real) or real.is_relative_to(state):
             raise UsageError(f"Store {name} and the local state overlap; choose another place.")
+        if any(real.is_relative_to(mount) or mount.is_relative_to(real) for mount in mounts):
+            raise UsageError(f"Store {name} and the mountpoint overlap; choose another place.")
 
+    def _unlock(self) -> Unlocked:
+        arguments, config, paths = self._arguments, self._config, self._paths
+        data = trio.run(find_header, paths, config)
+        sources = SecretSources(arguments.password_file, arguments.pin_file, self._environment)
+        token = config.token
+        if arguments.token is not None or arguments.module is not None:
+            token = replace(token, uri=arguments.token or token.uri, module_path=arguments.module)
+        unlocked = unlock_header(data, name=paths.name, token=make_token(token, sources), sources=sources)
+        check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
+        return unlocked
 
-# --- the steps -------------------------------------------------------------------------------
+    def _claim(self, name: str, url: str, unlocked: Unlocked, *, rotating: bool) -> StoreConfig:
+        create = self._arguments.create_store
+        return trio.run(claim_place, name, url, unlocked, create, rotating)
 
-
-async def _claim(name: str, url: str, unlocked: Unlocked, create: bool) -> StoreConfig:
-    """Step 1. Raises: StoreMismatch: the place is not empty. StoreError."""
-    store = bare_store(name, url)
-    try:
-        if create and isinstance(store, DirectoryStore):
-            await store.create_root()
-        try:
-            document = await store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
-        except ObjectNotFound:
-            if await store.list(""):
-                raise StoreMismatch(f"The place of store {name} is not empty; choose an empty one.") from None
-            await store.probe()
-            instance = secrets.token_bytes(INSTANCE_SIZE_BYTES)
-            sealed = seal_control(
-                Instance(store=name, instance=instance), keys=unlocked.keys, seed=unlocked.key_set.writer
-            )
-            await store.put(ObjectKey(INSTANCE_KEY), Sealed(sealed))
-            return StoreConfig(name, url, instance)
-        check_version(document, store=name)
-        return StoreConfig(name, url, _own_instance(document, name, unlocked))
-    finally:
-        await store.aclose()
-
-
-def _own_instance(document: bytes, name: str, unlocked: Unlocked) -> bytes:
-    try:
-        found = open_instance(document, keys=unlocked.keys, public_key=unlocked.header.public_keys.writer)
-    except (DamagedError, LimitError) as exc:
-        raise StoreMismatch(f"The place of store {name} holds another volume; choose an empty one.") from exc
-    if found.store != name:
-        raise StoreMismatch(
-            f"That place is store {found.store} of this volume; name it so, or choose another."
-        )
-    return found.instance
-
-
-def _carry_out(paths: VolumePaths, config: VolumeConfig, unlocked: Unlocked) -> None:
-    """Steps 2 to 4."""
-    entries = tuple(StoreEntry(name=store.name, instance=store.instance) for store in config.stores)
-    header, data = unlocked.header, unlocked.data
-    if header.stores != entries:
-        header = replace(
-            header,
-            generation=header.generation + 1,
-            previous=hashlib.sha256(unlocked.data).digest(),
-            stores=entries,
-        )
-        data = seal_header(header, keys=unlocked.keys, seed=unlocked.key_set.writer)
-    key = header_key(header.generation, data)
-    LocalDisk(paths.state).write_whole(f"objects/{key}", data)
-    trio.run(_spread, config.stores, ObjectKey(key), data)
-    write_config(paths, config)
-
-
-async def _spread(stores: Sequence[StoreConfig], key: ObjectKey, data: bytes) -> None:
-    for config in stores:
-        store: AnyStore = bare_store(config.name, config.url)
-        try:
-            with trio.move_on_after(STORE_DEADLINE_S) as scope:
-                await store.head(ObjectKey(INSTANCE_KEY))
-                await store.put(key, Sealed(data))
-            failure = "it does not answer" if scope.cancelled_caught else ""
-        except StoreError as exc:
-            failure = str(exc)
-        finally:
-            with trio.move_on_after(1.0, shield=True):
-                await store.aclose()
-        if failure:
-            print(
-                f"mirrorfs: Store {config.name} learns of the change with the next mount: {failure}",
-                file=sys.stderr,
-            )
+    def _carry_out(self, stores: tuple[StoreConfig, ...], unlocked: Unlocked) -> None:
+        config: Final[VolumeConfig] = replace(self._config, stores=stores)
+        carry_out(self._paths, config, unlocked)

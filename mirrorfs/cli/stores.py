@@ -135,7 +135,9 @@ async def look_at_stores(stores: Sequence[StoreConfig]) -> list[StoreLook]:
     answered = any(look.instance is not None for look in looks.values())
     for config in stores:
         error = errors.get(config.name)
-        if isinstance(error, StoreTooNew) or (error is not None and not answered):
+        # Something else may be in the place of a rotating store meanwhile; the mount uses that no more.
+        is_fatal = isinstance(error, StoreTooNew) and not config.rotating
+        if error is not None and (is_fatal or not answered):
             raise error
         if error is not None:
             looks[config.name] = StoreLook(config, None, str(error))
@@ -200,7 +202,8 @@ def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: byt
     notes: list[str] = []
     good = 0
     for look in looks:
-        if look.instance is None:
+        # In the place of a rotating store there may be anything: GuardedStore looks each time.
+        if look.instance is None or look.store.rotating:
             continue
         name = look.store.name
         try:

@@ -17,7 +17,7 @@ from mirrorfs.cli.control_protocol import ControlClient, NotMounted
 from mirrorfs.cli.flush import add_stall_argument
 from mirrorfs.cli.resolve import mounts_of, resolve
 from mirrorfs.cli.views import remove_dead_views
-from mirrorfs.cli.waiting_client import Waiting, must_write_back
+from mirrorfs.cli.waiting_client import Waiting, held_by, must_write_back
 from mirrorfs.errors import InUseError
 from mirrorfs.fuse.mount_table import clean_stale, find_mount, unmount
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
                     f"Volume {paths.name} is in use; close the programs that use {mountpoint} and try again."
                 ) from exc
         try:
-            waiting.follow(client)
+            done = waiting.follow(client)
         except KeyboardInterrupt:
             print(
                 f"mirrorfs: Volume {paths.name} is unmounted; what stores lack is sent with the next mount.",
@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     volume_lock.wait_released(paths, timeout_s=EXIT_WAIT_S)
     remove_dead_views(paths)
     waited = not arguments.no_wait and not paths.view
-    print(f"Volume {paths.name} is unmounted{', and every store holds all of it' if waited else ''}.")
+    held = f", and {held_by(done)} all of it" if waited else ""
+    print(f"Volume {paths.name} is unmounted{held}.")
     return 0
 
 

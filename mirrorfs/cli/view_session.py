@@ -61,6 +61,14 @@ class ViewControl(SessionControl):
         await trio.lowlevel.checkpoint()
         raise UsageError("A read-only view cannot be verified; name the volume itself.")
 
+    async def _stores(self, connection: Connection) -> Message:
+        await trio.lowlevel.checkpoint()
+        raise UsageError("A read-only view keeps the stores that it was mounted with; mount it again.")
+
+    async def _fill(self, connection: Connection) -> Message:
+        await trio.lowlevel.checkpoint()
+        raise UsageError("A read-only view fills no store; name the volume itself.")
+
 
 class ViewSession(Session):
     """One read-only view, mounted by this process."""

@@ -37,7 +37,7 @@ class Patience:
         """
         if self._started_s is None:
             self._started_s = now_s
-        waiting = [store for store in stores if store.pending_count]
+        waiting = lacking(stores)
         for store in waiting:
             now_held = (store.held_count, store.pending_bytes)
             if self._seen.get(store.store) != now_held or store.last_error is None:
@@ -48,6 +48,11 @@ class Patience:
         if self._limit_s is not None and now_s - self._started_s >= self._limit_s and waiting:
             return _lacks(waiting[0])
         return None
+
+
+def lacking(stores: Sequence[MirrorState]) -> list[MirrorState]:
+    """Those that lack something and are waited for: all but rotating ones that are away."""
+    return [store for store in stores if store.pending_count and store.away_since_ns is None]
 
 
 def _lacks(store: MirrorState) -> str:
@@ -61,11 +66,14 @@ async def watched(
     patience: Patience,
     publish: Callable[[VolumeStatus], None],
     is_hurried: Callable[[], bool] = lambda: False,
+    only: str | None = None,
 ) -> str | None:
     """Carry out work that waits for stores, until patience ends.
 
     The work is cancelled from within its progress callback only: it calls that when nothing but waiting
     is left to do.
+    Args:
+        only: name of the one store that is waited for.
     Returns: None when the work was done; else what a store lacks.
     """
     reason: str | None = None
@@ -74,8 +82,9 @@ async def watched(
         def progress(status: VolumeStatus) -> None:
             nonlocal reason
             publish(status)
-            found = patience.exhausted(status.stores, now_s=trio.current_time())
-            if found is None and is_hurried() and any(store.pending_count for store in status.stores):
+            stores = [store for store in status.stores if only in (None, store.store)]
+            found = patience.exhausted(stores, now_s=trio.current_time())
+            if found is None and is_hurried() and lacking(stores):
                 found = "the stores still lack something"
             if found is not None:
                 reason = found

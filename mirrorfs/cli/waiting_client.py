@@ -45,6 +45,15 @@ def must_write_back(mountpoint: str) -> None:
         )
 
 
+def held_by(done: Message) -> str:
+    """Who holds what was waited for, as the beginning of a sentence: "every store holds"."""
+    away = done.get("away")
+    if not isinstance(away, list) or not away:
+        return "every store holds"
+    names = ", ".join(map(str, away))
+    return f"every store but {names}, which {'is' if len(away) == 1 else 'are'} away, holds"
+
+
 class Waiting:
     """Follows the daemon's answers and shows what each store still lacks."""
 

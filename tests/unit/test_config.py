@@ -64,6 +64,27 @@ def test_text_and_back() -> None:
     assert VolumeConfig.from_toml(TEXT) == CONFIG
     bare = replace(CONFIG, token=TokenConfig("pkcs11:"))
     assert VolumeConfig.from_toml(bare.to_toml()) == bare
+    usb = StoreConfig("usb", "file:///media/usb", b"\x03" * 16, rotating=True)
+    rotating = replace(CONFIG, stores=(*CONFIG.stores, usb), alarm=AlarmConfig(max_absent_days=60))
+    assert "max_absent_days = 60" in rotating.to_toml()
+    assert VolumeConfig.from_toml(rotating.to_toml()) == rotating
+    assert "rotating" not in TEXT
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("rotating = 1", "true or false"),
+        ("rotates = true", "unknown"),
+        ("rotating = true", "always be there"),
+    ],
+)
+def test_stores_that_rotate(line: str, words: str) -> None:
+    text = TEXT.replace(f'instance = "{"01" * 16}"', f'instance = "{"01" * 16}"\n{line}')
+    text = text.replace(f'instance = "{"02" * 16}"', f'instance = "{"02" * 16}"\n{line}')
+    assert text.count(line) == 2
+    with pytest.raises(ConfigError, match=words):
+        VolumeConfig.from_toml(text)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ def store(name: str = "a", **changes: Any) -> dict[str, Any]:
         "blocked": None,
         "blocked_since_ns": None,
         "weak_fencing": False,
+        "rotating": False,
+        "away_since_ns": None,
+        "filling": False,
         **changes,
     }
 
@@ -233,3 +236,78 @@ def test_lag_and_when_it_will_be_over() -> None:
     gone = status(store(**AWAY, rate_bytes_s=10))
     away = judge(gone, asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig())
     assert away.stores[0].eta_s is None
+
+
+# --- stores that rotate, and new ones ----------------------------------------------------------
+
+DAY = 24 * 3600 * S
+ROTATED = {**PENDING, "state": "away", "rotating": True, "oldest_pending_ns": NOW_NS - 20 * DAY}
+FILLING = {**PENDING, "filling": True, "oldest_pending_ns": NOW_NS - 900 * DAY, "pending_bytes": 500 << 30}
+
+
+def light(*stores: dict[str, Any], **changes: Any) -> tuple[Light, str | None]:
+    found = judge(status(*stores, **changes), asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig())
+    return found.light, found.reason
+
+
+@pytest.mark.parametrize(
+    ("stores", "expected"),
+    [
+        ([store("a"), store("usb", **ROTATED, away_since_ns=NOW_NS - 20 * DAY)], Light.PROTECTED),
+        (
+            [store("a", **PENDING), store("usb", **ROTATED, away_since_ns=NOW_NS - 20 * DAY)],
+            Light.CATCHING_UP,
+        ),
+        ([store("a"), store("usb", **ROTATED, away_since_ns=NOW_NS - 31 * DAY)], Light.AT_RISK),
+        # Nothing was changed since: it is away for too long all the same.
+        (
+            [store("a"), store("usb", state="away", rotating=True, away_since_ns=NOW_NS - 31 * DAY)],
+            Light.AT_RISK,
+        ),
+        # Back after weeks, and not yet done: a matter of its own thresholds, not of those for the others.
+        ([store("a"), store("usb", **{**ROTATED, "state": "catching up"})], Light.CATCHING_UP),
+        ([store("a"), store("usb", **{**ROTATED, "state": "full"})], Light.AT_RISK),
+        ([store("a"), store("usb", **{**ROTATED, "state": "conflict"})], Light.AT_RISK),
+        # Away and not rotating is what it was.
+        ([store("a"), store("b", **{**PENDING, "state": "unreachable"})], Light.AT_RISK),
+        # A third store is being filled; or the second one.
+        ([store("a"), store("b"), store("new", **FILLING)], Light.CATCHING_UP),
+        ([store("a"), store("new", **FILLING)], Light.AT_RISK),
+        ([store("a"), store("usb", rotating=True), store("new", **FILLING)], Light.AT_RISK),
+    ],
+)
+def test_rotating_and_new_stores(stores: list[dict[str, Any]], expected: Light) -> None:
+    assert light(*stores)[0] is expected
+
+
+def test_what_is_said_of_them() -> None:
+    away = store("usb", **ROTATED, away_since_ns=NOW_NS - 21 * DAY)
+    answer = {
+        "status": status(away, store("new", **FILLING, rate_bytes_s=50 << 20)),
+        "read_only": False,
+        "pid": 1,
+    }
+    protection = judge(answer["status"], asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig())
+    report = VolumeReport("practice", "/mnt", answer, protection, None)
+    usb = next(line for line in as_text(report) if line.startswith("  usb: "))
+    new = next(line for line in as_text(report) if line.startswith("  new: "))
+    assert usb.startswith("  usb: away since 20")
+    assert "; lacks 100 B since 20" in usb
+    assert "is being filled, 500.0 GiB to go at 50.0 MiB/s, about 3 hours more" in new
+    assert "behind" not in new
+    (first, second) = as_json(report)["stores"]
+    assert (first["state"], first["rotating"], first["away_since"]) == (
+        "away", True, timestamp(NOW_NS - 21 * DAY),
+    )  # fmt: skip
+    assert (second["filling"], second["away_since"]) == (True, None)
+
+
+def test_nobody_waits_for_a_store_that_is_away() -> None:
+    patience = Patience(stall_s=1)
+    state = MirrorState(
+        store="usb", held_count=1, pending_count=1, pending_bytes=5, oldest_pending_ns=1, safe_before_ns=None,
+        rate_bytes_s=0, failing_since_ns=1, last_error="gone", state=StateWord.AWAY, rotating=True,
+        away_since_ns=1,
+    )  # fmt: skip
+    for now_s in (0, 100, 1000):
+        assert patience.exhausted([state], now_s=now_s) is None

@@ -1,0 +1,100 @@
+"""The steps of changing a volume's stores on the disk and at the stores (cli/store.py has their order)."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import trio
+
+from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths, write_config
+from mirrorfs.cli.new_volume import AnyStore
+from mirrorfs.cli.stores import bare_store, check_version
+from mirrorfs.cli.unlock import Unlocked
+from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.drivers.store_directory import DirectoryStore
+from mirrorfs.errors import DamagedError, LimitError, ObjectNotFound, StoreError, StoreMismatch
+from mirrorfs.format.control import INSTANCE_KEY, Instance, open_instance, seal_control
+from mirrorfs.format.document import DOCUMENT_SIZE_MAX
+from mirrorfs.format.header import INSTANCE_SIZE_BYTES, StoreEntry, header_key, seal_header
+from mirrorfs.ports import ObjectKey, Sealed
+
+STORE_DEADLINE_S: Final = 30.0
+
+
+async def claim_place(name: str, url: str, unlocked: Unlocked, create: bool, rotating: bool) -> StoreConfig:
+    """Step 1. Raises: StoreMismatch: the place is not empty. StoreError."""
+    store = bare_store(name, url)
+    try:
+        if create and isinstance(store, DirectoryStore):
+            await store.create_root()
+        try:
+            document = await store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
+        except ObjectNotFound:
+            if await store.list(""):
+                raise StoreMismatch(f"The place of store {name} is not empty; choose an empty one.") from None
+            await store.probe()
+            instance = secrets.token_bytes(INSTANCE_SIZE_BYTES)
+            sealed = seal_control(
+                Instance(store=name, instance=instance), keys=unlocked.keys, seed=unlocked.key_set.writer
+            )
+            await store.put(ObjectKey(INSTANCE_KEY), Sealed(sealed))
+            return StoreConfig(name, url, instance, rotating)
+        check_version(document, store=name)
+        return StoreConfig(name, url, _own_instance(document, name, unlocked), rotating)
+    finally:
+        await store.aclose()
+
+
+def _own_instance(document: bytes, name: str, unlocked: Unlocked) -> bytes:
+    try:
+        found = open_instance(document, keys=unlocked.keys, public_key=unlocked.header.public_keys.writer)
+    except (DamagedError, LimitError) as exc:
+        raise StoreMismatch(f"The place of store {name} holds another volume; choose an empty one.") from exc
+    if found.store != name:
+        raise StoreMismatch(
+            f"That place is store {found.store} of this volume; name it so, or choose another."
+        )
+    return found.instance
+
+
+def carry_out(paths: VolumePaths, config: VolumeConfig, unlocked: Unlocked) -> None:
+    """Steps 2 to 4. Raises: DiskError, ConfigError."""
+    entries = tuple(StoreEntry(name=store.name, instance=store.instance) for store in config.stores)
+    header, data = unlocked.header, unlocked.data
+    if header.stores != entries:
+        header = replace(
+            header,
+            generation=header.generation + 1,
+            previous=hashlib.sha256(unlocked.data).digest(),
+            stores=entries,
+        )
+        data = seal_header(header, keys=unlocked.keys, seed=unlocked.key_set.writer)
+    key = header_key(header.generation, data)
+    LocalDisk(paths.state).write_whole(f"objects/{key}", data)
+    trio.run(_spread, config.stores, ObjectKey(key), data)
+    write_config(paths, config)
+
+
+async def _spread(stores: Sequence[StoreConfig], key: ObjectKey, data: bytes) -> None:
+    for config in stores:
+        store: AnyStore = bare_store(config.name, config.url)
+        try:
+            with trio.move_on_after(STORE_DEADLINE_S) as scope:
+                await store.head(ObjectKey(INSTANCE_KEY))
+                await store.put(key, Sealed(data))
+            failure = "it does not answer" if scope.cancelled_caught else ""
+        except StoreError as exc:
+            failure = str(exc)
+        finally:
+            with trio.move_on_after(1.0, shield=True):
+                await store.aclose()
+        if failure:
+            print(
+                f"mirrorfs: Store {config.name} learns of the change when it is mirrored to: {failure}",
+                file=sys.stderr,
+            )
