@@ -195,21 +195,24 @@ def _write(
     again: bool,
 ) -> None:
     """State first, configuration last: what was cut short is no volume yet."""
-    make_private_directory(paths.state.parent, what="state")
-    if again:
-        make_private_directory(paths.state, what="state")
-        lock_fd = volume_lock.acquire(paths)
-        try:
-            aside = _set_aside(paths.state)
-        finally:
-            os.close(lock_fd)
-        print(f"The old state is kept: `mirrorfs restore --from-state {aside} DEST` exports it.")
     make_private_directory(paths.state, what="state")
-    disk = LocalDisk(paths.state)
-    disk.write_whole(f"objects/{header_key(unlocked.header.generation, unlocked.data)}", unlocked.data)
-    if head is not None:
-        disk.write_whole(f"objects/{head.key}", head.data)
-    write_config(paths, config)
+    change = volume_lock.ChangeLock(paths)
+    try:
+        if again:
+            lock_fd = volume_lock.acquire(paths)
+            try:
+                aside = _set_aside(paths.state)
+            finally:
+                os.close(lock_fd)
+            print(f"The old state is kept: `mirrorfs restore --from-state {aside} DEST` exports it.")
+        make_private_directory(paths.state, what="state")
+        disk = LocalDisk(paths.state)
+        disk.write_whole(f"objects/{header_key(unlocked.header.generation, unlocked.data)}", unlocked.data)
+        if head is not None:
+            disk.write_whole(f"objects/{head.key}", head.data)
+        write_config(paths, config)
+    finally:
+        change.release()
 
 
 def _set_aside(state: Path) -> Path:

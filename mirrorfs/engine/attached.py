@@ -53,6 +53,8 @@ class AttachedStore:
         self.filled = filled
         self.seen_ns = 0
         """Of a rotating one: CLOCK_REALTIME when it was last known to be there."""
+        self.offered_ns = 0
+        """CLOCK_REALTIME when all there was had been offered to its mirror."""
         self.scope = trio.CancelScope()
         """Of its tasks."""
         self.offered = trio.Event()
@@ -78,6 +80,11 @@ class AttachedStore:
         if lease.unreachable or state.state in (StateWord.UNREACHABLE, StateWord.MISSING):
             return replace(state, state=StateWord.AWAY, away_since_ns=self.seen_ns)
         return state
+
+    def has_caught_up(self) -> bool:
+        """Whether it holds everything that there was when its mirror began."""
+        oldest_ns = self.mirror.snapshot().oldest_pending_ns
+        return self.offered.is_set() and (oldest_ns is None or oldest_ns > self.offered_ns)
 
     def is_away(self) -> bool:
         """Whether it rotates, and is not there."""

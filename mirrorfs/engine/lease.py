@@ -181,7 +181,7 @@ class LeaseKeeper:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Renew until cancelled, released or fenced."""
         task_status.started()
-        pause_s = RENEW_S
+        pause_s, said = RENEW_S, ""
         while self._fenced is None:
             await trio.sleep(pause_s)
             pause_s = RENEW_AGAIN_S
@@ -190,10 +190,12 @@ class LeaseKeeper:
                     return
                 try:
                     await self._noting_errors_take()
-                    pause_s = RENEW_S
+                    pause_s, said = RENEW_S, ""
                 except MirrorfsError as exc:
                     # Shown in `state`; whoever needs the lease meets the error in `fresh`.
-                    _logger.info("lease of store %s not renewed: %s", self._store.name, exc)
+                    if str(exc) != said:  # a store may be away for weeks
+                        said = str(exc)
+                        _logger.info("lease of store %s not renewed: %s", self._store.name, exc)
 
     async def release(self) -> None:
         """Give the lease back: the next mount need not watch it. Nothing to release is success.

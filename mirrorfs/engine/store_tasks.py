@@ -142,6 +142,7 @@ class StoreTasks:
             if count % OFFERS_AT_ONCE == OFFERS_AT_ONCE - 1:
                 await trio.lowlevel.checkpoint()
         for one in to:
+            one.offered_ns = self._clock.now_ns()
             one.offered.set()
 
     # --- tasks -------------------------------------------------------------------------------
@@ -205,8 +206,7 @@ class StoreTasks:
     async def remember(self, *, at_once: bool = False) -> None:
         """Note which stores are there, and which have been filled; `at_once` spares no writing."""
         for one in self.members.members:
-            state = one.snapshot()
-            one.filled = one.filled or (one.offered.is_set() and not state.pending_count)
+            one.filled = one.filled or one.has_caught_up()
             is_present = not one.is_away()
             if is_present:
                 one.seen_ns = self._clock.now_ns()

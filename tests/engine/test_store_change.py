@@ -13,6 +13,8 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.drivers.os_clock import SystemClock
+from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease_documents import next_epoch
 from mirrorfs.engine.local import World
 from mirrorfs.engine.mirror_state import StateWord
@@ -270,6 +272,56 @@ async def test_progress_of_one_store(autojump_clock: MockClock, machine: Practic
     falling = seen[seen.index(max(seen)) :]
     # What the session itself still writes may come in between; no file does.
     assert all(later - earlier < SIZE for earlier, later in pairwise(falling))
+
+
+@pytest.mark.expects_warnings("is empty, or its disk is not there", "after taking it; sending it again")
+async def test_what_is_sent_to_a_place_that_was_emptied_does_not_count(
+    autojump_clock: MockClock, tmp_path: Path, stores: list[SimulatedStore]
+) -> None:
+    """Emptied under a mount, and back: what went into the empty place in between is sent again."""
+    guarded = GuardedStore(
+        stores[0],
+        instance=HOME.instance,
+        keys=KEYS,
+        public_key=KEY_SET.public_keys().writer,
+        clock=SystemClock(),
+    )
+    machine = Practice(tmp_path / "machine", [guarded, stores[1]])
+    async with machine.mounted() as volume:
+        await fill(volume, 0, 1)
+        await volume.flush()
+        kept = dict(stores[0].objects)
+        stores[0].wipe()
+        await fill(volume, 1, 4)
+        await trio.sleep(100)
+        astray = set(stores[0].objects)
+        assert any(key.startswith("segments/") for key in astray), "so quickly it is not noticed"
+        stores[0].wipe()
+        stores[0].objects.update(kept)
+        await volume.flush()
+        assert {key for key in stores[1].objects if key.startswith("segments/")} <= set(stores[0].objects)
+    machine.stores = stores
+    await alone(machine, stores[0], range(5))
+
+
+async def test_a_store_is_filled_although_there_is_always_something_new(
+    autojump_clock: MockClock, machine: Practice
+) -> None:
+    usb = place(USB)
+    usb.faults = SLOW
+    async with machine.mounted() as volume:
+        await fill(volume, 0, 10)
+        await volume.flush()
+        await machine.change(volume, HOME, S3, USB, opens=[usb])
+        usb_state = volume._stores[2]
+        await volume._tasks_of_stores.remember()
+        assert not usb_state.filled
+        for number in range(100):
+            await write_file(volume, b"small %d" % number, b"x")
+            await trio.sleep(1)
+        assert usb_state.mirror.snapshot().pending_count
+        await volume._tasks_of_stores.remember()
+        assert usb_state.filled
 
 
 # --- broken off ------------------------------------------------------------------------------

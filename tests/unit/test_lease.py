@@ -6,6 +6,7 @@ Each test takes `autojump_clock` itself: as a fixture's fixture it would not bec
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -780,3 +781,19 @@ async def test_a_store_that_was_away_is_probed_when_it_is_back(autojump_clock: M
     assert not machine.keeper.state().unreachable
     # A claim that cannot be made conditional must stand for a while.
     assert (trio.current_time() - began_s >= SETTLE_S) is weak
+
+
+async def test_a_long_outage_is_said_once(
+    autojump_clock: MockClock, alpha: Machine, store: SimulatedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    await alpha.keeper.acquire(epoch=1, writer=A)
+    with caplog.at_level(logging.INFO, logger="mirrorfs.engine.lease"):
+        async with alpha.renewing():
+            for _ in range(2):
+                store.outage = True
+                await trio.sleep(10_000)
+                store.outage = False
+                await trio.sleep(100)
+    assert [record.getMessage() for record in caplog.records] == [
+        "lease of store home not renewed: Store home cannot be reached."
+    ] * 2
