@@ -381,3 +381,21 @@ def test_one_store_at_least_must_always_be_there(volume: Mounted, tmp_path: Path
     replaced = ("replace", volume.name, "a", f"file://{tmp_path / 'other'}", "--rotating")
     assert volume.run("store", *replaced).returncode == 2
     assert names(volume) == ["a", "usb"]
+
+
+def test_under_a_mount_in_the_foreground(volume: Mounted, tmp_path: Path) -> None:
+    """It lets go of the lock of changes once it is mounted, and keeps it until then."""
+    volume.umount()
+    process = volume.start("mount", volume.name, str(volume.mountpoint), "--foreground")
+    try:
+        volume.wait_until(lambda: bool(volume.status()["mounted"]), within_s=60)
+        volume.wait_until(lambda: volume.mountpoint.is_mount(), within_s=60)
+        usb = tmp_path / "usb"
+        volume.must("store", "add", volume.name, f"usb=file://{usb}", "--create-store", "--wait")
+        assert names(volume) == ["a", "b", "usb"]
+        volume.umount()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert restored(volume, usb, tmp_path / "restored") == DATA
