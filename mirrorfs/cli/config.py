@@ -19,7 +19,8 @@ from pathlib import Path
 
 from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.config_limits import LimitsConfig
-from mirrorfs.core.sizes import format_size, parse_size
+from mirrorfs.cli.config_table import Table, quoted
+from mirrorfs.core.sizes import format_size
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.engine.cache import CACHE_SIZE, CACHE_SIZE_MIN
 from mirrorfs.errors import ConfigError, FormatError, UsageError
@@ -33,11 +34,8 @@ STORES_MAX = 16
 MIRROR_DELAY_MIN_S = 0.1
 MIRROR_DELAY_MAX_S = 3600.0
 DEFAULT_MIRROR_DELAY_S = 10.0
-SIZE_MAX = 1 << 50
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_HEX_32 = re.compile(r"[0-9a-f]{32}")
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def check_volume_name(name: str) -> None:
@@ -206,24 +204,24 @@ class VolumeConfig:
         lines = [
             "# A MirrorFS volume, written by `mirrorfs init`. It holds no secrets.",
             f"format = {CONFIG_FORMAT}",
-            f"volume = {_quoted(self.volume.hex())}",
-            f"fingerprint = {_quoted(format_fingerprint(self.fingerprint))}",
+            f"volume = {quoted(self.volume.hex())}",
+            f"fingerprint = {quoted(format_fingerprint(self.fingerprint))}",
             f"mirror_delay_s = {self.mirror_delay_s!r}",
-            f"cache_size = {_quoted(format_size(self.cache_bytes))}",
+            f"cache_size = {quoted(format_size(self.cache_bytes))}",
             f"prefetch = {str(self.prefetch).lower()}",
             "",
             "[token]",
-            f"uri = {_quoted(self.token.uri)}",
+            f"uri = {quoted(self.token.uri)}",
         ]
         if self.token.module_path is not None:
-            lines.append(f"module_path = {_quoted(self.token.module_path)}")
+            lines.append(f"module_path = {quoted(self.token.module_path)}")
         for store in self.stores:
             lines += [
                 "",
                 "[[store]]",
-                f"name = {_quoted(store.name)}",
-                f"url = {_quoted(store.url)}",
-                f"instance = {_quoted(store.instance.hex())}",
+                f"name = {quoted(store.name)}",
+                f"url = {quoted(store.url)}",
+                f"instance = {quoted(store.instance.hex())}",
                 *(["rotating = true"] if store.rotating else []),
             ]
         return "\n".join(lines + self.alarm.to_lines() + self.limits.to_lines()) + "\n"
@@ -235,7 +233,7 @@ class VolumeConfig:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as exc:
             raise ConfigError("The volume's configuration is not valid TOML; correct the file.") from exc
-        read = _Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
+        read = Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
         read.known |= {"cache_size", "prefetch", "token", "store", "alarm", "limits"}
         read.check()
         version = table.get("format")
@@ -259,62 +257,10 @@ class VolumeConfig:
         )
 
 
-@dataclass(slots=True)
-class _Table:
-    """Strict access to one table."""
-
-    values: Mapping[str, object]
-    where: str
-    known: set[str]
-
-    def check(self) -> None:
-        unknown = sorted(set(self.values) - self.known)
-        if unknown:
-            raise ConfigError(
-                f"The volume's configuration has an unknown field {self.where}{unknown[0][:40]}; remove it."
-            )
-
-    def text(self, name: str) -> str:
-        value = self.values.get(name)
-        if not isinstance(value, str) or not value or not value.isprintable():
-            raise ConfigError(f"Field {self.where}{name} of the volume's configuration must be text.")
-        return value
-
-    def switch(self, name: str, *, default: bool) -> bool:
-        value = self.values.get(name, default)
-        if not isinstance(value, bool):
-            raise ConfigError(
-                f"Field {self.where}{name} of the volume's configuration must be true or false."
-            )
-        return value
-
-    def size(self, name: str, *, default: int, least: int) -> int:
-        if name not in self.values:
-            return default
-        try:
-            size_bytes = parse_size(self.text(name))
-        except FormatError as exc:
-            raise ConfigError(f"Field {self.where}{name} of the volume's configuration: {exc}") from exc
-        if not least <= size_bytes <= SIZE_MAX:
-            raise ConfigError(
-                f"Field {self.where}{name} of the volume's configuration must be from {format_size(least)}"
-                f" to {format_size(SIZE_MAX)}."
-            )
-        return size_bytes
-
-    def identifier(self, name: str) -> bytes:
-        digits = self.text(name).replace("-", "")
-        if _HEX_32.fullmatch(digits) is None:
-            raise ConfigError(
-                f"Field {self.where}{name} of the volume's configuration must be 32 hexadecimal digits."
-            )
-        return bytes.fromhex(digits)
-
-
 def _token(value: object) -> TokenConfig:
     if not isinstance(value, dict):
         raise ConfigError("The volume's configuration has no [token] table; add it with the token's uri.")
-    read = _Table(value, where="token.", known={"uri", "module_path"})
+    read = Table(value, where="token.", known={"uri", "module_path"})
     read.check()
     path = read.text("module_path") if "module_path" in value else None
     if path is not None and not path.startswith("/"):
@@ -329,7 +275,7 @@ def _stores(value: object) -> tuple[StoreConfig, ...]:
     for item in value:
         if not isinstance(item, dict):
             raise ConfigError("A [[store]] of the volume's configuration is not a table.")
-        read = _Table(item, where="store.", known={"name", "url", "instance", "rotating"})
+        read = Table(item, where="store.", known={"name", "url", "instance", "rotating"})
         read.check()
         name = read.text("name")
         check_configured_store_name(name)
@@ -352,13 +298,6 @@ def check_configured_store_name(name: str) -> None:
         check_store_name(name)
     except FormatError as exc:
         raise ConfigError(str(exc)) from exc
-
-
-def _quoted(text: str) -> str:
-    """A TOML basic string."""
-    if any(ord(character) < 0x20 and character not in _ESCAPES for character in text) or "\x7f" in text:
-        raise ConfigError("A value for the volume's configuration holds a control character; remove it.")
-    return '"' + "".join(_ESCAPES.get(character, character) for character in text) + '"'
 
 
 # --- files -----------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ Servers differ in what they honour, so that nothing is taken on trust:
   whole object, which botocore then finds wrong. The bytes are authenticated above this layer.
 - A server may ignore a range or send too much: answers are cut at what was asked for.
 
-boto3 blocks, so that each call runs in a thread. A cancelled call leaves its thread to end with
-botocore's own timeouts, and its effect may still come. No request is repeated here.
+boto3 blocks, so that each call runs in a thread; a cancelled one leaves its thread to end with botocore's
+own timeouts, and its effect may still come. No request is repeated here.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class S3Store:
             yield
         except FOREIGN_ERRORS as exc:
             if isinstance(exc, ClientError) and status(exc) == 404 and error_code(exc) != "NoSuchKey":
-                # The answer to a HEAD has no body to say whether the bucket is there at all.
+                # The answer to a HEAD does not say whether the bucket is there.
                 self._check_bucket()
             raise translate(exc, store=self.name, subject=subject, writes=writes) from exc
 
@@ -262,14 +262,12 @@ class S3Store:
             with self._translated(None):
                 answer = self._client().list_objects_v2(**request)
             if "IsTruncated" not in answer:
-                # botocore takes an answer without a body for an empty listing.
                 raise StoreUnavailable(f"Store {self.name} answered with something that is no listing.")
             page = self._page(answer.get("Contents", []), prefix=prefix, start_after=start_after)
             token = answer.get("NextContinuationToken")
             if page or not answer.get("IsTruncated") or not token:
                 return page
-            # Nothing but foreign names, or a server that ignores StartAfter: an empty page would
-            # mean the end.
+            # Nothing but foreign names, or StartAfter is ignored: an empty page would mean the end.
             request["ContinuationToken"] = token
         raise StoreUnavailable(f"Store {self.name} holds too many foreign objects under its prefix.")
 
@@ -311,7 +309,7 @@ class S3Store:
                     raise StoreUnavailable(f"Object {key} of store {self.name} is being changed.") from exc
 
     def _holds(self, key: ObjectKey, data: bytes) -> bool:
-        """Tell whether the object is there with these bytes. Raises ObjectExists: with others."""
+        """Whether the object is there with these bytes. Raises ObjectExists: with others."""
         try:
             same = self._head_blocking(key).size_bytes == len(data)
             if same and self._get_blocking(key, OBJECT_SIZE_MAX)[0] == data:
@@ -338,7 +336,6 @@ class S3Store:
             try:
                 tag = self._write(key, data, **condition)
             except ClientError as exc:
-                # If-Match on an object that is gone is answered with 404.
                 if condition_failed(exc) or error_code(exc) == "NoSuchKey":
                     raise self._other_version(key) from exc
                 raise
@@ -376,12 +373,10 @@ class S3Store:
                 refused = self._refuses(key, IfNoneMatch="*") and self._refuses(key, IfMatch=f'"{"0" * 32}"')
                 return refused and not self._refuses(key, IfMatch=tag)
             finally:
-                # Credentials without the right to delete are a supported way to keep a store.
                 with contextlib.suppress(StoreDenied):
                     self._delete_blocking(key)
 
     def _refuses(self, key: ObjectKey, **condition: str) -> bool:
-        """Tell whether a write under a condition is refused for that condition."""
         try:
             self._write(key, b"conditional", **condition)
         except ClientError as exc:

@@ -7,7 +7,7 @@ evenly; adding a little noise to a fixed delay leaves them in step
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -51,6 +51,19 @@ class Backoff:
         self.failures = 0
         self.fault = None
         self._retry_at_s = 0.0
+
+    async def succeeds(
+        self, work: Callable[[], Awaitable[None]], on_fault: Callable[[MirrorfsError, float], None]
+    ) -> bool:
+        """Do something and note how it went; a fault goes to `on_fault`, which notes it with `failed`."""
+        started_s = trio.current_time()
+        try:
+            await work()
+        except MirrorfsError as exc:
+            on_fault(exc, started_s)
+            return False
+        self.succeeded()
+        return True
 
     def retry_now(self) -> None:
         """Let the next try start at once; a failure of it waits as long as the next would have."""

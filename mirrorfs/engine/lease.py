@@ -55,8 +55,7 @@ RENEW_S = 20.0
 RENEW_AGAIN_S = 5.0  # after a renewal that failed
 SETTLE_S = 10.0  # how long a claim on a store without conditional writes must stand
 CLOCK_JUMP_S = 5
-SWAPS_MAX = 5
-ATTEMPTS_KEPT = 16
+SWAPS_MAX, ATTEMPTS_KEPT = 5, 16
 
 _NS = 1_000_000_000
 _logger = logging.getLogger(__name__)
@@ -253,7 +252,7 @@ class LeaseKeeper:
         if found is not None and not rotten:
             lease = self._documents.open(found.data)
             if found.data in self._attempts or (lease.writer, lease.epoch) == (claim.writer, claim.epoch):
-                # Our own claim, whose answer was lost, or that an earlier keeper of this mount gave back.
+                # Our own claim: its answer was lost, or an earlier keeper of this mount gave it back.
                 parent, counter = lease.parent, lease.counter + 1
             elif lease.epoch >= claim.epoch:
                 self._fence(lease)
@@ -330,8 +329,7 @@ class LeaseKeeper:
             unchanged = now is not None and self._found is not None and now.data == self._found.data
             if now is not None and not unchanged and now.data not in self._attempts:
                 self._lost(now)
-            # Absent, unchanged, in doubt for long enough, or an attempt of ours whose answer was lost.
-            self._found = now
+            self._found = now  # absent, unchanged, in doubt for long enough, or an attempt of ours
         raise fault
 
     def _lost(self, found: Found) -> None:

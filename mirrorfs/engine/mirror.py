@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from itertools import islice
 
 import trio
@@ -94,9 +95,7 @@ class Mirror:
         self._fault_level = logging.INFO if may_be_away else logging.WARNING
         self._held = set(load_held())
         self._queue = UploadQueue()
-        self._puts = Backoff(random)
-        self._looks = Backoff(random)
-        self._lease = Backoff(random)
+        self._puts, self._looks, self._lease = Backoff(random), Backoff(random), Backoff(random)
         self._event = trio.lowlevel.ParkingLot()
         self._waiters: list[set[str]] = []
         self._confirm_at_s = 0.0
@@ -260,6 +259,9 @@ class Mirror:
 
     async def _upload(self, item: Item) -> None:
         """Send one object. The queue has it in flight across every await here."""
+        # To read an object may mean to fetch it: for nothing, if the store is away.
+        if not await self._has_lease():
+            return
         try:
             data = await self._read_object(item.key)
             if len(data) != item.size_bytes:
@@ -268,13 +270,8 @@ class Mirror:
             known = isinstance(exc, MirrorfsError)  # the text of an OSError may hold a path
             self._park(item, str(exc) if known else f"The local object {item.key} cannot be read.")
             return
-        started_s = trio.current_time()
-        try:
-            await self._lease_fresh()
-        except MirrorfsError as exc:
-            self._failed(self._lease, exc, started_s=started_s)
+        if not await self._has_lease():
             return
-        self._lease.succeeded()
         started_s = trio.current_time()
         try:
             await self.store.put(ObjectKey(item.key), Sealed(data))
@@ -286,6 +283,9 @@ class Mirror:
             self._park(item, str(exc))
         else:
             self._put_succeeded(item)
+
+    async def _has_lease(self) -> bool:
+        return await self._lease.succeeds(self._lease_fresh, partial(self._failed, self._lease))
 
     def _put_succeeded(self, item: Item) -> None:
         if self._puts.failures:
@@ -304,7 +304,7 @@ class Mirror:
             self._queue.park(item)
             self._aside.store_chokes(item.key, str(fault), took_s=trio.current_time() - started_s)
             return
-        self._failed(self._puts, fault, started_s=started_s)
+        self._failed(self._puts, fault, started_s)
         if self._trial.failed(item.key):
             self._aside.take_turns(item.key)
             self._queue.park(item)
@@ -327,7 +327,7 @@ class Mirror:
             try:
                 await self._confirm_batch()
             except StoreError as exc:
-                self._failed(self._looks, exc, started_s=started_s)
+                self._failed(self._looks, exc, started_s)
             else:
                 self._recovered(self._looks)
             self._event.unpark_all()
@@ -363,7 +363,7 @@ class Mirror:
             self._queue.requeue(item)
             gone = StoreUnavailable(f"Store {self.store.name} lost object {item.key}; it is sent again.")
             _logger.warning("store %s lost %s after taking it; sending it again", self.store.name, item.key)
-            self._failed(self._puts, gone, started_s=trio.current_time())
+            self._failed(self._puts, gone, trio.current_time())
 
     # --- state -------------------------------------------------------------------------------
 
@@ -386,7 +386,7 @@ class Mirror:
         self._on_conflict(item.key)
         _logger.error("store %s holds other bytes under %s: %s", self.store.name, item.key, sentence)
 
-    def _failed(self, backoff: Backoff, fault: MirrorfsError, *, started_s: float) -> None:
+    def _failed(self, backoff: Backoff, fault: MirrorfsError, started_s: float) -> None:
         if not any(other.failures for other in (self._puts, self._looks, self._lease)):
             self._failing_since_ns = self._clock.now_ns()
         before = backoff.failures
