@@ -137,8 +137,10 @@ class _Judge:
             for lease in found:
                 if lease.writer not in own and not known.has(lease):
                     raise InUseError(self._unknown(lease))
-        if not self._mounted and silent and not self._settings.take_over:
-            self._check_was_last(found, silent)
+        # A rotating store is never waited for, so that what the log ends with lies on the others.
+        missed = set(silent) - self._settings.rotating
+        if not self._mounted and missed and not self._settings.take_over:
+            self._check_was_last(found, missed)
         await self._heads.compare(
             stores, self.recovered.index, known, pinned=not self._mounted and not self._settings.take_over
         )
