@@ -140,6 +140,8 @@ class MirrorSimulation:
         self._machines: list[Machine] = []
         self._last: Machine | None = None
         """The one that was mounted last."""
+        self._began: Machine | None = None
+        """The one that tried to mount last: it may hold leases, and have sent nothing."""
         self._running: list[Session] = []
         self._awake: list[Machine] = []
         """Machines whose process runs."""
@@ -257,6 +259,8 @@ class MirrorSimulation:
         """Raises: Refused. InUseError."""
         machine.disk.write_whole(f"objects/{header_key(HEADER.generation, HEADER_BYTES)}", HEADER_BYTES)
         was_last = self._last in (None, machine)
+        was_alone = self._began in (None, machine)
+        self._began = machine
         stormy = self.weather.is_stormy
         try:
             volume = await MountedVolume.open(
@@ -281,10 +285,10 @@ class MirrorSimulation:
             if not stormy and not self.weather.is_stormy:
                 raise
             raise Refused from None
-        except InUseError:
-            if was_last and not stormy and not self.weather.is_stormy and not self._running:
+        except InUseError as exc:
+            if was_alone and not stormy and not self.weather.is_stormy:
                 raise
-            raise Refused from None
+            raise Refused from exc
         except _REFUSALS as exc:
             if machine.line is None:
                 if not self.weather.is_troubled:
@@ -351,7 +355,7 @@ class MirrorSimulation:
             machine = self._choose()
             self._wake(machine, may_crash=True)
             try:
-                session = await self._mount(machine, nursery, take_over=rng.random() < 0.1)
+                session = await self._mount_somehow(machine, nursery)
             except Refused as exc:
                 if isinstance(exc.__cause__, _REFUSALS) and machine.line is not None:
                     self._drop(machine)
@@ -364,6 +368,15 @@ class MirrorSimulation:
             await self._use(session)
             await self._end(session)
             nursery.cancel_scope.cancel()
+
+    async def _mount_somehow(self, machine: Machine, nursery: trio.Nursery) -> Session:
+        """As a person does: without taking over, and with it where that is what is said. Raises: Refused."""
+        try:
+            return await self._mount(machine, nursery, take_over=self.rng.random() < 0.1)
+        except Refused as exc:
+            if not isinstance(exc.__cause__, InUseError) or self.rng.random() < 0.3:
+                raise
+        return await self._mount(machine, nursery, take_over=True)
 
     async def _use(self, session: Session) -> None:
         rng = self.rng
@@ -467,12 +480,12 @@ class MirrorSimulation:
             assert machine is not None
             self._wake(machine, may_crash=False)
             try:
-                session = await self._mount(machine, nursery)
+                session = await self._mount(machine, nursery, take_over=True)
             except Refused:
                 self._drop(machine)
                 machine = self._fresh()
                 self._wake(machine, may_crash=False)
-                session = await self._mount(machine, nursery)
+                session = await self._mount(machine, nursery, take_over=True)
             volume = session.volume
             with trio.fail_after(HEAL_S):
                 await self._mend_all(volume)
