@@ -22,7 +22,7 @@ from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState, StateWord
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
 from mirrorfs.engine.upload_pace import UploadPace
-from mirrorfs.errors import InUseError, ObjectNotFound
+from mirrorfs.errors import DamagedError, InUseError, ObjectNotFound, StoreError
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.ports import Index, Store
@@ -204,7 +204,8 @@ class Attaching:
             try:
                 # A store is asked last for what it is to be sent.
                 return await self.objects.read(key, but=name)
-            except ObjectNotFound:
+            except (ObjectNotFound, DamagedError, StoreError):
+                # It may have it all the same, and be the only one that has it whole.
                 return await self.objects.read(key)
 
         return read

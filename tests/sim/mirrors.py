@@ -319,7 +319,8 @@ class MirrorSimulation:
                 raise Violation(f"{machine.name} shows {shown}, and {machine.synced} was synced on it")
         elif not chronicle.keeps_promise(line, shown):
             # A machine that has been away cannot know better while no store answers.
-            is_stale = before is not None and shown in before.ids and self.weather.is_stormy
+            had_begun = shown == 0 if before is None else shown in before.ids
+            is_stale = had_begun and self.weather.is_stormy and bool(machine.disk.list("objects/segments"))
             if not is_stale:
                 raise Violation(f"{machine.name} shows {shown}, and {chronicle.promised} was promised")
         line = line.upto(shown)
