@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
@@ -27,7 +27,7 @@ FIRST_S: Final = 300.0
 POLL_S: Final = 1800.0
 """How often it is seen whether a look is due; a store that could not be looked at is tried again then."""
 LOOKED_PATH: Final = "looked"
-"""Local file: JSON of CLOCK_REALTIME in ns by instance (hex)."""
+"""Local file: JSON of CLOCK_REALTIME in ns by instance (hex) of a store, or LOCAL."""
 
 
 class DailyLook:
@@ -60,24 +60,27 @@ class DailyLook:
                     await self._look(due)
             await trio.sleep(POLL_S)
 
-    def _due(self) -> list[Mirror]:
-        looked, now_ns = self._load(), self._clock.now_ns()
-        return [
-            mirror
-            for mirror in self._mirrors().values()
-            if not 0 <= now_ns - looked.get(mirror.instance, now_ns + 1) < LOOK_INTERVAL_NS
-        ]
+    def _places(self) -> dict[str, str]:
+        """What is looked at: its name, and what it is remembered by."""
+        return {LOCAL: LOCAL} | {name: mirror.instance for name, mirror in self._mirrors().items()}
 
-    async def _look(self, due: Sequence[Mirror]) -> None:
+    def _due(self) -> dict[str, str]:
+        looked, now_ns = self._load(), self._clock.now_ns()
+        return {
+            place: known_as
+            for place, known_as in self._places().items()
+            if not 0 <= now_ns - looked.get(known_as, now_ns + 1) < LOOK_INTERVAL_NS
+        }
+
+    async def _look(self, due: Mapping[str, str]) -> None:
         began_ns = self._clock.now_ns()
-        report = await self._scrubber.run(SIZES, places=[LOCAL, *(mirror.store.name for mirror in due)])
+        report = await self._scrubber.run(SIZES, places=list(due))
         for bad, why in (await self._mender.mend(report.bad)).items():
             logger.warning("Object %s of %s: %s. %s", bad.key, bad.place, bad.fault, why or "Mended.")
-        unreachable = {place.place for place in report.places if place.unreachable is not None}
-        # What could not be mended is known, too: it is no store's that is to be looked at again for it.
-        done = {mirror.instance: began_ns for mirror in due if mirror.store.name not in unreachable}
-        known = {mirror.instance for mirror in self._mirrors().values()}
-        looked = {instance: at for instance, at in self._load().items() if instance in known} | done
+        # What could not be mended is known, too: its place is not looked at again for it.
+        done = {due[place.place]: began_ns for place in report.places if place.unreachable is None}
+        known = set(self._places().values())
+        looked = {known_as: at for known_as, at in (self._load() | done).items() if known_as in known}
         self._disk.write_whole(LOOKED_PATH, json.dumps(looked).encode())
 
     def _load(self) -> dict[str, int]:
