@@ -111,7 +111,10 @@ class Heads:
         journal_sequence: int,
         header_hash: bytes,
     ) -> tuple[str, int, int]:
-        """Write the next head, naming `last` as the newest closed segment: (key, size, created_ns)."""
+        """Write the next head, naming `last` as the newest closed segment: (key, size, created_ns).
+
+        One call at a time: each head names the one before. Raises: DiskError: it counts as not made.
+        """
         # Above every counter seen: the head of a writer that was fenced must not hide the later ones.
         counter = max(self.newest.counter if self.newest is not None else 0, self._counter_seen) + 1
         head = Head(
@@ -133,7 +136,8 @@ class Heads:
             header_hash=header_hash,
         )
         sealed = seal_head(head, keys=self._keys, seed=identity.signer.private_bytes_raw())
-        # Both move before the await: a second call makes the next head, never another one of this number.
-        self.newest, self._digest = head, hashlib.sha256(sealed.data).digest()
+        # Its number is spent even if the write fails, which may leave the file: no two heads have one number.
+        self._counter_seen = counter
         await self._offload.sync(lambda: self._disk.write_whole(LOCAL_PREFIX + sealed.key, sealed.data))
+        self.newest, self._digest = head, sealed.digest
         return sealed.key, len(sealed.data), head.created_ns

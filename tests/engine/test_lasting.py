@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from mirrorfs.engine import volume as volume_module
 from mirrorfs.engine.lasting import AGAIN_S, lasting
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import DiskFull, WritesStopped
-from mirrorfs.format.control import parse_head_key
+from mirrorfs.format.control import open_head, parse_head_key
 from tests.support.machine import read_file, write_file
 from tests.support.store_memory import MemoryStore
 from tests.support.virtual_pc import VirtualPc
+from tests.support.volumes import HEADER, KEYS
 
 FULL = "The local disk is full."
 
@@ -35,6 +37,8 @@ class Pc(VirtualPc):
 async def test_a_head_that_cannot_be_written(tmp_path: Path, autojump_clock: MockClock) -> None:
     it = Pc(tmp_path)
     async with it.mounted(wait=False) as volume:
+        await volume.flush()
+        (before,) = it.heads()
         await write_file(volume, b"a", b"x" * 1000)
         it.disk.full_for = "/heads/"
         await trio.sleep(volume_module.HEAD_INTERVAL_S * 2.5)
@@ -42,10 +46,17 @@ async def test_a_head_that_cannot_be_written(tmp_path: Path, autojump_clock: Moc
         assert volume.status().fatal is None
         it.disk.full_for = ""
         await trio.sleep(volume_module.HEAD_INTERVAL_S)
-        assert len(it.heads()) == 1
+        # The next one names the one before that is there, and has a number of its own.
+        assert len(it.heads()) == 2
+        assert it.heads()[1] == before + 3
+        first, second = (key for key in sorted(it.places[0].objects) if key.startswith("heads/"))
+        head = open_head(
+            it.places[0].objects[second], key=second, keys=KEYS, public_key=HEADER.public_keys.writer
+        )
+        assert head.previous == sha256(it.places[0].objects[first]).digest()
         inode = await write_file(volume, b"b", b"y" * 1000)
         await volume.flush()
-        assert len(it.heads()) == 2
+        assert len(it.heads()) == 3
         assert await read_file(volume, inode) == b"y" * 1000
 
 
