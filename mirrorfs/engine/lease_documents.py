@@ -23,9 +23,17 @@ from mirrorfs.ports import Entropy
 _NS: Final = 1_000_000_000
 
 
-def next_epoch(seen: Iterable[Lease | None], *, local: int) -> int:
-    """The epoch of a new mount: one more than any on the reachable stores, and than the local one."""
-    return max([local, *(lease.epoch for lease in seen if lease is not None)]) + 1
+BLIND_STEP: Final = 1000
+
+
+def next_epoch(seen: Iterable[Lease | None], *, local: int, is_blind: bool = False) -> int:
+    """The epoch of a new mount: one more than any on the reachable stores, and than the local one.
+
+    A take-over that does not see all stores (`is_blind`) leaves room for what may have been counted there:
+    the branches of two writers must not end with one epoch.
+    """
+    newest = max([local, *(lease.epoch for lease in seen if lease is not None)])
+    return newest + (BLIND_STEP if is_blind else 1)
 
 
 class LeaseDocuments:

@@ -99,12 +99,13 @@ class LeaseTaker:
         )
         keepers = [await self.keeper(store, rotating=store.name in self.rotating) for store in self._stores]
         seen = await self._look_at(keepers)
-        epoch = next_epoch(seen.values(), local=local_epoch)
+        lasting = [store.name for store in self._stores if store.name not in self.rotating]
+        is_blind = self._settings.take_over and not all(name in seen for name in lasting)
+        epoch = next_epoch(seen.values(), local=local_epoch, is_blind=is_blind)
         if self._settings.take_over:
             self.notice_s = _notice_s(
                 [seen.get(keeper.state().store, _UNSEEN) for keeper in keepers], own=before
             )
-        lasting = [store.name for store in self._stores if store.name not in self.rotating]
         self._admission = admission = Admission(lasting, judge)
 
         async def acquire(keeper: LeaseKeeper) -> None:

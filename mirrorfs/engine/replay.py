@@ -23,7 +23,7 @@ from mirrorfs.format.journal import GENESIS_HASH, Journal
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.record import decode_records
 from mirrorfs.format.rows import FrameRow, RelocationRow, SegmentRow
-from mirrorfs.format.segment import Previous, decode_header
+from mirrorfs.format.segment import Previous
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Index
 
@@ -86,11 +86,12 @@ class Replayer:
         writer: WriterPublicKey,
         *,
         stop_after: Callable[[int, Journal], bool] | None = None,
+        vouched: Previous | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """`stop_after(position, journal)` is asked before a commit is applied; True ends replay before it.
 
-        `on_progress(sequence, time_ns)` hears of each segment.
+        `vouched`: a segment as a head names it. `on_progress(sequence, time_ns)` hears of each segment.
         """
         self._index = index
         self._source = source
@@ -98,6 +99,7 @@ class Replayer:
         self._keys = keys
         self._writer = writer
         self._stop_after = stop_after
+        self._vouched = vouched
         self._on_progress = on_progress
         self._applier = Applier(index)
         self._group: list[ScannedJournal] = []
@@ -245,38 +247,23 @@ class Replayer:
     async def _attested_digest(self, segment: SegmentId, *, size: int) -> bytes | None:
         """What the header of the next segment says of a damaged one of this size."""
         for following in await self._source.candidates(segment.sequence + 1):
-            async for _, data in self._source.copies(following):
-                try:
-                    header, _ = decode_header(data, self._keys, self._writer)
-                except (DamagedError, StoreTooNew):
-                    continue
-                previous = header.previous
-                if header.segment == following and previous is not None:
-                    if previous.segment == segment and previous.size == size:
-                        return previous.digest
-                    break
+            previous = await self._branches.previous(following)
+            if previous is not None and previous.segment == segment and previous.size == size:
+                return previous.digest
         return None
 
-    async def _attested(self, current: _Loaded) -> tuple[_Loaded, Previous] | None:
-        """For a segment without trailer: the next one whose header attests a cut of it, in its best copy."""
+    async def _attested(self, current: _Loaded) -> tuple[_Loaded | None, Previous] | None:
+        """For one without trailer: the next whose header attests a cut of it, or a head that does."""
         for segment in await self._source.candidates(current.segment.sequence + 1):
-            async for _, data in self._source.copies(segment):
-                try:
-                    header, _ = decode_header(data, self._keys, self._writer)
-                except (DamagedError, StoreTooNew):
-                    continue
-                previous = header.previous
-                if (
-                    header.segment != segment
-                    or previous is None
-                    or previous.segment != current.segment
-                    or previous.size > len(current.data)
-                ):
-                    continue
-                if hashlib.sha256(memoryview(current.data)[: previous.size]).digest() == previous.digest:
-                    # The copy whose header was read may be damaged behind it.
-                    following = await self._load(segment.sequence, previous, check=True)
-                    return None if following is None else (following, previous)
+            previous = await self._branches.previous(segment)
+            if previous is None or previous.segment != current.segment:
+                continue
+            if _begins_as(current.data, previous):
+                following = await self._load(segment.sequence, previous, check=True)
+                return None if following is None else (following, previous)
+        end = self._vouched
+        if end is not None and end.segment == current.segment and _begins_as(current.data, end):
+            return None, end
         return None
 
     def _apply_segment(self, loaded: _Loaded, end: int) -> str | None:
@@ -393,6 +380,10 @@ class Replayer:
 def _rank(scan: ScannedSegment) -> tuple[bool, bool, int, int]:
     """Which of two copies is of more use."""
     return scan.trailer is not None, scan.journal_whole, scan.end, -len(scan.bad)
+
+
+def _begins_as(data: bytes, end: Previous) -> bool:
+    return len(data) >= end.size and hashlib.sha256(memoryview(data)[: end.size]).digest() == end.digest
 
 
 def previous_of(row: SegmentRow) -> Previous:

@@ -109,6 +109,7 @@ class Planner:
         self._on_loaded = on_loaded
         self._disk = disk
         self._stopped = False
+        self._vouched: Previous | None = None
         self.main = Segments(Stream.MAIN, disk=disk, offload=offload, stores=stores)
         self._checkpoints = Segments(Stream.CHECKPOINT, disk=disk, offload=offload, stores=stores)
         self.end: ReplayEnd
@@ -126,6 +127,9 @@ class Planner:
         if len(silent) == len(self._stores) and not self.main.local_sequences:
             raise StoreUnavailable("No store can be listed: check the network, the disks and the URLs.")
         head = await self._newest_head(silent)
+        if head is not None and head.segment_key:
+            segment = parse_segment_object_key(head.segment_key)[1]
+            self._vouched = Previous(segment, head.segment_size, head.segment_digest)
         index, end = await self._best(moment, head)
         self.end = end
         if not end.journal_sequence and moment != NEWEST and index.get_inode(ROOT_INODE) is None:
@@ -244,6 +248,7 @@ class Planner:
             self._keys,
             self._writer,
             stop_after=stop_after,
+            vouched=self._vouched,
             on_progress=self._on_progress,
         )
         return await replayer.run(keep_tail=self._disk is not None)

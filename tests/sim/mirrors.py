@@ -345,7 +345,9 @@ class MirrorSimulation:
         shown = self.chronicle.found(self._names_and_sizes(recovered.index))
         recovered.index.close()
         assert machine.line is not None
-        if shown is None or not machine.line.reaches(shown, earlier=machine.synced):
+        # It may have followed another machine before it was refused.
+        lines = [machine.line, *self.chronicle.lines]
+        if shown is None or not any(line.reaches(shown, earlier=machine.synced) for line in lines):
             raise Violation(f"{machine.name} exports {shown}, and {machine.synced} was synced on it") from why
 
     # --- lives -------------------------------------------------------------------------------
@@ -575,6 +577,7 @@ class MirrorSimulation:
         self.chronicle.add(session.line, {**state, name: data})
 
     def _check_fenced(self, session: Session) -> None:
+        session.machine.disk.check_alive()
         if not self._is_fenced(session):
             raise Violation(f"{session.machine.name} takes no changes, and nobody took over")
 
