@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from mirrorfs.core.scan import scan_segment
-from mirrorfs.errors import DamagedError, FormatError
+from mirrorfs.errors import DamagedError, FormatError, StoreTooNew
 from mirrorfs.format.control import open_head
 from mirrorfs.format.document import DocumentKind, open_document
 from mirrorfs.format.header import parse_header
@@ -50,3 +50,17 @@ def check_object(
         copy = header_copy(data, offset=scan.trailer.size, stream=stream)
         if copy:
             open_document(copy, DocumentKind.HEADER, volume=keys.volume, keys=keys, public_key=public_key)
+
+
+def is_another_state(key: str, data: bytes, *, keys: VolumeKeys, public_key: bytes, row: SegmentRow) -> bool:
+    """Whether what is not the segment that the chain has is one of that name all the same, whole or longer.
+
+    Its writer wrote it: a clone of this machine, or this one before its state was put back. It is no damage.
+    """
+    try:
+        scan = scan_segment(data, keys, load_public_key(public_key))
+    except (DamagedError, StoreTooNew):
+        return False
+    _, segment = parse_segment_object_key(key)
+    is_whole = scan.fault is None and (scan.trailer is not None or len(data) > row.size)
+    return is_whole and scan.header.segment == segment

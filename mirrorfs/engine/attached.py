@@ -113,8 +113,8 @@ class StoreSet:
 
     def __init__(self) -> None:
         self.members: list[AttachedStore] = []
-        self.left_fence: str | None = None
-        """One that was removed had been taken over by another writer."""
+        self.other_fence: str | None = None
+        """Why nothing may be written, where the lease of no member says so: of one that was removed, say."""
 
     def stores(self) -> list[Store]:
         """Those to read from: the rotating ones that are away are of no use."""
@@ -153,7 +153,7 @@ class StoreSet:
         the others were not in reach, holds another branch.
         """
         states = (one.lease.state().fenced for one in self.members if not one.rotating)
-        return self.left_fence or next((fenced for fenced in states if fenced is not None), None)
+        return self.other_fence or next((fenced for fenced in states if fenced is not None), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Order at a store, each step of which may be the last before a crash:
 1. the store counts as not holding the object, so that the cache keeps what is here of it;
 2. a verified copy lies on the local disk, else nothing is removed: two stores may be mended at once, and
    neither may count on the other;
-3. step 1 is durable; then damaged bytes are deleted;
+3. step 1 is durable; then damaged bytes are deleted, under the lease;
 4. the mirror sends the object like any other: lease, back-off, confirmation.
 After a crash from 3 on the object is one of those that the store lacks, and is sent by the next mount; if
 damaged bytes are still in the way then, that is a conflict, which status shows.
@@ -24,6 +24,7 @@ from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
 from mirrorfs.engine.scrub import LOCAL, BadObject, Fault, Scrubber
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
+from mirrorfs.engine.standing import WHAT_NEXT
 from mirrorfs.errors import MirrorfsError, StoreError, StoreMismatch
 from mirrorfs.ports import Clock, Disk, ObjectKey, Offload
 
@@ -51,12 +52,15 @@ class Mender:
         *,
         settle_index: Callable[[], Awaitable[int]],
         on_replaced: Callable[[str, int], None],
+        on_fork: Callable[[str], None],
     ) -> None:
         """
         Args:
             mirrors: returns those of the stores that the volume has now, by name.
             settle_index: makes what was noted in the index durable.
             on_replaced: hears path and size of a local file that is new, or another one now.
+            on_fork: hears, in a sentence, that a store has a state of this very log that is not ours. Nothing
+                is removed then, and nothing may be written any more.
         """
         self._objects = objects
         self._source = source
@@ -67,6 +71,7 @@ class Mender:
         self._clock = clock
         self._settle_index = settle_index
         self._on_replaced = on_replaced
+        self._on_fork = on_fork
         self._lock = trio.Lock()
         self._suspects: dict[tuple[str, str], None] = {}
         self._wake = trio.Event()
@@ -155,10 +160,15 @@ class Mender:
             mirror = mirrors.get(one.place)
             try:
                 # What was found may be old: nothing good is ever removed.
-                if await self._scrubber.examine(one.place, one.key) is None:
+                found = await self._scrubber.examine(one.place, one.key)
+                if found is None:
                     results[one] = None
                     if mirror is not None and one.key in mirror.in_conflict():
                         mirror.forget(one.key)  # sent again, and found to be there
+                    continue
+                if found.fault is Fault.FORK:
+                    results[one] = found.detail
+                    self._on_fork(f"Store {one.place} has a later state of this machine's log; {WHAT_NEXT}")
                     continue
             except MirrorfsError as exc:
                 results[one] = str(exc)
@@ -205,8 +215,9 @@ class Mender:
             # In what was examined, and nowhere else: in the place of a store there may be another by now.
             if one.fault is not Fault.MISSING and self._mirrors().get(one.place) is mirror:
                 try:
+                    await mirror.lease_fresh()
                     await mirror.store.delete(ObjectKey(one.key))
-                except StoreError as exc:
+                except MirrorfsError as exc:
                     results[one] = f"what is there could not be removed: {exc}"
             # In any case: what is still in the way is a conflict, and shown.
             mirror.offer(one.key, size_bytes, written_ns=now_ns)

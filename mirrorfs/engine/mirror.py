@@ -84,7 +84,7 @@ class Mirror:
         self.store = store
         self.instance = instance
         self._read_object = read_object
-        self._lease_fresh = lease_fresh
+        self.lease_fresh = lease_fresh
         self._save_held = save_held
         self._forget_held = forget_held
         self._on_conflict = on_conflict
@@ -285,7 +285,7 @@ class Mirror:
             self._put_succeeded(item)
 
     async def _has_lease(self) -> bool:
-        return await self._lease.succeeds(self._lease_fresh, partial(self._failed, self._lease))
+        return await self._lease.succeeds(self.lease_fresh, partial(self._failed, self._lease))
 
     def _put_succeeded(self, item: Item) -> None:
         if self._puts.failures:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from mirrorfs.core.genuine import check_object
+from mirrorfs.core.genuine import check_object, is_another_state
 from mirrorfs.core.salvage import combine_copies
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.errors import (
@@ -197,6 +197,15 @@ class ObjectSource:
         row = self._local.row_of(key)
         await self._offload.run(
             lambda: check_object(key, data, keys=self._keys, public_key=self._public_key, row=row)
+        )
+
+    async def is_another_state(self, key: str, data: bytes) -> bool:
+        """Whether bytes that are not our chain's segment are authentic all the same (core/genuine.py)."""
+        row = self._local.row_of(key)
+        if row is None:
+            return False
+        return await self._offload.run(
+            lambda: is_another_state(key, data, keys=self._keys, public_key=self._public_key, row=row)
         )
 
     async def read(self, key: str, *, but: str | None = None, local: bool = True) -> bytes:

@@ -148,7 +148,11 @@ class Scrubber:
             await self._source.check(key, data)
         except ObjectNotFound:
             return BadObject(place, key, Fault.MISSING, "it is not there.")
-        except (DamagedError, LimitError) as exc:
+        except LimitError as exc:
+            return BadObject(place, key, Fault.DAMAGED, str(exc))
+        except DamagedError as exc:
+            if place != LOCAL and await self._source.is_another_state(key, data):
+                return BadObject(place, key, Fault.FORK, "it is another state of the same segment.")
             return BadObject(place, key, Fault.DAMAGED, str(exc))
         return None
 

@@ -25,6 +25,8 @@ class Fault(StrEnum):
     MISSING = "missing"
     SIZE = "wrong size"
     DAMAGED = "damaged"
+    FORK = "another state"
+    """Authentic, but not what this machine's log has there: a clone wrote it, or this one was put back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,14 @@ class StoreTasks:
             logger.log(level, "Store %s cannot be listed: %s", one.store.name, exc)
         await one.mirror.run()
 
+    def fence(self, sentence: str) -> None:
+        """Write nothing any more, anywhere, for a reason that a store shows otherwise than by its lease."""
+        if self.members.fenced() is None:
+            logger.critical("%s", sentence)
+            self.members.other_fence = sentence
+            if self._nursery is not None:
+                self._nursery.start_soon(self._on_fenced)
+
     # --- what is remembered ------------------------------------------------------------------
 
     async def _remember_now_and_then(self) -> None:
@@ -333,7 +341,7 @@ class StoreTasks:
             logger.info("what is remembered of store %s could not be forgotten: %s", one.store.name, exc)
         fenced = one.lease.state().fenced
         if fenced is not None and not one.rotating:
-            self.members.left_fence = fenced
+            self.members.other_fence = fenced
             await self._lasting(self._on_fenced, "a lease")
 
     async def release(self, one: AttachedStore) -> None:

@@ -108,6 +108,7 @@ class MountedVolume:
         self.mender = Mender(
             self._objects, source, self.scrubber, mirrors, world.disk, world.offload, world.clock,
             settle_index=local.committer.settle_index, on_replaced=local.cache.replaced,
+            on_fork=stores.fence,
         )  # fmt: skip
         self._prefetches = prefetches
         self._prefetcher = Prefetcher(

@@ -233,7 +233,7 @@ async def test_take_over_follows_what_the_old_writer_sent_before_it_noticed(
         for one in first._stores:
             # Its next renewal comes late: what was fresh before is used until then.
             one.lease._lock.acquire_nowait()
-            one.mirror._lease_fresh = trio.lowlevel.checkpoint
+            one.mirror.lease_fresh = trio.lowlevel.checkpoint
         seen: list[bytes] = []
 
         async def take_over() -> None:
@@ -264,7 +264,7 @@ async def test_a_fenced_writer_sends_nothing_to_the_store_that_was_out_of_reach(
             with trio.fail_after(10):
                 while not first.filesystem.read_only:  # noqa: ASYNC110
                     await trio.sleep(0.05)
-            fresh = first._stores[1].mirror._lease_fresh
+            fresh = first._stores[1].mirror.lease_fresh
             assert first._stores[1].lease.state().fenced is None
             with pytest.raises(InUseError, match="taken over"):
                 await fresh()
