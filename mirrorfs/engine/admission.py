@@ -49,10 +49,13 @@ class Admission:
         await self._complete.wait()
         await self.settle()
 
-    def give_up(self, store: str) -> None:
-        """A store has not shown its lease in time."""
+    def give_up(self, store: str, *, answers: bool) -> None:
+        """A store has shown no good lease in time; where it `answers`, what else it has is known."""
         if store not in self._found:
-            self._silent.add(store)
+            if answers and store in self._waited_for:
+                self._found[store] = None
+            else:
+                self._silent.add(store)
         self._look()
 
     def refuse(self, reason: MirrorfsError) -> None:

@@ -110,7 +110,7 @@ class LeaseTaker:
 
         async def acquire(keeper: LeaseKeeper) -> None:
             name = keeper.state().store
-            is_rotating = name in self.rotating
+            is_rotating, answers = name in self.rotating, False
             # Nobody waits for another writer's lease on a store that only rotates: the mirror takes it later.
             with trio.move_on_after(ROTATING_S if is_rotating else LEASE_PERIOD_S + STORE_LOOK_S):
                 try:
@@ -125,7 +125,8 @@ class LeaseTaker:
                 except (StoreError, DamagedError, LimitError) as exc:
                     # The mirror goes on trying; nothing is sent there before the lease is held.
                     logger.log(self._level(name), "The lease of store %s is not held yet: %s", name, exc)
-            admission.give_up(name)
+                    answers = not isinstance(exc, StoreError)
+            admission.give_up(name, answers=answers)
 
         async with trio.open_nursery() as nursery:
             for keeper in keepers:

@@ -259,7 +259,8 @@ class MirrorSimulation:
         """Raises: Refused. InUseError."""
         machine.disk.write_whole(f"objects/{header_key(HEADER.generation, HEADER_BYTES)}", HEADER_BYTES)
         was_last = self._last in (None, machine)
-        was_alone = self._began in (None, machine)
+        began_before = self._began
+        was_alone = began_before in (None, machine)
         self._began = machine
         stormy = self.weather.is_stormy
         try:
@@ -286,6 +287,7 @@ class MirrorSimulation:
                 raise
             raise Refused from None
         except InUseError as exc:
+            self._began = began_before  # a mount that is refused leaves nothing behind
             if was_alone and not stormy and not self.weather.is_stormy:
                 raise
             raise Refused from exc
