@@ -178,10 +178,11 @@ class _Judge:
     def _check_was_last(self, found: Sequence[Lease], silent: Collection[str]) -> None:
         """With a store away, only the machine that wrote last knows where the log ends."""
         own, row = self._taker.own_writers, self.recovered.index.last_segment()
-        if all(lease.writer in own for lease in found) and (row is None or row.writer in own):
+        if row is not None and row.writer in own and all(lease.writer in own for lease in found):
             return
+        why = "this machine has never written" if row is None else "another machine wrote last"
         raise InUseError(
-            f"Store {' and store '.join(sorted(silent))} does not answer, and another machine wrote last:"
+            f"Store {' and store '.join(sorted(silent))} does not answer, and {why}:"
             " make it reachable, or go on without what it alone may have with --take-over."
         )
 

@@ -47,7 +47,7 @@ from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.recovery import Recovery
 from mirrorfs.engine.restore_plan import NEWEST
 from mirrorfs.engine.retry import RetryingStore, RetryPolicy
-from mirrorfs.engine.scrub import DEEP
+from mirrorfs.engine.scrub import DEEP, BadObject
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import (
     ChainError,
@@ -83,6 +83,8 @@ TIMEOUT_S = 30 * 24 * 3600.0
 """Of virtual time per life: beyond it something waits for ever."""
 HEAL_S = 4 * 3600.0
 """Of virtual time: so long after the last fault everything must be everywhere."""
+LEASE_DOUBT_S = 600.0
+"""Of virtual time: a lease that is lost or rotten has been written again by then."""
 NAMES = 6
 _WRITER = load_public_key(HEADER.public_keys.writer)
 _ONCE = RetryPolicy(attempts_max=1)
@@ -140,8 +142,8 @@ class MirrorSimulation:
         self._machines: list[Machine] = []
         self._last: Machine | None = None
         """The one that was mounted last."""
-        self._began: Machine | None = None
-        """The one that tried to mount last: it may hold leases, and have sent nothing."""
+        self._began: set[Machine] = set()
+        """Those that tried to mount: they may hold leases, and have sent nothing."""
         self._running: list[Session] = []
         self._awake: list[Machine] = []
         """Machines whose process runs."""
@@ -259,9 +261,9 @@ class MirrorSimulation:
         """Raises: Refused. InUseError."""
         machine.disk.write_whole(f"objects/{header_key(HEADER.generation, HEADER_BYTES)}", HEADER_BYTES)
         was_last = self._last in (None, machine)
-        began_before = self._began
-        was_alone = began_before in (None, machine)
-        self._began = machine
+        began_before = set(self._began)
+        was_alone = began_before <= {machine}
+        self._began.add(machine)
         stormy = self.weather.is_stormy
         try:
             volume = await MountedVolume.open(
@@ -301,7 +303,10 @@ class MirrorSimulation:
                 await self._export(machine, exc)
             raise Refused from exc
         session = Session(machine, volume, await self._check_mounted(machine, volume, was_last=was_last))
-        machine.may_be_refused = not was_last and (stormy or self.weather.is_stormy)
+        saw_all = not stormy and not self.weather.is_stormy
+        if saw_all:
+            self._began = {machine}
+        machine.may_be_refused = not saw_all and (machine.may_be_refused or not was_last)
         if self._last not in (None, machine):
             self._last.may_be_refused = True
         self._last = machine
@@ -356,6 +361,7 @@ class MirrorSimulation:
 
     async def _life(self) -> None:
         rng = self.rng
+        self.weather.is_settled = False
         async with trio.open_nursery() as nursery:
             machine = self._choose()
             self._wake(machine, may_crash=True)
@@ -413,6 +419,7 @@ class MirrorSimulation:
         session.closed = True
         if end == "wait":
             self.weather.heal()
+            self.weather.is_settled = True
             told = True
             try:
                 with trio.move_on_after(HEAL_S) as waited:
@@ -503,14 +510,22 @@ class MirrorSimulation:
             nursery.cancel_scope.cancel()
 
     async def _mend_all(self, volume: MountedVolume) -> None:
-        report = await volume.scrubber.run(DEEP, restart=True)
-        left = {bad: why for bad, why in (await volume.mender.mend(report.bad)).items() if why is not None}
+        left = await self._mend(volume)
+        if left:
+            await trio.sleep(LEASE_DOUBT_S)  # a lease that rotted was in the way
+            left = await self._mend(volume)
         if left:
             raise Violation(f"not mended: {left}")
         await volume.flush()
         report = await volume.scrubber.run(DEEP, restart=True)
         if report.bad or any(place.pending for place in report.places):
             raise Violation(f"after mending: {report}")
+
+    async def _mend(self, volume: MountedVolume) -> dict[BadObject, str]:
+        """What a deep scrub finds that could not be mended, and why."""
+        report = await volume.scrubber.run(DEEP, restart=True)
+        outcomes = await volume.mender.mend(report.bad)
+        return {bad: why for bad, why in outcomes.items() if why is not None}
 
     async def _look_alone(self, place: SimulatedStore, newest: int) -> None:
         """A fresh machine with one store shows the newest state."""

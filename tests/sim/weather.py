@@ -33,6 +33,8 @@ class Weather:
         """Key -> name of the one store that has, or had, a bad copy."""
         self._past: dict[str, list[dict[str, bytes]]] = {place.name: [] for place in places}
         self.went_back: set[str] = set()
+        self.is_settled = False
+        """Whether it stays as it is: somebody waits for the stores."""
 
     @property
     def is_troubled(self) -> bool:
@@ -55,6 +57,8 @@ class Weather:
 
     def change(self) -> None:
         """Another weather over one store."""
+        if self.is_settled:
+            return
         rng = self._rng
         place = rng.choice(self.places)
         place.outage = place.full = place.denied = False
