@@ -70,9 +70,14 @@ class Joiner:
             self.stores, files, self._offload, self._keys, self._public_key,
             on_progress=self._on_progress, on_loaded=self._on_loaded,
         )  # fmt: skip
-        index, plan = await planner.run(NEWEST)
+        try:
+            index, plan = await planner.run(NEWEST)
+        except BaseException:
+            files.remove()  # a part of a state is not to be taken for one of this machine
+            raise
         if plan.damage is not None:
             index.close()
+            files.remove()
             raise DamagedError(
                 f"The stores' log is not whole: {plan.damage}. Make the other store reachable, or restore"
                 " what there is with `mirrorfs restore`."

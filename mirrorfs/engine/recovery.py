@@ -161,7 +161,7 @@ class Recovery:
             return None
         try:
             index = self._files.open()
-            is_empty = index.get_meta("journal_sequence") is None
+            is_empty = not index.get_meta("journal_sequence")
             index.close()
         except DamagedError:
             is_empty = True

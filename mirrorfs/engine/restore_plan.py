@@ -110,6 +110,7 @@ class Planner:
         self._disk = disk
         self._stopped = False
         self._vouched: Previous | None = None
+        self._are_heads_known = True
         self.main = Segments(Stream.MAIN, disk=disk, offload=offload, stores=stores)
         self._checkpoints = Segments(Stream.CHECKPOINT, disk=disk, offload=offload, stores=stores)
         self.end: ReplayEnd
@@ -267,7 +268,12 @@ class Planner:
             return end.damage
         count = len(later) - 1
         if later[0] > end.next_sequence:
-            return f"segment {end.next_sequence} is in no store, {count + 1} later ones cannot be used"
+            missing = f"segment {end.next_sequence} is in no store, {count + 1} later ones cannot be used"
+            if self._vouched is not None and self._are_heads_known:
+                # Segments are sent several at a time. What was never all there, no head vouches for.
+                logger.warning("The log ends where its writer was cut off: %s.", missing)
+                return None
+            return missing
         if not await self._should_continue(later[0], end.last, last=count == 0):
             return None
         return f"segment {later[0]} is damaged in every store, {count} later ones cannot be used"
@@ -316,6 +322,7 @@ class Planner:
                 found = await newest_head(store, keys=self._keys, public_key=self._writer_key)
             except (StoreError, DamagedError) as exc:
                 logger.warning("Store %s has no head that can be used: %s", store.name, exc)
+                self._are_heads_known = False
                 continue
             if found is not None:
                 heads.append(found.head)
