@@ -11,15 +11,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from mirrorfs.cli.config import TokenConfig
-from mirrorfs.cli.failures import one_line
-from mirrorfs.cli.progress import Progress, ProgressItem, format_bytes
+from mirrorfs.cli.progress import Progress, ProgressItem
+from mirrorfs.cli.restore_report import EXIT_FAILED, date_of, print_plan, print_report, say
 from mirrorfs.cli.restore_state import LocalState, local_state
 from mirrorfs.cli.restore_stores import (
     NamedStore,
@@ -36,18 +35,13 @@ from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.drivers.restore_directory import RestoreDirectory, check_destination
-from mirrorfs.engine.restore import NEWEST, Moment, Restore, RestorePlan, RestoreProgress, RestoreReport
+from mirrorfs.engine.restore import NEWEST, Moment, Restore, RestoreProgress, RestoreReport
 from mirrorfs.errors import DamagedError, LimitError, MirrorfsError, UsageError, WrongToken
 from mirrorfs.format.header import parse_header
-from mirrorfs.format.ids import format_position
 from mirrorfs.format.kdf import format_fingerprint
 
 DEFAULT_TOKEN: Final = "pkcs11:"  # noqa: S105  # any token; no secret
-EXIT_FAILED: Final = 1
-EXIT_DAMAGED: Final = 5
 WARNINGS_SHOWN_MAX: Final = 20
-PATHS_SHOWN_MAX: Final = 50
-_NS_PER_S: Final = 1_000_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +91,8 @@ def run_restore(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Carry out `restore`.
 
-    Returns: 0; 1 when names could not be made; 5 when files lack bytes or newer commits are damaged.
+    Returns: 0; 1 when names could not be made; 4 when files lack bytes, or newer commits are left out, only
+        because a store did not answer; 5 when no store has a good copy of them.
     Raises: MirrorfsError.
     """
     harden_process()
@@ -116,10 +111,10 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         return _from_state(arguments, environment, sources, started_s)
     found = trio.run(find_stores, stores)
     for sentence in found.unreachable:
-        _say(f"{sentence} Going on without it.")
+        say(f"{sentence} Going on without it.")
     unlocked = unlock_newest(found, TokenConfig(arguments.token, arguments.module), sources)
     for sentence in check_members(found.found, unlocked):
-        _say(sentence)
+        say(sentence)
     print(f"Volume:      {unlocked.header.volume.hex()}")
     print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
     command = _Command(arguments, environment, unlocked, [one.store for one in found.found])
@@ -140,10 +135,6 @@ def _from_state(
         return trio.run(command.run_from_state, state, started_s)
 
 
-def _say(sentence: str) -> None:
-    print(f"mirrorfs: {one_line(sentence)}", file=sys.stderr)
-
-
 def unlock_newest(found: StoresFound, token: TokenConfig, sources: SecretSources) -> Unlocked:
     """Unlock the newest header that opens: a store can plant one that does not, which stops nobody."""
     failure: MirrorfsError | None = None
@@ -154,7 +145,7 @@ def unlock_newest(found: StoresFound, token: TokenConfig, sources: SecretSources
             return unlock_header(data, name=name, token=make_token(token, sources), sources=sources)
         except (DamagedError, LimitError, WrongToken) as exc:
             if failure is not None:
-                _say(f"Header generation {header.generation}: {exc}")
+                say(f"Header generation {header.generation}: {exc}")
             failure = failure or exc
     assert failure is not None
     raise failure
@@ -196,7 +187,7 @@ class _Command:
                 try:
                     plan = await restore.plan(moment)
                     self._progress.end()
-                    _print_plan(plan, moment, has_one_store=len(self._stores) == 1)
+                    print_plan(plan, moment, has_one_store=len(self._stores) == 1)
                     if not self._arguments.yes and not confirmed("Restore this? [y/N] "):
                         print("Nothing was restored.")
                         return EXIT_FAILED
@@ -206,7 +197,7 @@ class _Command:
                     files.remove()
         duration_s = time.monotonic() - started_s
         globs = bool(self._arguments.path)
-        return _print_report(report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count)
+        return print_report(report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count)
 
     async def run_from_state(self, state: LocalState, started_s: float) -> int:
         """The same of a local state, which is first brought in order like by a mount."""
@@ -218,7 +209,7 @@ class _Command:
                 try:
                     plan = await state.recover(restore, files, self._unlocked, stores, self._show_replay)
                     self._progress.end()
-                    _print_plan(plan, NEWEST, has_one_store=False)
+                    print_plan(plan, NEWEST, has_one_store=False)
                     if not self._arguments.yes and not confirmed("Restore this? [y/N] "):
                         print("Nothing was restored.")
                         return EXIT_FAILED
@@ -227,7 +218,7 @@ class _Command:
                     restore.close()
         duration_s = time.monotonic() - started_s
         globs = bool(self._arguments.path)
-        return _print_report(report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count)
+        return print_report(report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count)
 
     async def _execute(self, restore: Restore) -> RestoreReport:
         tree = RestoreDirectory(self._arguments.dest, preserve_special=self._arguments.preserve_special)
@@ -237,7 +228,7 @@ class _Command:
             self._progress.end()
 
     def _show_replay(self, sequence: int, time_ns: int) -> None:
-        self._progress.show([ProgressItem("log", 0, 0, note=f"segment {sequence} of {_date(time_ns)}")])
+        self._progress.show([ProgressItem("log", 0, 0, note=f"segment {sequence} of {date_of(time_ns)}")])
 
     def _show(self, state: RestoreProgress) -> None:
         note = f"{state.finished or state.names} of {state.names} names"
@@ -262,11 +253,6 @@ def confirmed(question: str) -> bool:
         return False
 
 
-def _date(time_ns: int) -> str:
-    moment = datetime.fromtimestamp(time_ns // _NS_PER_S).astimezone()
-    return moment.strftime("%Y-%m-%d %H:%M:%S %z")
-
-
 # --- warnings --------------------------------------------------------------------------------
 
 
@@ -282,10 +268,10 @@ class _WarningLines(logging.Handler):
         self.count += 1
         if self.count <= WARNINGS_SHOWN_MAX:
             self._progress.end()
-            _say(record.getMessage())
+            say(record.getMessage())
         elif self.count == WARNINGS_SHOWN_MAX + 1:
             self._progress.end()
-            _say("There are more warnings; they are counted only.")
+            say("There are more warnings; they are counted only.")
 
 
 @contextmanager
@@ -300,61 +286,3 @@ def _warnings(progress: Progress) -> Iterator[_WarningLines]:
     finally:
         logger.propagate = propagates
         logger.removeHandler(handler)
-
-
-# --- what is said ----------------------------------------------------------------------------
-
-
-def _print_plan(plan: RestorePlan, moment: Moment, *, has_one_store: bool) -> None:
-    what = "Newest state" if moment == NEWEST else "State then  "
-    if plan.journal_sequence:
-        print(f"{what}: position {format_position(plan.position)} of {_date(plan.time_ns)}")
-        print(f"Contents:     {plan.inodes} files and directories, {format_bytes(plan.size_bytes)}")
-    else:
-        print(f"{what}: the volume is empty; nothing was ever written to it")
-    print(f"Stores:       {', '.join(plan.stores)}")
-    for name in plan.silent:
-        _say(f"Store {name} could not be listed; going on without it.")
-    if plan.damage is not None:
-        _say(f"There are newer commits that cannot be restored: {plan.damage}.")
-    if moment == NEWEST and has_one_store:
-        print("A single store cannot prove that nothing newer exists: compare the date with what you know.")
-
-
-def _print_report(
-    report: RestoreReport, plan: RestorePlan, *, globs: bool, duration_s: float, warnings: int
-) -> int:
-    print(
-        f"Restored {report.files} files in {report.directories} directories,"
-        f" {format_bytes(report.written_bytes)}, in {duration_s:.0f} s; {warnings} warnings."
-    )
-    for store, count in sorted(report.bad_copies.items()):
-        copies = "1 segment is" if count == 1 else f"{count} segments are"
-        print(f"Store {store}: {copies} damaged or missing there.")
-    if report.bad_copies:
-        print("`mirrorfs repair`, on a PC that has the volume or attaches it, writes them anew.")
-    for what, count in sorted(report.left_out.items()):
-        print(f"Not restored: {count} {what}")
-    refused = [f"{path}: {why}" for path, why in report.refused]
-    _print_paths("not made", report.refused_count, refused)
-    _print_paths(
-        f"incomplete, for no store has a good copy of {format_bytes(report.lost_bytes)} of them",
-        report.incomplete_count,
-        list(report.incomplete),
-    )
-    if report.incomplete_count or plan.damage is not None:
-        return EXIT_DAMAGED
-    if globs and not report.made_names:
-        _say("Nothing in the volume matches --path; patterns are for whole paths below the root.")
-        return EXIT_FAILED
-    return EXIT_FAILED if report.refused_count else 0
-
-
-def _print_paths(what: str, count: int, paths: list[str]) -> None:
-    if not count:
-        return
-    print(f"{count} {'file' if count == 1 else 'files'} {what}:", file=sys.stderr)
-    for path in paths[:PATHS_SHOWN_MAX]:
-        print(f"  {one_line(path)}", file=sys.stderr)
-    if count > PATHS_SHOWN_MAX:
-        print(f"  and {count - PATHS_SHOWN_MAX} more", file=sys.stderr)

@@ -89,6 +89,7 @@ class LocalState:
             open_segment=None,
             stores=tuple(store.name for store in stores),
             silent=(),
+            unreached=(),
             head=None,
         )
         restore.adopt(recovered.index, plan)

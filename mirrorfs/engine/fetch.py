@@ -160,7 +160,10 @@ class Fetcher:
             except StoreUnavailable as exc:
                 # Both stores are often behind one line: a program is not to fail for a short break of it.
                 if trio.current_time() - started_s > PATIENCE_S:
-                    raise self._failed(key, run) from exc
+                    logger.error("No store answers that may have object %s, offset %d.", key, run[0].offset)
+                    raise ReadFailed(
+                        "no store that may have these bytes answers; run mirrorfs status to see which."
+                    ) from exc
             except MirrorfsError as exc:
                 raise self._failed(key, run) from exc
             await trio.sleep(AGAIN_S)
@@ -187,9 +190,7 @@ class Fetcher:
 
     def _failed(self, key: str, run: Sequence[Place]) -> ReadFailed:
         logger.error("No good copy of object %s, offset %d.", key, run[0].offset)
-        return ReadFailed(
-            "no copy of these bytes is good; run mirrorfs status to see which stores are reachable."
-        )
+        return ReadFailed("no copy of these bytes is good; run mirrorfs verify to see what is damaged where.")
 
     def _health_of(self, store: Store) -> _Health:
         return self._health.setdefault(store.name, _Health())

@@ -21,7 +21,7 @@ from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import Replayer, previous_of
 from mirrorfs.engine.restore_plan import NEWEST, Planner
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError, LimitError, StoreError
+from mirrorfs.errors import DamagedError, LimitError, StoreError, StoreUnavailable
 from mirrorfs.format.ids import Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import Previous
@@ -78,6 +78,11 @@ class Joiner:
         if plan.damage is not None:
             index.close()
             files.remove()
+            if plan.unreached:
+                raise StoreUnavailable(
+                    f"Store {' and store '.join(plan.unreached)} did not answer when the log was read: mount"
+                    " again when it does."
+                )
             raise DamagedError(
                 f"The stores' log is not whole: {plan.damage}. Make the other store reachable, or restore"
                 " what there is with `mirrorfs restore`."

@@ -57,6 +57,13 @@ class RestoreReport:
     """Files that lack bytes for which no good copy was found."""
     incomplete: tuple[str, ...]
     """Paths of up to NAMED_MAX of them: for the person's eyes, not for logs."""
+    unread_bytes: int
+    unread_count: int
+    """Files that lack only bytes that may lie in stores that did not answer when asked for them."""
+    unread: tuple[str, ...]
+    """Paths of up to NAMED_MAX of them."""
+    unreached: tuple[str, ...]
+    """Names of those stores."""
     refused_count: int
     refused: tuple[tuple[str, str], ...]
     """(path, reason) of up to NAMED_MAX names that could not be made; not for logs either."""
@@ -68,7 +75,7 @@ class RestoreReport:
     @property
     def complete(self) -> bool:
         """Whether every file that was asked for is there with all its bytes."""
-        return not self.incomplete_count and not self.refused_count
+        return not self.incomplete_count and not self.unread_count and not self.refused_count
 
 
 class Restore:
@@ -174,6 +181,10 @@ class Restore:
             lost_bytes=data.lost_bytes,
             incomplete_count=len(data.incomplete),
             incomplete=tuple(tree.path_of(inode) for inode in data.incomplete[:NAMED_MAX]),
+            unread_bytes=data.unread_bytes,
+            unread_count=len(data.unread),
+            unread=tuple(tree.path_of(inode) for inode in data.unread[:NAMED_MAX]),
+            unreached=tuple(sorted(data.unreached)),
             refused_count=tree.refused_count,
             refused=tuple(tree.refused[:NAMED_MAX]),
             bad_copies=Counter(store for store, _ in data.bad_copies),

@@ -1,7 +1,8 @@
 """Filling restored files: every segment that is needed is read once, each frame goes to where it belongs.
 
-A frame that is bad in one store is read from the others; one that is good in none leaves its part of the
-file empty (zeros) and the file on the list of incomplete ones. A few segments are read at a time, from
+A frame that is bad in one store is read from the others; one that none gives leaves its part of the file
+empty (zeros) and the file on one of two lists: of those for which no store has a good copy, and of those for
+which a store that may have one did not answer. A few segments are read at a time, from
 whichever stores are least busy, so that two stores give the bandwidth of both.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import trio
 
 from mirrorfs.engine.restore_extents import ExtentMap, Piece, Place, passes, unpacked
 from mirrorfs.engine.restore_tree import RestoreTree
-from mirrorfs.engine.sources import Segments
+from mirrorfs.engine.sources import MAY_ANSWER_LATER, Segments
 from mirrorfs.errors import (
     DamagedError,
     FormatError,
@@ -63,6 +64,12 @@ class DataResult:
     """Bytes of files for which there was no good copy."""
     incomplete: tuple[int, ...]
     """Inodes of the files that lack them, sorted."""
+    unread_bytes: int
+    """Bytes of files that may lie in a store that did not answer when it was asked for them."""
+    unread: tuple[int, ...]
+    """Inodes of the files that lack only such bytes, sorted."""
+    unreached: frozenset[str]
+    """Names of those stores."""
     bad_copies: frozenset[tuple[str, str]]
     """(store, object key) of copies that were met damaged or not there."""
 
@@ -86,6 +93,8 @@ class _Reading:
     cipher: FrameCipher | None = None
     bad_header: bool = False
     written_bytes: int = 0
+    unreached: set[str] = field(default_factory=set)
+    """Names of stores that did not answer."""
     faults: list[tuple[int, str]] = field(default_factory=list)
     """(offset, what is wrong with it) in the copy read last."""
 
@@ -118,8 +127,10 @@ class DataRestorer:
         self._writer = writer
         self._tree = tree
         self._open_segment = open_segment
-        self._written = self._lost = 0
+        self._written = self._lost = self._unread_bytes = 0
         self._incomplete: set[int] = set()
+        self._unread: set[int] = set()
+        self._unreached: set[str] = set()
         self._bad: set[tuple[str, str]] = set()
         self._error: MirrorfsError | None = None
 
@@ -138,8 +149,15 @@ class DataRestorer:
                 await self._pass(places, records, lambda done: on_bytes(done, counts.size_bytes))
         finally:
             snapshot.close()
-        incomplete = tuple(sorted(self._incomplete))
-        return DataResult(self._written, self._lost, incomplete, frozenset(self._bad))
+        return DataResult(
+            self._written,
+            self._lost,
+            tuple(sorted(self._incomplete)),
+            self._unread_bytes,
+            tuple(sorted(self._unread - self._incomplete)),
+            frozenset(self._unreached),
+            frozenset(self._bad),
+        )
 
     async def _collect(self, extents: ExtentMap, places: Sequence[Place]) -> dict[Place, bytearray]:
         return await self._offload.run(lambda: extents.collect(places))
@@ -158,7 +176,7 @@ class DataRestorer:
                     self._error = exc
                     nursery.cancel_scope.cancel()
                     return
-                on_bytes(self._written + self._lost)
+                on_bytes(self._written + self._lost + self._unread_bytes)
 
         async with trio.open_nursery() as nursery:
             for _ in range(SEGMENTS_AT_A_TIME):
@@ -170,6 +188,7 @@ class DataRestorer:
 
     async def _restore(self, place: Place, records: bytearray) -> None:
         missing = list(self._wanted(records))
+        unreached: set[str] = set()
         for segment in await self._candidates(place):
             if not missing:
                 break
@@ -178,9 +197,14 @@ class DataRestorer:
             await self._read(reading)
             self._written += reading.written_bytes
             missing = reading.missing
+            unreached |= reading.unreached
         for wanted in missing:
-            logger.error("No good copy of segment %d, offset %d.", place[1], wanted.offset)
-            self._give_up(wanted.pieces)
+            if unreached:
+                who = " and store ".join(sorted(unreached))
+                logger.error("Store %s did not give segment %d, offset %d.", who, place[1], wanted.offset)
+            else:
+                logger.error("No good copy of segment %d, offset %d.", place[1], wanted.offset)
+            self._give_up(wanted.pieces, unreached=unreached)
 
     def _wanted(self, records: bytearray) -> Iterator[WantedFrame]:
         for frame, pieces in unpacked(records):
@@ -195,8 +219,13 @@ class DataRestorer:
                 continue
             yield WantedFrame(frame, split_frame_id(frame)[1], row.offset, row.size, pieces)
 
-    def _give_up(self, pieces: Sequence[Piece]) -> None:
+    def _give_up(self, pieces: Sequence[Piece], *, unreached: Collection[str] = ()) -> None:
+        self._unreached.update(unreached)
         for piece in pieces:
+            if unreached:
+                self._unread_bytes += piece.length
+                self._unread.add(piece.inode)
+                continue
             self._lost += piece.length
             self._incomplete.add(piece.inode)
 
@@ -235,6 +264,8 @@ class DataRestorer:
                 self._bad.add((source.store.name, reading.key))
             except (StoreError, LimitError) as exc:
                 source.failures += 1
+                if isinstance(exc, MAY_ANSWER_LATER):
+                    reading.unreached.add(source.store.name)
                 logger.warning("Store %s, object %s: %s", source.store.name, reading.key, exc)
             finally:
                 source.busy -= 1

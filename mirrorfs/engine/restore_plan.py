@@ -72,6 +72,8 @@ class RestorePlan:
     """Names of the stores that take part."""
     silent: tuple[str, ...]
     """Names of the stores that could not be listed."""
+    unreached: tuple[str, ...]
+    """Names of the stores that did not answer when the log was read; then `damage` may be just that."""
     head: Head | None
     """The newest valid head that a store has: how far the log is known to go."""
 
@@ -120,7 +122,7 @@ class Planner:
         """The index at the moment, open, and what it means.
 
         Raises:
-            StoreUnavailable: no store can be listed.
+            StoreUnavailable: no store can be listed, or nothing be restored while one does not answer.
             UsageError: the volume had no commit yet at that moment.
             DamagedError: the stores hold segments, but nothing can be restored from them.
         """
@@ -131,7 +133,12 @@ class Planner:
         if head is not None and head.segment_key:
             segment = parse_segment_object_key(head.segment_key)[1]
             self._vouched = Previous(segment, head.segment_size, head.segment_digest)
-        index, end = await self._best(moment, head)
+        try:
+            index, end = await self._best(moment, head)
+        except DamagedError as exc:
+            if self._who_failed():
+                raise StoreUnavailable(self._nothing()) from exc
+            raise
         self.end = end
         if not end.journal_sequence and moment != NEWEST and index.get_inode(ROOT_INODE) is None:
             index.close()
@@ -146,7 +153,13 @@ class Planner:
             )
         if damage is not None and not end.journal_sequence:
             index.close()
+            if self._who_failed():
+                raise StoreUnavailable(self._nothing())
             raise DamagedError(f"Nothing can be restored: {damage}.")
+        if damage is not None and self._who_failed():
+            damage = (
+                f"store {self._who_failed()} did not answer when they were read; run it again when it does"
+            )
         plan = RestorePlan(
             position=end.position,
             time_ns=end.time_ns,
@@ -157,9 +170,19 @@ class Planner:
             open_segment=await self._open_segment(index, end),
             stores=tuple(store.name for store in self._stores if store.name not in silent),
             silent=tuple(sorted(silent)),
+            unreached=tuple(sorted(self.main.unreached | self._checkpoints.unreached)),
             head=head,
         )
         return index, plan
+
+    def _who_failed(self) -> str:
+        return " and store ".join(sorted(self.main.unreached | self._checkpoints.unreached))
+
+    def _nothing(self) -> str:
+        return (
+            f"Store {self._who_failed()} did not answer when the log was read, and without it nothing can be"
+            " restored: run it again when it does."
+        )
 
     # --- where from ----------------------------------------------------------------------------
 
@@ -281,7 +304,9 @@ class Planner:
     async def _should_continue(self, sequence: int, previous: Previous | None, *, last: bool) -> bool:
         """Whether some segment of that number was meant to follow `previous`, as far as can be told."""
         for segment in await self.main.candidates(sequence):
+            given = False
             async for _, data in self.main.copies(segment):
+                given = True
                 try:
                     scan = scan_segment(data, self._keys, self._writer)
                 except DamagedError:
@@ -292,6 +317,8 @@ class Planner:
                 if not last or scan.fault is not None:
                     return True
                 # A whole segment without trailer, left by a crash: only a next one could vouch for it.
+            if not given and self._who_failed():
+                return True
         return False
 
     async def _open_segment(self, index: Index, end: ReplayEnd) -> SegmentId | None:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final
 
 import trio
 
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
-from mirrorfs.errors import DiskError, FormatError, LimitError, ObjectNotFound, StoreError
+from mirrorfs.errors import (
+    DiskError,
+    FormatError,
+    LimitError,
+    ObjectNotFound,
+    StoreDenied,
+    StoreError,
+    StoreUnavailable,
+    UnknownOutcome,
+)
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.segment import HEADER_SIZE
 from mirrorfs.ports import LIST_PAGE_MAX, Disk, ObjectKey, Offload, Store
 
 logger = logging.getLogger(__name__)
+
+MAY_ANSWER_LATER: Final = (StoreUnavailable, StoreDenied, UnknownOutcome)
+"""Failures that say nothing of the object: it may be had when the network, or the credentials, are right."""
 
 
 class Segments:
@@ -32,6 +45,8 @@ class Segments:
         self._by_sequence: dict[int, set[SegmentId]] = {}
         self._places: dict[SegmentId, list[Store]] = {}
         self._local: set[SegmentId] = set()
+        self.unreached: set[str] = set()
+        """Names of stores that did not answer when they were asked for a segment."""
 
     async def look(self, *, from_sequence: int = 0, stores: bool = True) -> list[str]:
         """List what is there from a sequence number on. Returns the stores that could not be asked."""
@@ -142,10 +157,16 @@ class Segments:
                 file.close()
 
         def from_store(store: Store) -> Callable[[], Awaitable[bytes]]:
-            if size_bytes is None:
-                return lambda: store.get(ObjectKey(key))
-            size = size_bytes
-            return lambda: store.get_range(ObjectKey(key), offset=offset, size_bytes=size)
+            async def read() -> bytes:
+                try:
+                    if size_bytes is None:
+                        return await store.get(ObjectKey(key))
+                    return await store.get_range(ObjectKey(key), offset=offset, size_bytes=size_bytes)
+                except MAY_ANSWER_LATER:
+                    self.unreached.add(store.name)
+                    raise
+
+            return read
 
         if disk is not None and segment in self._local:
             attempts.append(("local log", lambda: self.offload.run(from_disk)))

@@ -144,7 +144,7 @@ async def test_the_index_and_the_newest_segments_stay(tmp_path: Path, stores: li
         assert volume.filesystem.lookup(1, b"file 2").size == SIZE
 
 
-@pytest.mark.expects_warnings("is away", "No good copy")
+@pytest.mark.expects_warnings("is away", "No store answers")
 async def test_with_all_stores_away_a_read_waits_and_then_fails(
     tmp_path: Path, stores: list[CountingStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -611,3 +611,73 @@ def filled_sync(tmp_path: Path) -> Filled:
     for path in (tmp_path / "state").rglob("*"):
         path.chmod(0o755)
     return filled
+
+
+# --- a store that is not reachable -----------------------------------------------------------
+
+
+class Failing(MemoryStore):
+    """Lists what it holds, and does not answer when asked for some of it."""
+
+    keys: frozenset[str] = frozenset()
+
+    async def _find(self, key: ObjectKey) -> bytes:
+        if key in self.keys:
+            await trio.lowlevel.checkpoint()
+            raise StoreUnavailable(f"Store {self.name} does not answer.")
+        return await super()._find(key)
+
+
+async def failing_store(tmp_path: Path, *, name: str = "a") -> tuple[Filled, Failing, str]:
+    """A store with a checkpoint that does not give the segment in which the file "huge" begins."""
+    filled = await Filled(tmp_path / "state").build(checkpoint=True)
+    store = Failing(name, filled.volume.objects())
+    key = segments(store)[1]
+    store.keys = frozenset([key])
+    return filled, store, key
+
+
+@pytest.mark.expects_warnings("does not answer", "did not give segment")
+async def test_what_a_store_does_not_give_is_not_called_damaged(tmp_path: Path) -> None:
+    filled, store, _ = await failing_store(tmp_path)
+    report = (await Restored(tmp_path, [store]).run()).report
+    assert (report.incomplete, report.lost_bytes, report.bad_copies) == ((), 0, {})
+    assert report.unread == ("huge",) and report.unread_count == 1 and not report.complete
+    assert report.unreached == ("a",) and report.unread_bytes > 1 << 20
+    store.keys = frozenset()
+    again = await Restored(tmp_path, [store]).run()
+    assert again.report.complete and again.tree() == filled.tree
+
+
+@pytest.mark.expects_warnings("does not answer", "did not give segment")
+async def test_one_store_lacks_what_the_other_does_not_give(tmp_path: Path) -> None:
+    filled, store, key = await failing_store(tmp_path)
+    other = filled.store("b", lacking=lambda name: name == key)
+    report = (await Restored(tmp_path, [store, other]).run()).report
+    assert report.unread == ("huge",) and report.unreached == ("a",) and not report.incomplete
+    assert report.bad_copies == {"b": 1}
+
+
+@pytest.mark.expects_warnings("does not answer", "did not give segment", "No good copy", "does not verify")
+async def test_damaged_here_and_not_given_there(tmp_path: Path) -> None:
+    """A file that lacks bytes for both reasons is damaged: asking again does not make it whole."""
+    _, store, _ = await failing_store(tmp_path)
+    later = segments(store)[2]
+    for offset, size in data_frames(store, later):
+        flip(store, later, offset + size // 2)
+    report = (await Restored(tmp_path, [store]).run()).report
+    assert "huge" in report.incomplete and not report.unread
+    assert report.lost_bytes and report.unread_bytes and report.unreached == ("a",)
+
+
+@pytest.mark.expects_warnings("does not answer")
+async def test_a_log_that_is_not_given_is_no_damaged_log(filled: Filled, tmp_path: Path) -> None:
+    names = segments(filled.store("all"))
+    store = Failing("a", filled.volume.objects())
+    store.keys = frozenset(names[1:2])
+    plan = (await Restored(tmp_path, [store]).run()).plan
+    assert plan.unreached == ("a",)
+    assert plan.damage is not None and "store a did not answer" in plan.damage
+    store.keys = frozenset(names)
+    with pytest.raises(StoreUnavailable, match="run it again when it does"):
+        await Restored(tmp_path, [store]).run()
