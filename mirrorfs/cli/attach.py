@@ -34,13 +34,13 @@ from mirrorfs.cli.config import (
 from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.restore import confirmed, unlock_newest
-from mirrorfs.cli.restore_stores import StoreFound, check_members, find_stores, name_stores, opened
+from mirrorfs.cli.restore_stores import StoreFound, check_members, find_stores, name_stores, newest_published
 from mirrorfs.cli.tokens import SecretSources
 from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.process import harden_process
-from mirrorfs.engine.heads import FoundHead, newest_head
-from mirrorfs.errors import DamagedError, LimitError, StoreError, StoreMismatch, UsageError, WrongVolume
+from mirrorfs.engine.heads import FoundHead
+from mirrorfs.errors import DamagedError, LimitError, StoreMismatch, UsageError, WrongVolume
 from mirrorfs.format.control import open_instance
 from mirrorfs.format.header import header_key
 from mirrorfs.format.ids import format_position
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         known.volume, known.fingerprint,
     ):  # fmt: skip
         raise WrongVolume("The stores hold another volume than the one that is configured here.")
-    head = trio.run(_newest_head, found.found, unlocked)
+    head = trio.run(newest_published, found.found, unlocked)
     _describe(unlocked, head, has_one_store=len(found.found) == 1)
     if not arguments.yes and not confirmed("Attach this volume? [y/N] "):
         print("Nothing was changed.")
@@ -115,22 +115,6 @@ def _token(arguments: argparse.Namespace, known: VolumeConfig | None) -> TokenCo
     if arguments.token is None and arguments.module is None and known is not None:
         return known.token
     return TokenConfig(arguments.token or DEFAULT_TOKEN, arguments.module)
-
-
-async def _newest_head(found: Sequence[StoreFound], unlocked: Unlocked) -> FoundHead | None:
-    heads: list[FoundHead] = []
-    async with opened([one.store for one in found]) as stores:
-        for store in stores:
-            try:
-                head = await newest_head(
-                    store, keys=unlocked.keys, public_key=unlocked.header.public_keys.writer
-                )
-            except (StoreError, DamagedError) as exc:
-                _say(f"The heads of store {store.name} cannot be read: {exc}")
-                continue
-            if head is not None:
-                heads.append(head)
-    return max(heads, key=lambda one: (one.head.epoch, one.head.counter), default=None)
 
 
 def _describe(unlocked: Unlocked, head: FoundHead | None, *, has_one_store: bool) -> None:

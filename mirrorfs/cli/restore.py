@@ -18,6 +18,7 @@ import trio
 
 from mirrorfs.cli.config import TokenConfig
 from mirrorfs.cli.progress import Progress, ProgressItem
+from mirrorfs.cli.restore_repair import StoreRepair
 from mirrorfs.cli.restore_report import EXIT_FAILED, date_of, print_plan, print_report, say
 from mirrorfs.cli.restore_state import LocalState, local_state
 from mirrorfs.cli.restore_stores import (
@@ -73,6 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GLOB",
         help="only what matches, as in 'docs/*.txt' or 'photos'; can be given several times",
     )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="afterwards write what was met bad or missing in a store anew, if nobody has the volume mounted",
+    )
+    parser.add_argument(
+        "--deep", action="store_true", help="with --repair: read and authenticate every byte of every store"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask before restoring")
     parser.add_argument(
         "--preserve-special",
@@ -104,10 +113,14 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     check_destination(arguments.dest)
     if not arguments.yes and not sys.stdin.isatty():
         raise UsageError("There is no terminal to ask on; check the volume's fingerprint and use --yes.")
+    if arguments.deep and not arguments.repair:
+        raise UsageError("--deep says how closely --repair looks; give both, or neither.")
     sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
     if arguments.from_state is not None:
         if arguments.at is not None:
             raise UsageError("--from-state restores the newest local state; leave out --at.")
+        if arguments.repair:
+            raise UsageError("--from-state leaves the stores alone; leave out --repair.")
         return _from_state(arguments, environment, sources, started_s)
     found = trio.run(find_stores, stores)
     for sentence in found.unreachable:
@@ -118,7 +131,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     print(f"Volume:      {unlocked.header.volume.hex()}")
     print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
     command = _Command(arguments, environment, unlocked, [one.store for one in found.found])
-    return trio.run(command.run, moment, started_s)
+    return trio.run(command.run, moment, started_s, found if arguments.repair else None)
 
 
 def _from_state(
@@ -167,10 +180,10 @@ class _Command:
         self._stores = stores
         self._progress = Progress(sys.stderr)
 
-    async def run(self, moment: Moment, started_s: float) -> int:
-        """Plan, ask, restore, report."""
+    async def run(self, moment: Moment, started_s: float, to_repair: StoresFound | None) -> int:
+        """Plan, ask, restore, report; and repair the stores, if they are given."""
         keys = self._unlocked.keys
-        with _work_directory(self._environment) as work, _warnings(self._progress) as warnings:
+        with work_directory(self._environment) as work, _warnings(self._progress) as warnings:
             # The key of the temporary index is never stored: what a crash leaves of it nobody can read.
             files = SqliteIndexFiles(
                 str(work / "index.db"), secrets.token_bytes(32), digest_key=secrets.token_bytes(32)
@@ -197,7 +210,15 @@ class _Command:
                     files.remove()
         duration_s = time.monotonic() - started_s
         globs = bool(self._arguments.path)
-        return print_report(report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count)
+        exit_code = print_report(
+            report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count,
+            repairs=to_repair is not None,
+        )  # fmt: skip
+        if to_repair is not None:
+            with work_directory(self._environment) as work:
+                repair = StoreRepair(to_repair, self._unlocked, work, self._progress)
+                await repair.run(report.bad_objects, plan, deep=self._arguments.deep)
+        return exit_code
 
     async def run_from_state(self, state: LocalState, started_s: float) -> int:
         """The same of a local state, which is first brought in order like by a mount."""
@@ -236,7 +257,8 @@ class _Command:
 
 
 @contextmanager
-def _work_directory(environment: Mapping[str, str]) -> Iterator[Path]:
+def work_directory(environment: Mapping[str, str]) -> Iterator[Path]:
+    """A private directory, removed in the end."""
     # Not /tmp by default: that is often memory, and the index of a large volume is large.
     base = environment.get("TMPDIR") or "/var/tmp"  # noqa: S108  # a private directory is made in it
     if not os.access(base, os.W_OK | os.X_OK):

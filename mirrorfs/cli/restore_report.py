@@ -47,11 +47,20 @@ def print_plan(plan: RestorePlan, moment: Moment, *, has_one_store: bool) -> Non
 
 
 def print_report(
-    report: RestoreReport, plan: RestorePlan, *, globs: bool, duration_s: float, warnings: int
+    report: RestoreReport,
+    plan: RestorePlan,
+    *,
+    globs: bool,
+    duration_s: float,
+    warnings: int,
+    repairs: bool = False,
 ) -> int:
     """What became of it.
 
-    Args: globs: whether only some names were asked for. warnings: how many there were.
+    Args:
+        globs: whether only some names were asked for.
+        warnings: how many there were.
+        repairs: whether what is bad is written anew afterwards.
     Returns: the exit code of `restore`.
     """
     print(
@@ -61,8 +70,10 @@ def print_report(
     for store, count in sorted(report.bad_copies.items()):
         copies = "1 segment is" if count == 1 else f"{count} segments are"
         print(f"Store {store}: {copies} damaged or missing there.")
-    if report.bad_copies:
-        print("`mirrorfs repair`, on a PC that has the volume or attaches it, writes them anew.")
+    if report.bad_copies and not repairs:
+        print(
+            "`mirrorfs restore --repair` writes them anew, as `mirrorfs repair` on a PC of the volume does."
+        )
     for what, count in sorted(report.left_out.items()):
         print(f"Not restored: {count} {what}")
     refused = [f"{path}: {why}" for path, why in report.refused]

@@ -90,6 +90,7 @@ class LocalState:
             stores=tuple(store.name for store in stores),
             silent=(),
             unreached=(),
+            suspects=frozenset(),
             head=None,
         )
         restore.adopt(recovered.index, plan)

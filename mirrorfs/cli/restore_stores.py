@@ -14,9 +14,11 @@ from typing import Final
 
 import trio
 
+from mirrorfs.cli.restore_report import say
 from mirrorfs.cli.stores import bare_store, check_version, directory_of, open_store
 from mirrorfs.cli.unlock import Unlocked, store_headers
 from mirrorfs.drivers.object_keys import is_key
+from mirrorfs.engine.heads import FoundHead, newest_head
 from mirrorfs.engine.retry import RetryingStore
 from mirrorfs.errors import (
     DamagedError,
@@ -170,6 +172,23 @@ def _check_one_volume(found: Sequence[StoreFound]) -> None:
         raise StoreMismatch(
             f"Stores {first} and {other} hold different volumes; name only stores of one volume."
         )
+
+
+async def newest_published(found: Sequence[StoreFound], unlocked: Unlocked) -> FoundHead | None:
+    """The newest head of all these stores; those whose heads cannot be read are named and passed over."""
+    heads: list[FoundHead] = []
+    async with opened([one.store for one in found]) as stores:
+        for store in stores:
+            try:
+                head = await newest_head(
+                    store, keys=unlocked.keys, public_key=unlocked.header.public_keys.writer
+                )
+            except (StoreError, DamagedError) as exc:
+                say(f"The heads of store {store.name} cannot be read: {exc}")
+                continue
+            if head is not None:
+                heads.append(head)
+    return max(heads, key=lambda one: (one.head.epoch, one.head.counter), default=None)
 
 
 def check_members(found: Sequence[StoreFound], unlocked: Unlocked) -> list[str]:

@@ -69,6 +69,8 @@ class RestoreReport:
     """(path, reason) of up to NAMED_MAX names that could not be made; not for logs either."""
     bad_copies: Mapping[str, int]
     """By store, how many segments were met that are damaged there or that it lacks."""
+    bad_objects: frozenset[tuple[str, str]]
+    """(store, object key) of these segments."""
     left_out: Mapping[str, int]
     """Kinds of things that were not restored, in words, and how many of each."""
 
@@ -188,6 +190,7 @@ class Restore:
             refused_count=tree.refused_count,
             refused=tuple(tree.refused[:NAMED_MAX]),
             bad_copies=Counter(store for store, _ in data.bad_copies),
+            bad_objects=data.bad_copies,
             left_out=dict(tree.left_out),
         )
 

@@ -74,6 +74,8 @@ class RestorePlan:
     """Names of the stores that could not be listed."""
     unreached: tuple[str, ...]
     """Names of the stores that did not answer when the log was read; then `damage` may be just that."""
+    suspects: frozenset[tuple[str, str]]
+    """(store, object key) of copies that were listed and of no use; some of them may be good."""
     head: Head | None
     """The newest valid head that a store has: how far the log is known to go."""
 
@@ -111,6 +113,7 @@ class Planner:
         self._on_loaded = on_loaded
         self._disk = disk
         self._stopped = False
+        self._bad_heads: set[tuple[str, str]] = set()
         self._vouched: Previous | None = None
         self._are_heads_known = True
         self.main = Segments(Stream.MAIN, disk=disk, offload=offload, stores=stores)
@@ -171,6 +174,7 @@ class Planner:
             stores=tuple(store.name for store in self._stores if store.name not in silent),
             silent=tuple(sorted(silent)),
             unreached=tuple(sorted(self.main.unreached | self._checkpoints.unreached)),
+            suspects=frozenset(self.main.passed_over | self._checkpoints.passed_over | self._bad_heads),
             head=head,
         )
         return index, plan
@@ -353,6 +357,7 @@ class Planner:
                 continue
             if found is not None:
                 heads.append(found.head)
+                self._bad_heads.update((store.name, key) for key in found.rejected)
         return max(heads, key=lambda head: (head.epoch, head.counter), default=None)
 
 

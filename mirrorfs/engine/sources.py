@@ -47,6 +47,8 @@ class Segments:
         self._local: set[SegmentId] = set()
         self.unreached: set[str] = set()
         """Names of stores that did not answer when they were asked for a segment."""
+        self.passed_over: set[tuple[str, str]] = set()
+        """(store, object key) of copies after which a reader asked for another one: mostly bad ones."""
 
     async def look(self, *, from_sequence: int = 0, stores: bool = True) -> list[str]:
         """List what is there from a sequence number on. Returns the stores that could not be asked."""
@@ -171,10 +173,15 @@ class Segments:
         if disk is not None and segment in self._local:
             attempts.append(("local log", lambda: self.offload.run(from_disk)))
         for store in self._places.get(segment, ()):
-            attempts.append((f"store {store.name}", from_store(store)))
-        return _Copies(key, attempts)
+            attempts.append((_STORE + store.name, from_store(store)))
+        return _Copies(key, attempts, on_passed_over=self._passed_over)
+
+    def _passed_over(self, where: str, key: str) -> None:
+        if where.startswith(_STORE):
+            self.passed_over.add((where.removeprefix(_STORE), key))
 
 
+_STORE: Final = "store "
 _Attempt = tuple[str, Callable[[], Awaitable[bytes]]]
 
 
@@ -185,18 +192,28 @@ class _Copies:
     be closed at each such place.
     """
 
-    def __init__(self, key: str, attempts: Sequence[_Attempt]) -> None:
+    def __init__(
+        self, key: str, attempts: Sequence[_Attempt], *, on_passed_over: Callable[[str, str], None]
+    ) -> None:
         self._key = key
         self._attempts = iter(attempts)
+        self._on_passed_over = on_passed_over
+        self._last: str | None = None
 
     def __aiter__(self) -> _Copies:
         return self
 
     async def __anext__(self) -> tuple[str, bytes]:
+        if self._last is not None:
+            self._on_passed_over(self._last, self._key)
+            self._last = None
         for where, read in self._attempts:
             try:
-                return where, await read()
+                data = await read()
+                self._last = where
+                return where, data
             except (ObjectNotFound, FileNotFoundError):
+                self._on_passed_over(where, self._key)
                 continue
             except (StoreError, DiskError, LimitError) as exc:
                 logger.warning("%s, object %s: %s", where, self._key, exc)

@@ -11,12 +11,12 @@ from mirrorfs.engine.restore import RestorePlan, RestoreReport
 
 PLAN = RestorePlan(
     position=1, time_ns=1, journal_sequence=1, inodes=2, size_bytes=9, damage=None, open_segment=None,
-    stores=("a", "b"), silent=(), unreached=(), head=None,
+    stores=("a", "b"), silent=(), unreached=(), suspects=frozenset(), head=None,
 )  # fmt: skip
 WHOLE = RestoreReport(
     files=1, directories=1, made_names=2, written_bytes=9, lost_bytes=0, incomplete_count=0, incomplete=(),
     unread_bytes=0, unread_count=0, unread=(), unreached=(), refused_count=0, refused=(), bad_copies={},
-    left_out={},
+    bad_objects=frozenset(), left_out={},
 )  # fmt: skip
 UNREAD = replace(WHOLE, unread_bytes=7, unread_count=1, unread=("away",), unreached=("b",))
 LOST = replace(WHOLE, lost_bytes=7, incomplete_count=1, incomplete=("gone",))
