@@ -18,12 +18,15 @@ from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.errors import DamagedError, LimitError, ObjectNotFound, StoreError, StoreMismatch
-from mirrorfs.format.control import INSTANCE_KEY, Instance, open_instance, seal_control
+from mirrorfs.format.control import INSTANCE_KEY, LEASE_KEY, Instance, open_instance, seal_control
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
 from mirrorfs.format.header import INSTANCE_SIZE_BYTES, StoreEntry, header_key, seal_header
+from mirrorfs.format.ids import STREAM_PREFIX
 from mirrorfs.ports import ObjectKey, Sealed
 
 STORE_DEADLINE_S: Final = 30.0
+_HEADER: Final = "header/"
+_OURS: Final = (_HEADER, "heads/", *STREAM_PREFIX.values())
 
 
 async def claim_place(name: str, url: str, unlocked: Unlocked, create: bool, rotating: bool) -> StoreConfig:
@@ -35,8 +38,8 @@ async def claim_place(name: str, url: str, unlocked: Unlocked, create: bool, rot
         try:
             document = await store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
         except ObjectNotFound:
-            if await store.list(""):
-                raise StoreMismatch(f"The place of store {name} is not empty; choose an empty one.") from None
+            if found := await store.list(""):
+                raise StoreMismatch(_not_empty(name, [info.key for info in found])) from None
             await store.probe()
             instance = secrets.token_bytes(INSTANCE_SIZE_BYTES)
             sealed = seal_control(
@@ -48,6 +51,25 @@ async def claim_place(name: str, url: str, unlocked: Unlocked, create: bool, rot
         return StoreConfig(name, url, _own_instance(document, name, unlocked), rotating)
     finally:
         await store.aclose()
+
+
+def _not_empty(name: str, keys: Sequence[str]) -> str:
+    """Why a place without an instance document is not claimed, and the way out; `keys` begin its listing.
+
+    What lies there is never taken over as a new store, whosever it is: it may be all that is left of one.
+    """
+    ours = [key for key in keys if key == LEASE_KEY or key.startswith(_OURS)]
+    if len(ours) < len(keys):
+        return f"The place of store {name} is not empty; choose an empty one."
+    if any(key.startswith(_HEADER) for key in keys):
+        return (
+            f"The place of store {name} holds a volume without its file `instance`: if it is this store, run"
+            " `mirrorfs repair`; else choose an empty place."
+        )
+    return (
+        f"The place of store {name} is not empty: a store was emptied there, or this is what is left of one."
+        " Move what lies there aside until the new store is filled, or choose an empty place."
+    )
 
 
 def _own_instance(document: bytes, name: str, unlocked: Unlocked) -> bytes:

@@ -21,6 +21,7 @@ from typing import Final
 import trio
 
 from mirrorfs.engine.attached import AttachedStore, Attaching, StoreSet
+from mirrorfs.engine.guarded_store import verify_place
 from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import RELEASE_S, STORE_LOOK_S, LeaseTaker, VolumeSettings
@@ -332,7 +333,8 @@ class StoreTasks:
         # The lease is given back when nothing is sent any more. The volume may be closing, too.
         with trio.CancelScope(shield=True):
             await one.ended.wait()
-            await self.release(one)
+            if await self._is_in_place(one):
+                await self.release(one)
             with trio.move_on_after(1.0):
                 await one.store.aclose()
         try:
@@ -343,6 +345,21 @@ class StoreTasks:
         if fenced is not None and not one.rotating:
             self.members.other_fence = fenced
             await self._lasting(self._on_fenced, "a lease")
+
+    async def _is_in_place(self, one: AttachedStore) -> bool:
+        """Whether the place of a store that left still is that store.
+
+        After `store replace` with the same place the lease there is the new store's, and ours: to the keeper
+        of the old one it looks like a take-over, which would end all writing.
+        """
+        with trio.move_on_after(RELEASE_S):
+            try:
+                await verify_place(one.store)
+            except StoreError as exc:
+                logger.info("the lease of store %s is not given back: %s", one.store.name, exc)
+                return False
+            return True
+        return False
 
     async def release(self, one: AttachedStore) -> None:
         """Give one lease back, for at most RELEASE_S; one that stays expires."""

@@ -87,6 +87,29 @@ def test_a_store_that_was_wiped(tmp_path: Path) -> None:
         assert volume.run("verify", volume.name, "--deep").returncode == 0
 
 
+def test_what_is_left_of_a_store_is_no_empty_place(tmp_path: Path) -> None:
+    """It is never claimed anew: a sentence says what it looks like, and what to do."""
+    (tmp_path / "volume").mkdir()
+    with mounted_volume(tmp_path / "volume") as volume:
+        (volume.mountpoint / "image.dcm").write_bytes(DATA)
+        volume.umount()
+        place = volume.stores["a"]
+        command = ("store", "replace", volume.name, "a", f"file://{place}")
+        (place / "instance").unlink()
+        for gone, words in ((None, "`mirrorfs repair`"), ("header", "lies there aside")):
+            if gone is not None:
+                shutil.rmtree(place / gone)
+            before = sorted(path for path in place.rglob("*") if path.is_file())
+            outcome = volume.run(*command)
+            assert outcome.returncode == 4 and words in outcome.stdout, outcome
+            assert sorted(path for path in place.rglob("*") if path.is_file()) == before
+        place.rename(tmp_path / "aside")
+        volume.must(*command, "--create-store")
+        volume.mount()
+        volume.flush()
+        assert volume.status()["light"] == "protected"
+
+
 def test_a_disk_that_is_plugged_in_again(tmp_path: Path) -> None:
     (tmp_path / "volume").mkdir()
     with mounted_volume(tmp_path / "volume") as volume:
