@@ -6,7 +6,7 @@ tests/ can stand in for each. A driver translates foreign errors into mirrorfs.e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol, TypeVar
 
@@ -268,8 +268,11 @@ class Index(Protocol):
 
     def put_meta(self, key: str, value: int | bytes) -> None: ...
 
-    def held(self, store: str) -> Iterator[str]:
-        """Keys of objects that a store instance is known to hold (local knowledge, not checkpointed)."""
+    def held(self, store: str, *, after: str, limit: int) -> list[str]:
+        """Keys of objects that a store instance is known to hold, in order and strictly after a key.
+
+        Local knowledge, not checkpointed.
+        """
 
     def put_held(self, store: str, key: str) -> None: ...
     def delete_held(self, store: str, key: str) -> None: ...

@@ -19,7 +19,7 @@ Invariants:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Self
 
 import apsw
@@ -293,8 +293,8 @@ class SqliteIndex:
         self._meta[key] = value
         self._meta_dirty.add(key)
 
-    def held(self, store: str) -> Iterator[str]:
-        return iter([key for (key,) in self._query(sql.HELD, (store,))])
+    def held(self, store: str, *, after: str, limit: int) -> list[str]:
+        return [key for (key,) in self._query(sql.HELD, (store, after, limit))]
 
     def put_held(self, store: str, key: str) -> None:
         self._query(sql.PUT_HELD, (store, key))

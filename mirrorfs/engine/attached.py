@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from mirrorfs.core.held import HeldKeys
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import LocalVolume, Mirrors, World
@@ -115,6 +116,10 @@ class StoreSet:
         self.members: list[AttachedStore] = []
         self.other_fence: str | None = None
         """Why nothing may be written, where the lease of no member says so: of one that was removed, say."""
+        self.on_held: Callable[[str], None] = lambda key: None
+        """Hears the key of an object that a store turns out to hold, or not to hold after all."""
+        self.on_counted: Callable[[], None] = lambda: None
+        """Is to be told when there are other members, or when one is filled, or begins or ends to rotate."""
 
     def stores(self) -> list[Store]:
         """Those to read from: the rotating ones that are away are of no use."""
@@ -171,10 +176,21 @@ class Attaching:
     """Uploads under way to each store."""
 
     def attach(
-        self, store: Store, lease: LeaseKeeper, *, instance: str, rotating: bool, filled: bool
+        self,
+        store: Store,
+        lease: LeaseKeeper,
+        held: HeldKeys,
+        *,
+        instance: str,
+        rotating: bool,
+        filled: bool,
     ) -> AttachedStore:
-        """A store with its lease and its mirror; no task runs yet, and it is not one of the members."""
+        """A store with its lease and its mirror; no task runs yet, and it is not one of the members.
+
+        `held`: what it is known to hold; the mirror's from now on.
+        """
         name, index = store.name, self.index
+        held.on_change = lambda key: self.members.on_held(key)
 
         async def fresh() -> None:
             # A writer that one of them fenced sends nothing to the others either.
@@ -187,7 +203,7 @@ class Attaching:
             instance=instance,
             read_object=self._reader_for(name),
             lease_fresh=fresh,
-            load_held=lambda: index.held(instance),
+            held=held,
             save_held=lambda key: index.put_held(instance, key),
             forget_held=lambda key: index.delete_held(instance, key),
             on_conflict=lambda key: self.suspect(name, key),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import trio
 
+from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings, give_back, stores_present
 from mirrorfs.engine.local import World
@@ -154,14 +155,13 @@ class _Judge:
 
     async def _stand(self, stores: Sequence[Store], leases: Sequence[Lease]) -> Known:
         index, instances = self.recovered.index, self._settings.instances
-        first = first_unsent(index, [instances[store.name] for store in stores if store.name in instances])
+        held = {name: await known_held(index, instance) for name, instance in instances.items()}
+        first = await first_unsent(index, [held[store.name] for store in stores if store.name in held])
         segments = self._segments(stores)
         silent = await segments.look(from_sequence=first)
         if self._mounted and silent:
             raise StoreUnavailable(f"Store {silent[0]} cannot be listed; nothing is sent there yet.")
-        standing = Standing(
-            index, segments, self._keys, self._writer, first=first, instances=list(instances.values())
-        )
+        standing = Standing(index, segments, self._keys, self._writer, first=first, held=list(held.values()))
         known = await standing.known(leases, self._taker.own_writers)
         await standing.check(known)
         return known

@@ -9,13 +9,20 @@ Invariants:
 - Least recently used goes first; what was used when is forgotten with the process.
 
 A reader that has a file open goes on reading it after its removal; one that comes later asks the stores.
+
+No question asked here, and no step, takes longer the more files there are: what may go is known
+before it is asked for. A file is judged anew when it comes or is replaced (`_set`), when a store turns out to
+hold it or not (`judge`), when other stores count (`judge_all`), and when the index is settled further
+(`_settle`); nothing else changes the answer. All of them, and what is loaded, are judged in steps.
+Memory is about 400 bytes for each file.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -40,9 +47,22 @@ HEADROOM_SHARE: Final = 2
 LOOK_EVERY_S: Final = 10.0
 BATCH: Final = 16
 """Files removed in one go, in a thread."""
-SUM_EVERY_S: Final = 2.0
+PAGE: Final = 500
+"""Files that are looked at in one step."""
 
 _SEGMENTS: Final = STREAM_PREFIX[Stream.MAIN]
+_FETCHED: Final = -1
+
+
+@dataclass(slots=True)
+class _File:
+    size_bytes: int
+    used: int
+    """Greater than that of all files used before it."""
+    sequence: int
+    """_FETCHED of what is no whole segment: it may always go."""
+    may_go: bool = False
+    """Counted as removable, and in the heap of those."""
 
 
 class SegmentCache:
@@ -73,22 +93,43 @@ class SegmentCache:
         self._is_held = is_held
         self._settle_index = settle_index
         self._on_removed = on_removed
-        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._files: dict[str, _File] = {}
+        self._uses = 0
+        self._unasked = 0
+        """Less than any use: that of what was fetched ahead last."""
+        self._oldest: list[tuple[int, str]] = []
+        """A heap of what may go, by a use that may not have been the last; some of it may have gone."""
+        self._unsettled: dict[str, None] = {}
+        """What all stores hold, and only the index pins."""
         self._settled_sequence = 0
+        self._others_count = False
         self._wake = trio.Event()
-        self._sum = (float("-inf"), 0)
+        self._removable_bytes = 0
         self.size_bytes = 0
         """Bytes of everything counted."""
         self.evicted_count = 0
         """Files that had to go in this mount."""
         self.ranges = RangeFiles(disk, offload, space, on_kept=self._kept, on_used=self.used)
 
-    def load(self) -> None:
+    async def load(self) -> None:
         """Take stock of the disk: oldest segments first, what was fetched last. Raises: DiskError."""
-        for name in self._disk.list(LOCAL_PREFIX + _SEGMENTS.rstrip("/")):
-            self._count(LOCAL_PREFIX + _SEGMENTS + name)
-        for name in self._disk.list(RANGES):
-            self._count(f"{RANGES}/{name}")
+        for folder in (LOCAL_PREFIX + _SEGMENTS.rstrip("/"), RANGES):
+            names = await self._offload.run(partial(self._disk.list, folder))
+            for at in range(0, len(names), PAGE):
+                paths = [f"{folder}/{name}" for name in names[at : at + PAGE]]
+                for path, size_bytes in await self._offload.run(partial(self._measure, paths)):
+                    # One that came meanwhile is known better.
+                    if path not in self._files:
+                        self._set(path, size_bytes)
+
+    def _measure(self, paths: Sequence[str]) -> list[tuple[str, int]]:
+        found = []
+        for path in paths:
+            try:
+                found.append((path, self._disk.allocated_bytes(path)))
+            except FileNotFoundError:
+                continue
+        return found
 
     def closed(self, key: str, size_bytes: int) -> None:
         """A segment of the main stream became immutable."""
@@ -104,18 +145,36 @@ class SegmentCache:
 
     def used(self, path: str) -> None:
         """A file was read."""
-        if path in self._sizes:
-            self._sizes.move_to_end(path)
+        if path in self._files:
+            self._uses += 1
+            self._files[path].used = self._uses
 
     def gone(self, path: str) -> None:
         """A file was removed by someone else."""
-        self.size_bytes -= self._sizes.pop(path, 0)
+        file = self._files.pop(path, None)
+        if file is not None:
+            self._unsettled.pop(path, None)
+            self.size_bytes -= file.size_bytes
+            self._removable_bytes -= file.size_bytes if file.may_go else 0
+
+    def judge(self, key: str) -> None:
+        """A store was found to hold an object, or not to hold it after all."""
+        path = LOCAL_PREFIX + key
+        file = self._files.get(path)
+        if file is not None:
+            self._judge(path, file)
+
+    def judge_all(self) -> None:
+        """Other stores count now than before: all is judged anew, in steps, before any more is removed."""
+        self._others_count = True
+        self._wake.set()
 
     # --- fetched ahead -----------------------------------------------------------------------
 
     def has_whole(self, key: str, size_bytes: int) -> bool:
         """Whether all of a segment lies here, as far as its size can tell."""
-        return LOCAL_PREFIX + key in self._sizes or self._sizes.get(range_path(key), 0) >= size_bytes
+        fetched = self._files.get(range_path(key))
+        return LOCAL_PREFIX + key in self._files or (fetched is not None and fetched.size_bytes >= size_bytes)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether so much may be fetched ahead: within its share, far from what makes the cache shrink."""
@@ -128,18 +187,17 @@ class SegmentCache:
     async def keep_whole(self, key: str, data: bytes) -> bool:
         """Keep a segment that nobody asked for: it goes before all that is here, unless parts of it were."""
         path = range_path(key)
-        was_here = path in self._sizes
+        was_here = path in self._files
         await self.ranges.keep(key, {0: data})
-        if path in self._sizes and not was_here:
-            self._sizes.move_to_end(path, last=False)
+        if (file := self._files.get(path)) is not None and not was_here:
+            self._unasked -= 1
+            file.used = self._unasked
+            heapq.heappush(self._oldest, (file.used, path))
         return self.has_whole(key, len(data))
 
     def removable_bytes(self) -> int:
-        """Bytes that would be freed for new data, as of at most SUM_EVERY_S ago."""
-        now_s = trio.current_time()
-        if now_s - self._sum[0] >= SUM_EVERY_S:
-            self._sum = now_s, sum(size for path, size in self._sizes.items() if self._may_go(path, now=True))
-        return self._sum[1]
+        """Bytes that would be freed for new data."""
+        return self._removable_bytes
 
     # --- the task ----------------------------------------------------------------------------
 
@@ -161,18 +219,20 @@ class SegmentCache:
         Raises: DiskError; whatever `settle_index` raises but for that, as of a volume that stopped writing.
         """
         settled = False
+        if self._others_count:
+            self._others_count = False
+            await self._judge_in_steps(list(self._files))
         while (excess := self._excess_bytes()) > 0:
-            victims = self._victims(excess)
+            # Nothing is awaited before readers let go: who comes later finds it gone, and asks a store.
+            victims = self._take_victims(excess)
             if not victims and not settled:
                 settled = True
-                if any(self._may_go(path, now=False) for path in self._sizes):
-                    self._settled_sequence = await self._settle_index() >> 20
+                if self._unsettled:
+                    await self._settle()
                     continue
             if not victims:
                 return
             for path in victims:
-                # Before the await: who comes now finds it gone, and asks a store.
-                self.gone(path)
                 self._on_removed(path)
             self.evicted_count += len(victims)
             await self._offload.run(partial(self._remove, victims))
@@ -188,24 +248,37 @@ class SegmentCache:
     def _kept_free_bytes(self) -> int:
         return self._space.soft_bytes + self._space.soft_bytes // HEADROOM_SHARE
 
-    def _victims(self, excess_bytes: int) -> list[str]:
+    def _take_victims(self, excess_bytes: int) -> list[str]:
+        """Files to remove, least recently used first; they do not count any more."""
         found: list[str] = []
-        for path, size in self._sizes.items():
-            if excess_bytes <= 0 or len(found) >= BATCH:
-                break
-            if self._may_go(path, now=True):
-                found.append(path)
-                excess_bytes -= size
+        while self._oldest and excess_bytes > 0 and len(found) < BATCH:
+            used, path = heapq.heappop(self._oldest)
+            file = self._files.get(path)
+            if file is None:
+                continue
+            self._judge(path, file)  # once more: it is the last copy but those of the stores
+            if not file.may_go:
+                continue
+            if file.used != used:
+                heapq.heappush(self._oldest, (file.used, path))
+                continue
+            self.gone(path)
+            found.append(path)
+            excess_bytes -= file.size_bytes
         return found
 
-    def _may_go(self, path: str, *, now: bool) -> bool:
-        """Whether nothing pins a file: now, or once the index is settled."""
-        if not path.startswith(LOCAL_PREFIX):
-            return True
-        key = path.removeprefix(LOCAL_PREFIX)
-        if now and _sequence(key) >= self._settled_sequence:
-            return False
-        return self._is_held(key)
+    async def _settle(self) -> None:
+        """Let the index pin no more than it must."""
+        self._settled_sequence = await self._settle_index() >> 20
+        await self._judge_in_steps(list(self._unsettled))
+
+    async def _judge_in_steps(self, paths: Sequence[str]) -> None:
+        for count, path in enumerate(paths, 1):
+            # It may have gone, or been judged, while others ran.
+            if (file := self._files.get(path)) is not None:
+                self._judge(path, file)
+            if count % PAGE == 0:
+                await trio.lowlevel.checkpoint()
 
     # --- counting ----------------------------------------------------------------------------
 
@@ -214,21 +287,41 @@ class SegmentCache:
         self._set(path, size_bytes)
         self._wake.set()
 
-    def _count(self, path: str) -> None:
-        try:
-            self._set(path, self._disk.allocated_bytes(path))
-        except FileNotFoundError:
-            return
-
     def _set(self, path: str, size_bytes: int) -> None:
-        self.size_bytes += size_bytes - self._sizes.get(path, 0)
-        self._sizes[path] = size_bytes
-        self._sizes.move_to_end(path)
+        self._uses += 1
+        file = self._files.get(path)
+        if file is None:
+            file = self._files[path] = _File(0, self._uses, _sequence(path))
+        grown_bytes = size_bytes - file.size_bytes
+        file.size_bytes, file.used = size_bytes, self._uses
+        self.size_bytes += grown_bytes
+        self._removable_bytes += grown_bytes if file.may_go else 0
+        self._judge(path, file)
+
+    def _judge(self, path: str, file: _File) -> None:
+        """Find out whether anything pins a file that is counted."""
+        held = file.sequence == _FETCHED or self._is_held(path.removeprefix(LOCAL_PREFIX))
+        settled = file.sequence < self._settled_sequence
+        if held and not settled:
+            self._unsettled[path] = None
+        else:
+            self._unsettled.pop(path, None)
+        may_go = held and settled
+        if may_go is file.may_go:
+            return
+        file.may_go = may_go
+        if may_go:
+            self._removable_bytes += file.size_bytes
+            heapq.heappush(self._oldest, (file.used, path))
+        else:
+            self._removable_bytes -= file.size_bytes
 
 
-def _sequence(key: str) -> int:
-    """Of a segment; one whose name is not one is never old enough to go."""
+def _sequence(path: str) -> int:
+    """Of a whole segment; one whose name is not one is never old enough to go."""
+    if not path.startswith(LOCAL_PREFIX):
+        return _FETCHED
     try:
-        return parse_segment_object_key(key)[1].sequence
+        return parse_segment_object_key(path.removeprefix(LOCAL_PREFIX))[1].sequence
     except FormatError:
         return 1 << 62

@@ -176,7 +176,7 @@ class LocalVolume:
 
     async def start(self) -> None:
         """Start the writer task, record the epoch, make the root if the volume is new, remove orphans."""
-        self.cache.load()
+        await self.cache.load()
         await self._nursery.start(self.committer.run)
         state = self.state
         now = state.clock.now_ns()

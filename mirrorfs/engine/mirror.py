@@ -28,6 +28,7 @@ from itertools import islice
 
 import trio
 
+from mirrorfs.core.held import HeldKeys
 from mirrorfs.engine.backoff import Backoff, Trial
 from mirrorfs.engine.look import list_around, look_at
 from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
@@ -58,7 +59,7 @@ class Mirror:
         instance: str,
         read_object: Callable[[str], Awaitable[bytes]],
         lease_fresh: Callable[[], Awaitable[None]],
-        load_held: Callable[[], Iterable[str]],
+        held: HeldKeys,
         save_held: Callable[[str], None],
         forget_held: Callable[[str], None],
         on_conflict: Callable[[str], None] = lambda key: None,
@@ -68,12 +69,11 @@ class Mirror:
         parallel: int = UPLOADS_PARALLEL,
         may_be_away: bool = False,
     ) -> None:
-        """Load what the store is known to hold.
-
+        """
         Args:
             store: with deadlines but without retries of its own (RetryingStore, attempts_max=1): a
                 PUT repeated below this module would go out under a lease checked long before.
-            instance: UUID (hex) of the store's instance; `load_held` and `save_held` are about it alone.
+            instance, held: UUID (hex) of the store's instance, and what it is known to hold.
             read_object: the local bytes of a key. Errors: MirrorfsError, OSError.
             lease_fresh: returns while this writer may write to the store (LeaseKeeper.fresh).
             save_held, forget_held: persist that a key is held, or is not after all; called on the loop.
@@ -93,7 +93,7 @@ class Mirror:
         self._pace = pace
         self._parallel = parallel
         self._fault_level = logging.INFO if may_be_away else logging.WARNING
-        self._held = set(load_held())
+        self._held = held
         self._queue = UploadQueue()
         self._puts, self._looks, self._lease = Backoff(random), Backoff(random), Backoff(random)
         self._event = trio.lowlevel.ParkingLot()

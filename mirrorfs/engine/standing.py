@@ -12,9 +12,13 @@ What is none of these is an orphan: the end of a writer that was fenced, which n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from contextlib import aclosing
 from typing import Final, NamedTuple
 
+import trio
+
+from mirrorfs.core.held import HeldKeys
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.replay import previous_of
 from mirrorfs.engine.sources import Segments
@@ -44,9 +48,11 @@ class Known(NamedTuple):
         return lease.epoch < self.epoch or (lease.epoch, lease.writer) == self
 
 
-def first_unsent(index: Index, instances: Sequence[str]) -> int:
-    """The first sequence number whose segment is not known to be in every store; the next one if all are."""
-    held = [set(index.held(instance)) for instance in instances]
+async def first_unsent(index: Index, held: Sequence[HeldKeys]) -> int:
+    """The first sequence number whose segment is not known to be in every store; the next one if all are.
+
+    `held`: what each of the stores is known to hold.
+    """
     sequence = 0
     while rows := index.list_segments(from_sequence=sequence, limit=_PAGE):
         for row in rows:
@@ -54,6 +60,7 @@ def first_unsent(index: Index, instances: Sequence[str]) -> int:
             if not all(key in one for one in held):
                 return row.sequence
         sequence = rows[-1].sequence + 1
+        await trio.lowlevel.checkpoint()
     return sequence
 
 
@@ -68,49 +75,53 @@ class Standing:
         writer: WriterPublicKey,
         *,
         first: int,
-        instances: Sequence[str],
+        held: Sequence[HeldKeys],
     ) -> None:
         """
         Args:
             segments: of the main stream, already looked at from `first` on.
             first: a number before which every segment is in the stores that were looked at.
-            instances: of all the volume's stores, for what they are known to hold.
+            held: what each of all the volume's stores is known to hold.
         """
         self._index = index
         self._segments = segments
         self._branches = Branches(segments, keys, writer)
         self._first = first
-        self._held = [set(index.held(instance)) for instance in instances]
+        self._held = held
 
     async def known(self, leases: Iterable[Lease], own: Collection[bytes]) -> Known:
         """Args: leases: those found in stores. own: writer ids of this machine's mounts."""
         found = Known(0, b"")
         if self._first and (row := self._index.get_segment(self._first - 1)) is not None:
             found = Known(row.epoch, row.writer)
-        for row in self._rows():
-            key = segment_object_key(Stream.MAIN, _id(row))
-            is_held = any(key in one for one in self._held)
-            if is_held or _id(row) in await self._segments.candidates(row.sequence):
-                found = Known(row.epoch, row.writer)
+        async with aclosing(self._rows()) as rows:
+            async for row in rows:
+                key = segment_object_key(Stream.MAIN, _id(row))
+                is_held = any(key in one for one in self._held)
+                if is_held or _id(row) in await self._segments.candidates(row.sequence):
+                    found = Known(row.epoch, row.writer)
         mine = (Known(lease.epoch, lease.writer) for lease in leases if lease.writer in own)
         return max([found, *mine], key=lambda one: one.epoch)
 
     async def check(self, known: Known) -> None:
         """Raises: ChainError: the stores' log does not go on from this machine's."""
         before = self._index.get_segment(self._first - 1) if self._first else None
-        for row in self._rows():
-            others = [one for one in await self._segments.candidates(row.sequence) if one != _id(row)]
-            await self._check_others(others, before, known)
-            before = row
+        async with aclosing(self._rows()) as rows:
+            async for row in rows:
+                others = [one for one in await self._segments.candidates(row.sequence) if one != _id(row)]
+                await self._check_others(others, before, known)
+                before = row
         # What goes on from our last segment was followed, unless it goes on from another state of it.
         following = [] if before is None else await self._segments.candidates(before.sequence + 1)
         await self._check_others(following, before, known)
 
-    def _rows(self) -> Iterable[SegmentRow]:
+    async def _rows(self) -> AsyncGenerator[SegmentRow, None]:
         sequence = self._first
         while rows := self._index.list_segments(from_sequence=sequence, limit=_PAGE):
-            yield from rows
+            for row in rows:
+                yield row
             sequence = rows[-1].sequence + 1
+            await trio.lowlevel.checkpoint()
 
     async def _check_others(
         self, others: Sequence[SegmentId], before: SegmentRow | None, known: Known

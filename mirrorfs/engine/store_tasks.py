@@ -20,8 +20,10 @@ from typing import Final
 
 import trio
 
+from mirrorfs.core.held import HeldKeys
 from mirrorfs.engine.attached import AttachedStore, Attaching, StoreSet
 from mirrorfs.engine.guarded_store import verify_place
+from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import RELEASE_S, STORE_LOOK_S, LeaseTaker, VolumeSettings
@@ -103,7 +105,7 @@ class StoreTasks:
         self._nursery: trio.Nursery | None = None
         self._changing = trio.Lock()
 
-    def start_with(
+    async def start_with(
         self, stores: Sequence[Store], leases: Sequence[LeaseKeeper], settings: VolumeSettings
     ) -> None:
         """Attach the stores of the mount, whose leases were taken."""
@@ -115,6 +117,7 @@ class StoreTasks:
             one = self._attaching.attach(
                 store,
                 lease,
+                await known_held(self._attaching.index, instance),
                 instance=instance,
                 rotating=store.name in settings.rotating,
                 filled=record.filled,
@@ -215,7 +218,9 @@ class StoreTasks:
     async def remember(self, *, at_once: bool = False) -> None:
         """Note which stores are there, and which have been filled; `at_once` spares no writing."""
         for one in self.members.members:
-            one.filled = one.filled or one.has_caught_up()
+            if not one.filled and one.has_caught_up():
+                one.filled = True
+                self.members.on_counted()
             is_present = not one.is_away()
             if is_present:
                 one.seen_ns = self._clock.now_ns()
@@ -294,7 +299,12 @@ class StoreTasks:
             self._attaching.index.clear_held(instance)
             record = self._records.welcome(instance)
             one = self._attaching.attach(
-                store, keeper, instance=instance, rotating=entry.name in wanted.rotating, filled=False
+                store,
+                keeper,
+                HeldKeys(),
+                instance=instance,
+                rotating=entry.name in wanted.rotating,
+                filled=False,
             )
             one.seen_ns = record.seen_ns
             added[instance] = one
@@ -306,6 +316,7 @@ class StoreTasks:
         self._records.keep_only(instances)
         for one in members:
             one.rotating = one.store.name in wanted.rotating
+        self.members.on_counted()
         for one in gone:
             logger.info("store %s is left", one.store.name)
             self._nursery.start_soon(self._retire, one)

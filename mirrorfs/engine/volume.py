@@ -101,6 +101,8 @@ class MountedVolume:
         self._publishing = trio.Lock()
         self.before_read_only: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         """Awaited when another writer took over, before changes are refused: the kernel may hold some."""
+        stores.members.on_held = local.cache.judge
+        stores.members.on_counted = local.cache.judge_all
         mirrors = stores.members.mirrors
         self.scrubber = Scrubber(self._objects, source, mirrors, world.disk, world.clock)
         self.scrubbing = trio.Lock()
@@ -185,7 +187,7 @@ class MountedVolume:
             on_left=lambda name: volume.scrubber.forget_store(name),
             adopt=adopt,
         )  # fmt: skip
-        tasks.start_with(stores, writer.leases, settings)
+        await tasks.start_with(stores, writer.leases, settings)
 
         def closed(row: SegmentRow, key: str) -> None:
             since_ns = ages.closed(first_ns=row.first_ns, last_ns=row.last_ns)

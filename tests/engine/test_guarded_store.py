@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from mirrorfs.core.held import HeldKeys
 from mirrorfs.engine.guarded_store import CHECK_EVERY_S, GuardedStore
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.mirror import CONFIRM_DELAY_S, Mirror
@@ -55,7 +56,7 @@ class Disk:
             instance=INSTANCE.instance.hex(),
             read_object=self._read,
             lease_fresh=trio.lowlevel.checkpoint,
-            load_held=tuple,
+            held=HeldKeys(),
             save_held=lambda key: None,
             forget_held=lambda key: None,
             clock=self.clock,

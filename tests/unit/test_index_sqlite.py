@@ -246,7 +246,9 @@ class Both:
         for key in "abcd":
             assert index.get_meta(key) == model.tables["meta"].get(key)
         for store in "st":
-            assert list(index.held(store)) == [key for of, key in sorted(model.tables["held"]) if of == store]
+            held = [key for of, key in sorted(model.tables["held"]) if of == store]
+            assert index.held(store, after="", limit=1000) == held
+            assert index.held(store, after="b", limit=2) == [key for key in held if key > "b"][:2]
 
     def check_snapshot(self) -> None:
         snapshot = self.index.snapshot()

@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from mirrorfs.core.held import HeldKeys
 from mirrorfs.engine.look import HEADS_PER_LOOK
 from mirrorfs.engine.mirror import (
     CONFIRM_BATCH,
@@ -103,7 +104,7 @@ class Rig:
             instance="00" * 16,
             read_object=self._read,
             lease_fresh=self._fresh,
-            load_held=lambda: list(self.held),
+            held=HeldKeys(self.held),
             save_held=self.held.append,
             forget_held=self.held.remove,
             clock=TrioClock(),
