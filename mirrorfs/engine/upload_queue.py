@@ -11,8 +11,8 @@ Invariants:
   waits while a segment up to it is queued, in flight or parked; a head also waits for every
   checkpoint. An object in conflict or withheld holds nothing up: nobody can say when, if ever, it is settled.
 
-Memory is about 400 bytes for each outstanding object. Item is a NamedTuple because a million of
-them may wait for a store that is down.
+Memory is about 400 bytes for each outstanding object, whatever came and went. Item is a NamedTuple because a
+million of them may wait for a store that is down.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 from mirrorfs.errors import LimitError
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, parse_segment_object_key
+
+_AGES_SLACK = 1000
 
 
 class Item(NamedTuple):
@@ -109,6 +111,10 @@ class UploadQueue:
         self._items[item.key] = item
         self.size_bytes += item.size_bytes
         self.header_count += rank is _Rank.HEADER
+        if len(self._ages) > 2 * len(self._items) + _AGES_SLACK:
+            # One object that cannot go is the oldest for weeks, and those behind it come and go.
+            self._ages = [age for age in self._ages if age[1] in self._items]
+            heapq.heapify(self._ages)
         heapq.heappush(self._heaps[rank], item)
         heapq.heappush(self._ages, (item.written_ns, item.key))
 
