@@ -81,7 +81,7 @@ async def open_as_writer(
     recovered = await recovery.run()
     heads = Heads(world.disk, world.offload, world.clock, keys=keys, public_key=public_key)
     try:
-        heads.load()
+        await heads.load()
         taker = LeaseTaker(world, key_set, keys, header, stores, settings)
         writer_key = load_public_key(public_key)
         judge = _Judge(

@@ -60,9 +60,10 @@ async def mend_youngest(
     What no store has stays as it is, for replay to judge: after a crash it may never have been closed.
     """
     local = LocalObjects(disk, index, offload)
-    names = [_MAIN + name for name in disk.list(LOCAL_PREFIX + _MAIN.rstrip("/"))]
-    wanted = {key: local.row_of(key) for key in names[-1:] if is_segment(key)}
-    if head is not None and head.segment_key in names:
+    names = await offload.run(partial(disk.list, LOCAL_PREFIX + _MAIN.rstrip("/")))
+    youngest = [_MAIN + name for name in names[-1:]]
+    wanted = {key: local.row_of(key) for key in youngest if is_segment(key)}
+    if head is not None and head.segment_key.removeprefix(_MAIN) in names:
         wanted[head.segment_key] = local.row_of(head.segment_key) or _row_of(head)
     for key, row in wanted.items():
         if row is None:

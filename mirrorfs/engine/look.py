@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
+import trio
+
 from mirrorfs.engine.guarded_store import verify_place
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
 from mirrorfs.errors import ObjectNotFound
-from mirrorfs.ports import LIST_PAGE_MAX, ObjectInfo, ObjectKey, Store
+from mirrorfs.ports import LIST_PAGE_MAX, ObjectKey, Store
 
 PAGES_MAX = 10_000
+TOLD_AT_ONCE = 200
+"""What is found is written down: that takes long for a whole page."""
 HEADS_PER_LOOK = 3
 """Up to so many objects are looked at singly: cheaper than a listing page."""
 
@@ -37,17 +41,24 @@ async def list_around(store: Store, keys: Sequence[str], on_found: Callable[[str
 
     Raises: StoreError: what was heard before it counts.
     """
+    ends: dict[str, tuple[str, str]] = {}
+    for count, key in enumerate(keys, 1):
+        first, last = ends.get(prefix_of(key), (key, key))
+        ends[prefix_of(key)] = min(first, key), max(last, key)
+        if count % LIST_PAGE_MAX == 0:
+            await trio.lowlevel.checkpoint()
     for prefix in MIRRORED_PREFIXES:
-        wanted = [key for key in keys if prefix_of(key) == prefix]
-        if not wanted:
+        if prefix not in ends:
             continue
-        # A key less its last character sorts just before it.
-        start_after, last = min(wanted)[:-1], max(wanted)
+        first, last = ends[prefix]
+        start_after = first[:-1]  # a key less its last character sorts just before it
         for _ in range(PAGES_MAX):
             page = await store.list(prefix, start_after=start_after)
             await verify_place(store)
-            for info in page:
+            for count, info in enumerate(page, 1):
                 on_found(info.key, info.size_bytes)
+                if count % TOLD_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
             if len(page) == 0 or page[-1].key >= last:
                 break
             start_after = page[-1].key
@@ -83,17 +94,17 @@ class ListedSizes:
     def __init__(self, store: Store, prefix: str) -> None:
         self._store = store
         self._prefix = prefix
-        self._page: list[ObjectInfo] = []
+        self._page: dict[str, int] = {}
         self._after = ""
         self._ended = False
 
     async def size_of(self, key: str) -> int | None:
         """Bytes of an object that comes after those asked for before; None when it is not listed."""
-        while not self._ended and (not self._page or self._page[-1].key < key):
+        while not self._ended and self._after < key:
             # What lies between the last page and this key is of no interest.
-            after = max(self._after, key[:-1])
-            page = list(await self._store.list(self._prefix, start_after=after))
+            page = await self._store.list(self._prefix, start_after=max(self._after, key[:-1]))
             self._ended = not page
-            self._page = page or self._page
-            self._after = page[-1].key if page else after
-        return next((info.size_bytes for info in self._page if info.key == key), None)
+            if page:
+                self._page = {info.key: info.size_bytes for info in page}
+                self._after = page[-1].key
+        return self._page.get(key)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
+
+import trio
 
 from mirrorfs.core.genuine import check_object, is_another_state
 from mirrorfs.core.salvage import combine_copies
@@ -21,14 +25,14 @@ from mirrorfs.errors import (
 )
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.limits import INTEGER_MAX
 from mirrorfs.format.rows import SegmentRow
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Disk, Index, ObjectKey, Offload, Store
 
 logger = logging.getLogger(__name__)
 
-_SEGMENTS_PAGE = 1000
+PAGE = 500
+"""Objects that are named or measured in one step."""
 SMALL_PREFIXES = ("header/", STREAM_PREFIX[Stream.CHECKPOINT], "heads/")
 
 
@@ -86,41 +90,43 @@ class LocalObjects:
         sequence = 0
         ages = SegmentAges()
         while True:
-            rows = self._index.list_segments(from_sequence=sequence, limit=_SEGMENTS_PAGE)
+            rows = self._index.list_segments(from_sequence=sequence, limit=PAGE)
             for row in rows:
                 key = segment_object_key(Stream.MAIN, SegmentId(row.sequence, row.epoch, row.writer))
                 yield LocalObject(key, row.size, ages.closed(first_ns=row.first_ns, last_ns=row.last_ns))
-            if len(rows) < _SEGMENTS_PAGE:
+            if len(rows) < PAGE:
                 return
             sequence = rows[-1].sequence + 1
 
-    def others(self) -> Iterator[LocalObject]:
-        """Headers, checkpoints and heads."""
-        for prefix in SMALL_PREFIXES:
-            for name in self._disk.list(LOCAL_PREFIX + prefix.rstrip("/")):
-                yield LocalObject(prefix + name, self.size_of(prefix + name), 0)
+    async def keys(self, prefix: str) -> list[str]:
+        """Of all that lies on the disk under a prefix, in order. Of segments not all need be closed."""
+        folder = LOCAL_PREFIX + prefix.rstrip("/")
+        return await self._offload.run(lambda: [prefix + name for name in self._disk.list(folder)])
 
-    def keys_on_disk(self) -> list[str]:
-        """Of all objects on the disk that are immutable: closed segments of the chain, and all others."""
+    async def closed_on_disk(self) -> AsyncGenerator[list[LocalObject], None]:
+        """The closed segments of the chain that lie on the disk, in order, up to PAGE of them at a time.
+
+        Their sizes are what the chain says.
+        """
         prefix = STREAM_PREFIX[Stream.MAIN]
-        found = [prefix + name for name in self._disk.list(LOCAL_PREFIX + prefix.rstrip("/"))]
-        closed = [key for key in found if is_segment(key) and self.row_of(key) is not None]
-        return [*closed, *(found.key for found in self.others())]
+        folder = LOCAL_PREFIX + prefix.rstrip("/")
+        names = await self._offload.run(lambda: frozenset(self._disk.list(folder)))
+        segments = self.segments()
+        while page := list(islice(segments, PAGE)):
+            yield [found for found in page if found.key.removeprefix(prefix) in names]
+            await trio.lowlevel.checkpoint()
 
-    async def cut_short(self, keys: Iterable[str]) -> set[str]:
-        """Those among keys of closed segments whose file is shorter than the segment."""
-        sizes = [(key, row.size) for key in keys if (row := self.row_of(key)) is not None]
+    async def sizes_of(self, keys: Sequence[str]) -> dict[str, int]:
+        """Bytes of those of the objects that are on the disk. At most PAGE keys."""
 
-        def work() -> set[str]:
-            return {key for key, size in sizes if self._length_of(key) < size}
+        def work() -> dict[str, int]:
+            sizes = {}
+            for key in keys:
+                with suppress(FileNotFoundError):
+                    sizes[key] = self.size_of(key)
+            return sizes
 
         return await self._offload.run(work)
-
-    def _length_of(self, key: str) -> int:
-        try:
-            return self.size_of(key)
-        except FileNotFoundError:
-            return INTEGER_MAX  # the cache gave it up meanwhile
 
     def size_of(self, key: str) -> int:
         """Bytes of an object on the disk."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from mirrorfs.engine.closed_segments import newest_local_head
 from mirrorfs.engine.heads import FoundHead, HeadRelation, holds_head, newest_head, relate_heads, seal_head
@@ -40,9 +41,10 @@ class Heads:
         self.checkpoint: tuple[str, bytes] = ("", b"")
         """Object key and digest of the newest checkpoint's last segment."""
 
-    def load(self) -> None:
+    async def load(self) -> None:
         """Learn of the newest local head. One that does not verify is passed over for an older one."""
-        found = newest_local_head(self._disk, keys=self._keys, public_key=self._public_key)
+        look = partial(newest_local_head, self._disk, keys=self._keys, public_key=self._public_key)
+        found = await self._offload.run(look)
         if found is not None:
             self.newest, self._digest = found[0], hashlib.sha256(found[1]).digest()
             self.checkpoint = (self.newest.checkpoint, self.newest.checkpoint_digest)

@@ -157,7 +157,7 @@ class Recovery:
 
     async def _joined(self) -> Recovered | None:
         """Where there is no local log but stores have one: the stores' newest state."""
-        if not self._joiner.stores or self._disk.list(_DIRECTORY) or self._disk.list(_CHECKPOINTS):
+        if not self._joiner.stores or await self._list(_DIRECTORY) or await self._list(_CHECKPOINTS):
             return None
         try:
             index = self._files.open()
@@ -168,7 +168,7 @@ class Recovery:
         if not is_empty:
             return None
         self._files.remove()
-        is_attached = bool(self._disk.list(_HEADS))
+        is_attached = bool(await self._list(_HEADS))
         filled = await self._joiner.fill(self._files, is_attached=is_attached)
         if filled is None:
             return None
@@ -227,12 +227,15 @@ class Recovery:
         What such a segment attests of the one before does not bind then. If that one was being mended,
         the commits behind its cut may be whole, and are kept.
         """
-        while names := self._disk.list(_DIRECTORY):
-            path = f"{_DIRECTORY}/{names[-1]}"
+        for name in reversed(await self._list(_DIRECTORY)):
+            path = f"{_DIRECTORY}/{name}"
             if not await self._offload.run(partial(self._is_unborn, path)):
                 return
             self._disk.remove(path)
             self._disk.sync_directory(_DIRECTORY)
+
+    async def _list(self, directory: str) -> Sequence[str]:
+        return await self._offload.run(partial(self._disk.list, directory))
 
     def _is_unborn(self, path: str) -> bool:
         file = self._disk.open(path)

@@ -5,14 +5,17 @@ on its way is counted, not blamed. Listings tell existence and sizes; a deep loo
 local disk is no better witness than a store: where sizes differ and the chain names none, the bytes decide.
 Nothing is changed here: engine/mend.py does that.
 
-Memory is bounded by a page of each listing and by what is found bad. A deep scrub that is broken off goes
-on behind the last object it was done with; a sample goes on where the last sample ended.
+Memory is bounded by the names on the local disk, a page of each listing and what is found bad; a scrub that
+reads also keeps the keys of one place, 120 bytes each. A deep scrub that is broken off goes on behind the
+last object it was done with; a sample goes on where the last sample ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import trio
@@ -20,7 +23,7 @@ import trio
 from mirrorfs.engine.look import ListedSizes, size_at
 from mirrorfs.engine.lost_here import find_lost
 from mirrorfs.engine.mirror import Mirror
-from mirrorfs.engine.objects import LocalObject, LocalObjects, ObjectSource
+from mirrorfs.engine.objects import PAGE, SMALL_PREFIXES, LocalObject, LocalObjects, ObjectSource
 from mirrorfs.engine.scrub_state import DEEP, LOCAL, SIZES, BadObject, Depth, Fault, ScrubState
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
 from mirrorfs.errors import DamagedError, DiskError, LimitError, ObjectNotFound, StoreError, StoreUnavailable
@@ -193,7 +196,8 @@ class Scrubber:
             expected = self._at_store(place, found, skip, lost_here, note)
         async for key in expected:
             found.listed += 1
-            good.append(key)
+            if state.reads:
+                good.append(key)
         wanted = state.select(place, sorted(key for key in good if key not in skip))
         for at in range(0, len(wanted), CHUNK):
             on_progress(place, at, len(wanted))
@@ -231,12 +235,19 @@ class Scrubber:
         """Keys of all closed objects on the local disk; segments that the cache gave up are no fault."""
         for key in sorted(lost_here):
             note(BadObject(LOCAL, key, Fault.MISSING, "it is not there."))
-        keys = self._objects.keys_on_disk()
-        short = await self._objects.cut_short(keys)
-        for key in keys:
-            if key in short:
-                note(BadObject(LOCAL, key, Fault.SIZE, "the file is shorter than the segment."))
-            else:
+        async with aclosing(self._objects.closed_on_disk()) as pages:
+            async for segments in pages:
+                sizes = await self._objects.sizes_of([found.key for found in segments])
+                for found in segments:
+                    if found.key not in sizes:
+                        continue  # the cache gave it up meanwhile
+                    if sizes[found.key] < found.size:
+                        short = "the file is shorter than the segment."
+                        note(BadObject(LOCAL, found.key, Fault.SIZE, short))
+                    else:
+                        yield found.key
+        for prefix in SMALL_PREFIXES:
+            for key in await self._objects.keys(prefix):
                 yield key
 
     async def _at_store(
@@ -251,33 +262,43 @@ class Scrubber:
         mirror = self._mirror(place)
         for prefix in sorted(MIRRORED_PREFIXES):
             listing = ListedSizes(mirror.store, prefix)
-            for item in self._expected(prefix, lost_here):
-                if not mirror.is_held(item.key):
-                    found.pending += 1
-                    continue
-                size_bytes = await listing.size_of(item.key)
-                if size_bytes is None:
-                    # Listings may lag, and what was just recorded as held may be newer than this page.
-                    size_bytes = await size_at(mirror.store, item.key)
-                if item.key in skip:
-                    continue
-                if size_bytes is None:
-                    note(BadObject(place, item.key, Fault.MISSING, "the store does not have it."))
-                elif size_bytes == item.size:
-                    yield item.key
-                elif prefix != _MAIN and await self.examine(place, item.key) is None:
-                    if item.key not in lost_here:
-                        note(BadObject(LOCAL, item.key, Fault.SIZE, f"it has not {size_bytes} bytes."))
-                    yield item.key
-                else:
-                    wanted = f" instead of {item.size}" * (item.size >= 0)
-                    note(BadObject(place, item.key, Fault.SIZE, f"it has {size_bytes} bytes{wanted}."))
+            async with aclosing(self._expected(prefix, lost_here)) as expected:
+                async for item in expected:
+                    if not mirror.is_held(item.key):
+                        found.pending += 1
+                        continue
+                    size_bytes = await listing.size_of(item.key)
+                    if size_bytes is None:
+                        # Listings may lag, and what was just recorded as held may be newer than this page.
+                        size_bytes = await size_at(mirror.store, item.key)
+                    if item.key in skip:
+                        continue
+                    if size_bytes is None:
+                        note(BadObject(place, item.key, Fault.MISSING, "the store does not have it."))
+                    elif size_bytes == item.size:
+                        yield item.key
+                    elif prefix != _MAIN and await self.examine(place, item.key) is None:
+                        if item.key not in lost_here:
+                            note(BadObject(LOCAL, item.key, Fault.SIZE, f"it has not {size_bytes} bytes."))
+                        yield item.key
+                    else:
+                        wanted = f" instead of {item.size}" * (item.size >= 0)
+                        note(BadObject(place, item.key, Fault.SIZE, f"it has {size_bytes} bytes{wanted}."))
 
-    def _expected(self, prefix: str, lost_here: set[str]) -> Iterator[LocalObject]:
+    async def _expected(self, prefix: str, lost_here: set[str]) -> AsyncGenerator[LocalObject, None]:
         """Everything under a prefix that a store must hold, in key order; of what is not here size -1."""
         if prefix == _MAIN:
-            yield from self._objects.segments()
-        else:
-            others = [found for found in self._objects.others() if prefix_of(found.key) == prefix]
-            others += [LocalObject(key, -1, 0) for key in lost_here if prefix_of(key) == prefix]
-            yield from sorted(others, key=lambda found: found.key)
+            segments = self._objects.segments()
+            while page := list(islice(segments, PAGE)):
+                for found in page:
+                    yield found
+                await trio.lowlevel.checkpoint()
+            return
+        keys = await self._objects.keys(prefix)
+        lost = [key for key in lost_here if prefix_of(key) == prefix]
+        keys = sorted({*keys, *lost}) if lost else keys
+        for at in range(0, len(keys), PAGE):
+            some = keys[at : at + PAGE]
+            sizes = await self._objects.sizes_of(some)
+            for key in some:
+                yield LocalObject(key, sizes.get(key, -1), 0)

@@ -98,6 +98,11 @@ class ScrubState:
         self._disk.write_whole(STATE_PATH, json.dumps({**self._all, "version": 1}).encode())
 
     @property
+    def reads(self) -> bool:
+        """Whether any object is read whole."""
+        return self._share > 0.0
+
+    @property
     def _is_deep(self) -> bool:
         return self._share == 1.0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import trio
@@ -54,11 +56,15 @@ class Segments:
         """List what is there from a sequence number on. Returns the stores that could not be asked."""
         prefix = STREAM_PREFIX[self._stream]
         if self._disk is not None:
-            for name in self._disk.list(LOCAL_PREFIX + prefix.rstrip("/")):
+            names = await self.offload.run(partial(self._disk.list, LOCAL_PREFIX + prefix.rstrip("/")))
+            # There may be a hundred thousand before it, and a follower looks every few seconds.
+            for count, name in enumerate(names[bisect_left(names, f"{from_sequence:016x}") :], 1):
                 segment = self._parse(prefix + name)
-                if segment is not None and segment.sequence >= from_sequence:
+                if segment is not None:
                     self._local.add(segment)
                     self._by_sequence.setdefault(segment.sequence, set()).add(segment)
+                if count % LIST_PAGE_MAX == 0:
+                    await trio.lowlevel.checkpoint()
         return await self._look_at_stores(prefix, from_sequence) if stores else []
 
     async def _look_at_stores(self, prefix: str, from_sequence: int) -> list[str]:
@@ -78,9 +84,11 @@ class Segments:
                 nursery.start_soon(look, number, store)
         # In the order of the stores, whichever answered first: copies are read in that order.
         for store, segments in zip(self._stores, found, strict=True):
-            for segment in segments:
+            for count, segment in enumerate(segments, 1):
                 self._by_sequence.setdefault(segment.sequence, set()).add(segment)
                 self._places.setdefault(segment, []).append(store)
+                if count % LIST_PAGE_MAX == 0:
+                    await trio.lowlevel.checkpoint()
         return [store.name for store in self._stores if store.name in silent]
 
     async def _list_store(

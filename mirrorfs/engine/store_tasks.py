@@ -27,7 +27,7 @@ from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import RELEASE_S, STORE_LOOK_S, LeaseTaker, VolumeSettings
-from mirrorfs.engine.objects import LocalObjects
+from mirrorfs.engine.objects import PAGE, SMALL_PREFIXES, LocalObjects
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.store_records import StoreRecords
 from mirrorfs.errors import (
@@ -45,7 +45,6 @@ from mirrorfs.ports import Clock, Store
 logger = logging.getLogger(__name__)
 
 REMEMBER_S: Final = 30.0
-OFFERS_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +136,19 @@ class StoreTasks:
         """Queue all there is; what is closed meanwhile is offered by whoever closes it."""
         # These hold no change of their own: what is in the segments decides what is safe.
         now_ns = self._clock.now_ns()
-        for found in self._objects.others():
-            for one in to:
-                one.mirror.offer(found.key, found.size, written_ns=now_ns)
-        for count, found in enumerate(self._objects.segments()):
+        for prefix in SMALL_PREFIXES:
+            keys = await self._objects.keys(prefix)
+            for at in range(0, len(keys), PAGE):
+                page = keys[at : at + PAGE]
+                # Only what some store lacks is measured.
+                lacking = [key for key in page if not all(one.mirror.is_held(key) for one in to)]
+                for key, size_bytes in (await self._objects.sizes_of(lacking)).items():
+                    for one in to:
+                        one.mirror.offer(key, size_bytes, written_ns=now_ns)
+        for count, found in enumerate(self._objects.segments(), 1):
             for one in to:
                 one.mirror.offer(found.key, found.size, written_ns=found.written_ns)
-            if count % OFFERS_AT_ONCE == OFFERS_AT_ONCE - 1:
+            if count % PAGE == 0:
                 await trio.lowlevel.checkpoint()
         for one in to:
             one.offered_ns = self._clock.now_ns()
