@@ -379,10 +379,10 @@ class StoreTasks:
 
     async def release(self, one: AttachedStore) -> None:
         """Give one lease back, for at most RELEASE_S; one that stays expires."""
-        is_away = one.is_away()
         with trio.move_on_after(RELEASE_S):
             try:
                 await one.lease.release()
             except MirrorfsError as exc:
-                level = logging.INFO if is_away or one.detached.is_set() else logging.WARNING
+                # A rotating one may have been pulled out a moment ago: that is no fault.
+                level = logging.INFO if one.rotating or one.detached.is_set() else logging.WARNING
                 logger.log(level, "A lease could not be given back: %s", exc)

@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.engine import guarded_store
 from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease import LEASE_PERIOD_S
 from mirrorfs.engine.local import World
@@ -79,7 +80,7 @@ class Office:
     ) -> Machine:
         root = self.folder / name
         guarded = GuardedStore(
-            self.disk.store, instance=USB.instance, keys=KEYS, public_key=PUBLIC_KEY, check_every_s=0.0
+            self.disk.store, instance=USB.instance, keys=KEYS, public_key=PUBLIC_KEY, clock=self.clock
         )
         world = World(
             LocalDisk(root), self.clock, random.Random(name).randbytes, InlineOffload(random.Random(1))
@@ -100,7 +101,9 @@ class Office:
 
 
 @pytest.fixture
-def office(tmp_path: Path) -> Office:
+def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
+    # What is looked at is what is there at this moment.
+    monkeypatch.setattr(guarded_store, "CHECK_EVERY_S", 0.0)
     return Office(tmp_path)
 
 
