@@ -217,6 +217,30 @@ async def test_what_only_another_store_has_is_fetched_from_there(
     await alone(machine, new, range(16))
 
 
+async def test_what_may_leave_the_cache_is_counted_anew(
+    tmp_path: Path, stores: list[SimulatedStore], autojump_clock: MockClock
+) -> None:
+    machine = Practice(tmp_path / "machine", stores)
+    async with machine.mounted() as volume:
+        cache = volume._local.cache
+        await fill(volume, 0, 6)
+        await volume.flush()
+        await cache._settle()
+        both_hold = cache.removable_bytes()
+        assert both_hold > 0
+        new = place(NEW_S3)
+        new.faults = SLOW
+        await machine.change(volume, HOME, NEW_S3, opens=[new])
+        await cache.shrink()
+        assert not any(key.startswith("segments/") for key in new.objects)
+        assert cache.removable_bytes() == 0, "one store alone holds it"
+        await volume.flush()
+        assert cache.removable_bytes() >= both_hold
+        await machine.change(volume, HOME, opens=[])
+        await cache.shrink()
+        assert cache.removable_bytes() >= both_hold
+
+
 @pytest.mark.expects_warnings("Store usb is full")
 async def test_a_third_store_does_not_fill_the_local_disk(
     tmp_path: Path, stores: list[SimulatedStore], autojump_clock: MockClock
