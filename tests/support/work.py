@@ -6,6 +6,7 @@ show what leaves the process. The longest step is what one task did while no oth
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -86,6 +87,8 @@ class Counted:
             return query_many(self, *arguments)
 
         SqliteIndex._query, SqliteIndex._query_many = one, many  # type: ignore[method-assign]
+        # What was left by whoever prepared this would be looked through in one of the steps counted.
+        gc.collect()
         trio.lowlevel.add_instrument(self._steps)
         work.disk_calls, work.requests = -self._disk.calls, -self._requests()
         work.cpu_s = -time.process_time()

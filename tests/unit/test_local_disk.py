@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mirrorfs.drivers import local_disk
 from mirrorfs.drivers.local_disk import TEMPORARY_PREFIX, LocalDisk
 from mirrorfs.errors import DiskError, DiskFull, LimitError
 
@@ -127,6 +128,15 @@ def test_list_and_remove(disk: LocalDisk) -> None:
         disk.remove("d")
     with pytest.raises(DiskError):
         disk.list("e")
+
+
+def test_a_long_list_is_in_order(disk: LocalDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_disk, "_SORTED_AT_ONCE", 3)
+    names = [f"{number * 7 % 20:02}" for number in range(20)]
+    for count in (3, 4, 20):
+        for name in names[:count]:
+            disk.write_whole(f"d/{name}", b"")
+        assert disk.list("d") == sorted(names[:count])
 
 
 def test_write_whole_replaces_and_ignores_what_a_crash_left(disk: LocalDisk, root: Path) -> None:
