@@ -52,6 +52,7 @@ PAGE: Final = 500
 
 _SEGMENTS: Final = STREAM_PREFIX[Stream.MAIN]
 _FETCHED: Final = -1
+_SLACK: Final = 1000
 
 
 @dataclass(slots=True)
@@ -225,6 +226,9 @@ class SegmentCache:
         while (excess := self._excess_bytes()) > 0:
             # Nothing is awaited before readers let go: who comes later finds it gone, and asks a store.
             victims = self._take_victims(excess)
+            if not victims and self._oldest:
+                await trio.lowlevel.checkpoint()  # those looked at had been used, or are pinned
+                continue
             if not victims and not settled:
                 settled = True
                 if self._unsettled:
@@ -249,9 +253,14 @@ class SegmentCache:
         return self._space.soft_bytes + self._space.soft_bytes // HEADROOM_SHARE
 
     def _take_victims(self, excess_bytes: int) -> list[str]:
-        """Files to remove, least recently used first; they do not count any more."""
+        """Files to remove, least recently used first; they do not count any more.
+
+        None of PAGE that were looked at may be one, while there are more.
+        """
         found: list[str] = []
-        while self._oldest and excess_bytes > 0 and len(found) < BATCH:
+        for _ in range(PAGE):
+            if not self._oldest or excess_bytes <= 0 or len(found) >= BATCH:
+                break
             used, path = heapq.heappop(self._oldest)
             file = self._files.get(path)
             if file is None:
@@ -312,7 +321,12 @@ class SegmentCache:
         file.may_go = may_go
         if may_go:
             self._removable_bytes += file.size_bytes
-            heapq.heappush(self._oldest, (file.used, path))
+            if len(self._oldest) > 2 * len(self._files) + _SLACK:
+                # What was pinned and is no longer is in it once more each time.
+                self._oldest = [(one.used, path) for path, one in self._files.items() if one.may_go]
+                heapq.heapify(self._oldest)
+            else:
+                heapq.heappush(self._oldest, (file.used, path))
         else:
             self._removable_bytes -= file.size_bytes
 

@@ -11,8 +11,10 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from mirrorfs.core.held import HeldKeys
@@ -220,6 +222,52 @@ async def test_what_may_go_is_what_all_stores_hold(autojump_clock: MockClock, tm
         left = {key.rpartition("/")[2] for key in keys if key not in held}
         assert log.disk.listed["objects/segments"] == left
         assert (cache.removable_bytes(), cache.size_bytes) == (0, len(left) * size_bytes)
+
+
+class Steps(trio.abc.Instrument):
+    """The most that a cache judged in one step."""
+
+    def __init__(self, cache: SegmentCache, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most = self._now = 0
+        judge = cache._judge
+
+        def counting(*arguments: Any) -> None:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            judge(*arguments)
+
+        monkeypatch.setattr(cache, "_judge", counting)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._now = 0
+
+
+async def test_the_oldest_is_looked_for_in_steps(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = LongLog(tmp_path, segments=5000)
+    log.disk.listed["objects/segments"] = {key.rpartition("/")[2] for key in log.segment_keys()}
+    keys = log.segment_keys()
+    held = HeldKeys(keys)
+    async with cache_of(log, held) as cache:
+        await cache.load()
+        await cache._settle()
+        for _ in range(5):
+            for key in keys:
+                held.discard(key)
+                held.add(key)
+        assert len(cache._oldest) <= 2 * log.count + 2000
+        for key in (*keys[1:], keys[0]):
+            cache.used(f"objects/{key}")
+        steps = Steps(cache, monkeypatch)
+        trio.lowlevel.add_instrument(steps)
+        cache.judge_all()
+        cache._limit_bytes = cache.size_bytes - 1
+        await cache.shrink()
+        trio.lowlevel.remove_instrument(steps)
+        assert steps.most <= PAGE + 10
+        left = log.disk.listed["objects/segments"]
+        assert [key for key in keys if key.rpartition("/")[2] not in left] == [keys[1]]
 
 
 async def test_other_stores_may_count(autojump_clock: MockClock, tmp_path: Path) -> None:
