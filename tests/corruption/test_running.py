@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from mirrorfs.engine import daily_look
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.scrub import DEEP, SIZES
 from mirrorfs.format.control import INSTANCE_KEY, LEASE_KEY
@@ -31,7 +32,9 @@ LOOK_S = 300.0
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A day of virtual time is thousands of lease renewals."""
-    monkeypatch.setattr("mirrorfs.engine.volume.LOOK_INTERVAL_S", LOOK_S)
+    monkeypatch.setattr(daily_look, "FIRST_S", LOOK_S)
+    monkeypatch.setattr(daily_look, "POLL_S", LOOK_S)
+    monkeypatch.setattr(daily_look, "LOOK_INTERVAL_NS", round(LOOK_S * 1e9))
 
 
 pytestmark = pytest.mark.expects_warnings(
