@@ -124,6 +124,8 @@ class _Judge:
         self._keys = keys
         self._writer = writer
         self._mounted = False
+        self._found: list[Lease] = []
+        self._taken = Known(0, b"")
 
     async def __call__(self, leases: Mapping[str, Lease | None], silent: Collection[str]) -> None:
         """Raises: InUseError, ChainError, DamagedError: it may not. StoreError: of a late store, not now."""
@@ -132,6 +134,8 @@ class _Judge:
             self.recovered = await self._recovery.go_on(self.recovered)
             stores = list(self._present)
         found = [lease for lease in leases.values() if lease is not None]
+        if not self._mounted:
+            self._found = found
         known = await self._stand(stores, found)
         own = self._taker.own_writers
         if self._mounted or not self._settings.take_over:
@@ -146,10 +150,16 @@ class _Judge:
             stores, self.recovered.index, known, pinned=not self._mounted and not self._settings.take_over
         )
 
-    async def again(self) -> None:
-        """Once more, with the leases held: what a writer sent that was displaced. Then it is over."""
+    async def again(self, taken: Known) -> None:
+        """Once more, with the leases held: what a writer sent that was displaced. Then it is over.
+
+        `taken`: this mount, if it was told to take over and holds a lease: what came from writers before it
+        is followed as far as it continues our log, and else left behind, whether ours has reached a store yet
+        or not. Without a lease it may not know of anybody, and stands as all others do.
+        """
+        self._taken = taken
         self.recovered = await self._recovery.go_on(self.recovered)
-        known = await self._stand(self._present, ())
+        known = await self._stand(self._present, self._found)
         await self._heads.compare(self._present, self.recovered.index, known)
         self._mounted = True
 
@@ -163,6 +173,7 @@ class _Judge:
             raise StoreUnavailable(f"Store {silent[0]} cannot be listed; nothing is sent there yet.")
         standing = Standing(index, segments, self._keys, self._writer, first=first, held=list(held.values()))
         known = await standing.known(leases, self._taker.own_writers)
+        known = max(known, self._taken, key=lambda one: one.epoch)
         await standing.check(known)
         return known
 
@@ -199,7 +210,9 @@ async def become_writer(
     leases, identity = await taker.take_leases(local_epoch=_epoch(judge.recovered.index), judge=judge)
     try:
         await _outwait(leases, taker.notice_s)
-        await judge.again()
+        lasting = [one.state() for one in leases if one.state().store not in taker.rotating]
+        took_over = taker.takes_over and any(state.fresh for state in lasting)
+        await judge.again(Known(identity.epoch, identity.writer) if took_over else Known(0, b""))
         lasting = [one.state() for one in leases if one.state().store not in taker.rotating]
         fenced = next((state.fenced for state in lasting if state.fenced is not None), None)
         if fenced is not None:

@@ -187,6 +187,11 @@ class LeaseTaker:
         """Writer ids of the last mounts from this state directory, whose lock we hold."""
         return self._before
 
+    @property
+    def takes_over(self) -> bool:
+        """Whether the mount was told to go on without what other writers may have."""
+        return self._settings.take_over
+
     def _level(self, name: str) -> int:
         return logging.INFO if name in self._settings.rotating else logging.WARNING
 
