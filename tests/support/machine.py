@@ -47,6 +47,7 @@ class Machine:
         self.cache_bytes = cache_bytes
         self.prefetch = prefetch
         self.rotating = frozenset(rotating)
+        self.mirror_delay_s = 0.2
         self.header, self.header_bytes = HEADER, HEADER_BYTES
         self.world = world or World(LocalDisk(root), SystemClock(), os.urandom, ThreadOffload())
         self.files = SqliteIndexFiles(str(root / "index.db"), KEYS.index_key, digest_key=KEYS.dedup_key)
@@ -58,7 +59,7 @@ class Machine:
             header_bytes=self.header_bytes,
             host=self.root.name,
             owner=(os.getuid(), os.getgid()),
-            mirror_delay_s=0.2,
+            mirror_delay_s=self.mirror_delay_s,
             cache_bytes=self.cache_bytes,
             prefetch=self.prefetch,
             take_over=take_over,

@@ -32,9 +32,10 @@ class FillingDisk(LocalDisk):
 class VirtualPc(Machine):
     """For tests that take `autojump_clock`."""
 
-    def __init__(self, root: Path, stores: Sequence[Store]) -> None:
+    def __init__(self, root: Path, stores: Sequence[Store], *, seed: int = 3) -> None:
+        """`seed`: of its entropy; PCs that share stores need different ones."""
         super().__init__(root, stores)
         self.disk = FillingDisk(root)
         self.clock = TrioClock()
-        draw = random.Random(3)
+        draw = random.Random(seed)
         self.world = World(self.disk, self.clock, draw.randbytes, InlineOffload(draw))

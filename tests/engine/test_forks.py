@@ -1,0 +1,471 @@
+"""Two ends of one log: of the volume's it is always clear which, and of the other nothing is removed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.engine import checkpointer
+from mirrorfs.engine.heads import newest_head
+from mirrorfs.engine.lease import FRESH_S, LEASE_PERIOD_S
+from mirrorfs.engine.mirror_state import StateWord
+from mirrorfs.engine.past import ReadOnlyVolume
+from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner
+from mirrorfs.engine.volume import MountedVolume
+from mirrorfs.errors import ReadOnlyVolume as ReadOnly
+from mirrorfs.errors import StoreUnavailable
+from mirrorfs.ports import ObjectKey, Store, Version
+from tests.sim.world import InlineOffload
+from tests.support.practice import SAID, Practice, names, names_in, save
+from tests.support.store_simulated import SimulatedStore
+from tests.support.volumes import HEADER, KEYS
+
+FENCED_S = 3 * LEASE_PERIOD_S
+"""So soon a writer that cannot go on is to know, once the stores answer."""
+FOLLOWED = "Another machine wrote since"
+ENDED = "holds the end of a writer that was fenced"
+FORKED = ("went on from an earlier state", "put back in time", "holds a later state", "taken over")
+
+
+class Blinking:
+    """A store of which the first look at the lease fails."""
+
+    def __init__(self, store: SimulatedStore) -> None:
+        self._read = store.read_mutable
+        self._count = 0
+
+    async def read_mutable(self, key: ObjectKey) -> tuple[bytes, Version]:
+        self._count += 1
+        if self._count == 1:
+            raise StoreUnavailable("The network blinked.")
+        return await self._read(key)
+
+
+@pytest.fixture
+def practice(tmp_path: Path) -> Practice:
+    return Practice(tmp_path)
+
+
+async def fenced(volume: MountedVolume) -> None:
+    """Wait until a volume is fenced, and see that nothing can be written there."""
+    deadline_s = trio.current_time() + FENCED_S
+    while volume.status().fenced is None or not volume.filesystem.read_only:
+        assert trio.current_time() < deadline_s, "it goes on as if nothing were"
+        await trio.sleep(1)
+    with pytest.raises(ReadOnly):
+        await save(volume, b"never")
+
+
+async def seen_by_a_new_pc(practice: Practice) -> list[bytes]:
+    pc = practice.new_pc()
+    async with pc.mounted() as volume:
+        return names(volume)
+
+
+# --- a state directory that was put back -----------------------------------------------------
+
+
+async def backed_up(practice: Practice, *, head: bool) -> dict[str, dict[str, bytes]]:
+    """A PC whose state was copied inside a segment, and that went on. Returns the stores' objects."""
+    pc = practice.pc("one")
+    pc.mirror_delay_s = 2.0
+    async with pc.until_killed() as volume:
+        await save(volume, b"a")
+        await volume.flush()
+        await save(volume, b"b")
+        practice.copy(pc, "back-up")
+        for name in (b"c", b"d"):
+            await save(volume, name)
+            await trio.sleep(10)  # closed by its age, and sent
+        assert [one.pending_count for one in volume.status().stores] == [0, 0]
+        if head:
+            await volume.flush()
+    return practice.objects()
+
+
+@pytest.mark.expects_warnings("The local log ends earlier than in store", FOLLOWED)
+@pytest.mark.parametrize("head", [False, True])
+async def test_a_state_put_back_goes_on_from_the_stores(
+    autojump_clock: MockClock, practice: Practice, head: bool
+) -> None:
+    """The back-up ends inside a segment that the stores have to its end: that is gone on from."""
+    before = await backed_up(practice, head=head)
+    pc = practice.pc("back-up")
+    async with pc.mounted() as volume:
+        assert names(volume) == [b"a", b"b", b"c", b"d"]
+        await save(volume, b"e")
+    assert practice.lost(before) == []
+    assert await seen_by_a_new_pc(practice) == [b"a", b"b", b"c", b"d", b"e"]
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED)
+@pytest.mark.parametrize("head", [False, True])
+async def test_a_state_put_back_without_stores_is_fenced(
+    autojump_clock: MockClock, practice: Practice, head: bool
+) -> None:
+    """With no store to ask it cannot know; when they answer nothing of theirs is changed, nothing sent."""
+    before = await backed_up(practice, head=head)
+    pc = practice.pc("back-up")
+    pc.cut_off()
+    async with pc.until_killed() as volume:
+        assert names(volume) == [b"a", b"b"]
+        await save(volume, b"other")
+        pc.reconnect()
+        await fenced(volume)
+        await trio.sleep(600)
+        assert practice.objects() == before
+    await trio.sleep(LEASE_PERIOD_S)
+    assert await seen_by_a_new_pc(practice) == [b"a", b"b", b"c", b"d"]
+
+
+# --- a PC that comes back --------------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, ENDED)
+async def test_mounted_without_stores_while_another_wrote(
+    autojump_clock: MockClock, practice: Practice
+) -> None:
+    """Each mount without a network counts the epoch up, past that of the PC whose changes the stores have."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted() as volume:
+        await save(volume, b"a")
+    async with two.mounted() as volume:
+        await save(volume, b"a week of work")
+    one.cut_off()
+    async with one.mounted(wait=False) as volume:
+        await save(volume, b"offline 1")
+    before = practice.objects()
+    async with one.mounted(wait=False) as volume:
+        await save(volume, b"offline 2")
+        one.reconnect()
+        await fenced(volume)
+        assert practice.objects() == before
+    assert await seen_by_a_new_pc(practice) == [b"a", b"a week of work"]
+    async with two.mounted() as volume:
+        assert names(volume) == [b"a", b"a week of work"]
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, ENDED)
+async def test_fenced_then_mounted_without_stores(autojump_clock: MockClock, practice: Practice) -> None:
+    """A PC that was taken over does not become the writer again by being mounted where it reaches nothing."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted(wait=False) as first:
+        await save(first, b"a")
+        await first.flush()
+        async with two.mounted(take_over=True) as volume:
+            await save(volume, b"by two")
+            await fenced(first)
+    one.cut_off()
+    for name in (b"late 1", b"late 2"):
+        async with one.mounted(wait=False) as volume:
+            await save(volume, name)
+    before = practice.objects()
+    async with one.mounted(wait=False) as volume:
+        one.reconnect()
+        await fenced(volume)
+        assert practice.objects() == before
+    for _ in range(2):
+        assert await seen_by_a_new_pc(practice) == [b"a", b"by two"]
+
+
+# --- what a fenced writer left behind --------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, ENDED)
+async def test_heads_of_a_fenced_writer(autojump_clock: MockClock, practice: Practice) -> None:
+    """In one store their counters are higher than the successor's; that misleads no new PC."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted() as volume:
+        await save(volume, b"a")
+    async with one.until_killed() as volume:
+        one.cut_off("home")
+        for number in range(12):
+            await save(volume, b"orphan %d" % number)
+            with trio.move_on_after(60):
+                await volume.flush()
+        heads = [key for key in practice.places["s3"] if key.startswith("heads/")]
+        assert len(heads) > 10
+        two.cut_off("s3")
+        async with two.mounted(wait=False, take_over=True) as second:
+            await save(second, b"by two 1")
+    two.reconnect()
+    await trio.sleep(LEASE_PERIOD_S)
+    async with two.mounted() as volume:
+        await save(volume, b"by two 2")
+    three = practice.pc("three")
+    three.cut_off("home")
+    async with three.mounted(take_over=True, wait=False) as volume:
+        assert names(volume) == [b"a", b"by two 1", b"by two 2"]
+
+
+@pytest.mark.expects_warnings(
+    *SAID,
+    *FORKED,
+    FOLLOWED,
+    ENDED,
+    "A checkpoint is of a writer that was fenced",
+    "checkpoint cannot be used",
+)
+async def test_checkpoints_of_a_fenced_writer(
+    autojump_clock: MockClock, practice: Practice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The newest checkpoint is on a branch that nobody follows: restore, views, a new PC pass it over."""
+    monkeypatch.setattr(checkpointer, "JOURNAL_MIN_BYTES", 10)
+    monkeypatch.setattr(checkpointer, "SEGMENTS_MAX", 0)
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted() as volume:
+        await save(volume, b"a")
+    async with one.until_killed() as volume:
+        one.cut_off("home")
+        for number in range(6):
+            await save(volume, b"orphan %d" % number)
+            with trio.move_on_after(60):
+                await volume.flush()
+        two.cut_off("s3")
+        async with two.mounted(wait=False, take_over=True) as second:
+            await save(second, b"by two 1")
+    two.reconnect()
+    await trio.sleep(LEASE_PERIOD_S)
+    async with two.mounted() as volume:
+        await save(volume, b"by two 2")
+    orphans = set(practice.places["s3"]) - set(practice.places["home"])
+    assert any(key.startswith("checkpoints/") for key in orphans)
+    expected = [b"a", b"by two 1", b"by two 2"]
+    for count, moment in enumerate((NEWEST, Moment(time_ns=1 << 62))):
+        viewer = practice.pc(f"viewer {count}")
+        async with trio.open_nursery() as nursery:
+            view = await ReadOnlyVolume.open(
+                nursery=nursery, world=viewer.world, files=viewer.files, keys=KEYS,
+                writer_key=HEADER.public_keys.writer, stores=viewer.stores, moment=moment,
+                random=random.Random(1).random,
+            )  # fmt: skip
+            rows = view.filesystem.readdir(1, after_cookie=0, limit=100)
+            assert sorted(row.name for row in rows) == expected
+            nursery.cancel_scope.cancel()
+        view.close()
+    assert await restored(practice.pc("restore").stores, tmp_path) == expected
+    assert await seen_by_a_new_pc(practice) == expected
+
+
+async def restored(stores: Sequence[Store], root: Path) -> list[bytes]:
+    """The names that a restore from these stores finds, which must be whole."""
+    files = SqliteIndexFiles(str(root / "restore.db"), KEYS.index_key, digest_key=KEYS.dedup_key)
+    planner = Planner(stores, files, InlineOffload(random.Random(2)), KEYS, HEADER.public_keys.writer)
+    index, plan = await planner.run(NEWEST)
+    try:
+        assert plan.damage is None
+        return names_in(index)
+    finally:
+        index.close()
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED)
+async def test_a_head_inside_a_segment_that_never_came(autojump_clock: MockClock, practice: Practice) -> None:
+    """A head names a position in the open segment, which dies with its PC: a new PC mounts nevertheless."""
+    one = practice.pc("one")
+    one.mirror_delay_s = 3600.0
+    async with one.until_killed() as volume:
+        await save(volume, b"a")
+        await volume.flush()
+        await save(volume, b"never sent")
+        await volume._publish()
+        await trio.sleep(30)
+        assert [state.pending_count for state in volume.status().stores] == [0, 0]
+    two = practice.pc("two")
+    async with two.mounted(take_over=True) as volume:
+        assert names(volume) == [b"a"]
+        await save(volume, b"b")
+    assert await seen_by_a_new_pc(practice) == [b"a", b"b"]
+
+
+# --- what a fenced writer does ---------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED)
+async def test_a_fenced_writer_gives_its_other_leases_back(
+    autojump_clock: MockClock, practice: Practice
+) -> None:
+    """One store says that it was taken over; its lease on the other is not in the successor's way."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted() as volume:
+        await save(volume, b"a")
+    async with one.mounted(wait=False) as first:
+        one.cut_off("home")
+        await trio.sleep(LEASE_PERIOD_S)
+        two.cut_off("s3")
+        async with two.mounted(wait=False, take_over=True) as second:
+            await save(second, b"by two")
+            one.reconnect()
+            await fenced(first)
+            two.reconnect()
+            with trio.fail_after(2 * LEASE_PERIOD_S):
+                await second.flush()
+            assert second.status().fenced is None
+            assert [state.state for state in second.status().stores] == [StateWord.UP_TO_DATE] * 2
+
+
+@pytest.mark.expects_warnings(*FORKED, "is damaged", "damaged")
+async def test_a_fenced_writer_deletes_nothing(autojump_clock: MockClock, practice: Practice) -> None:
+    """Mending begins with the removal of the bad copy, which is its successor's to do."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted(wait=False) as first:
+        await save(first, b"a")
+        await first.flush()
+        async with two.mounted(take_over=True) as second:
+            await save(second, b"b")
+            await second.flush()
+            await fenced(first)
+            place = practice.places["home"]
+            key = min(key for key in place if key.startswith("segments/"))
+            place[key] = bytes(7) + place[key][7:]
+            before = practice.objects()
+            first.mender.suspect("home", key)
+            await trio.sleep(600)
+            assert practice.objects() == before
+            second.mender.suspect("home", key)
+            await trio.sleep(600)
+            assert practice.places["home"][key] == practice.places["s3"][key]
+
+
+# --- the end of the local log ----------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(
+    "damaged", "The local log ends earlier", "object segments/", "Segment ", "Local object"
+)
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize(
+    ("how", "where"),
+    [("flip", 0.999), ("flip", 0.985), ("flip", 0.975), ("flip", 0.5), ("cut", 0.99), ("cut", 0.5)],
+)
+async def test_rot_in_the_last_local_segment(
+    autojump_clock: MockClock, practice: Practice, how: str, where: float, head: bool
+) -> None:
+    """One bit or the end, trailer or commit: both stores have it whole, and nothing is forgotten."""
+    pc = practice.pc("one")
+    async with pc.until_killed() as volume:
+        await save(volume, b"a")
+        await volume.flush()
+        await save(volume, b"b")
+        await save(volume, b"acknowledged")
+        await trio.sleep(30)
+        if head:
+            await volume.flush()
+        assert [state.pending_count for state in volume.status().stores] == [0, 0]
+    pc = practice.copy(pc, "one again")
+    before = practice.objects()
+    last = max((pc.root / "objects" / "segments").iterdir())
+    data = bytearray(last.read_bytes())
+    if how == "flip":
+        data[int(len(data) * where)] ^= 4
+    else:
+        del data[int(len(data) * where) :]
+    last.write_bytes(data)
+    async with pc.mounted() as volume:
+        assert names(volume) == [b"a", b"acknowledged", b"b"]
+        await save(volume, b"c")
+    assert practice.lost(before) == []
+    assert await seen_by_a_new_pc(practice) == [b"a", b"acknowledged", b"b", b"c"]
+
+
+# --- with a store away -----------------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID, FOLLOWED)
+async def test_who_wrote_last_mounts_with_a_store_away(autojump_clock: MockClock, practice: Practice) -> None:
+    """Any other PC may miss what that store alone has, and asks for --take-over; a pinned head counts too."""
+    one, two, three = practice.pc("one"), practice.pc("two"), practice.pc("three")
+    async with one.mounted() as volume:
+        await save(volume, b"a")
+    one.cut_off("home")
+    async with one.mounted(wait=False) as volume:
+        await save(volume, b"only in s3")
+        await volume._local.quiesce()
+        await volume._publish()
+        await trio.sleep(60)
+    # What `mirrorfs attach` writes down of the stores that it saw.
+    head = await newest_head(two.links["s3"], keys=KEYS, public_key=HEADER.public_keys.writer)
+    assert head is not None
+    two.world.disk.write_whole(f"objects/{head.key}", head.data)
+    for pc in (two, three):
+        pc.cut_off("s3")
+    before = dict(practice.places["home"])
+    said = await two.refusal()
+    assert "--take-over" in said
+    assert "another machine wrote last" in await three.refusal()
+    assert practice.places["home"] == before, "a refused mount leaves no trace, not even a lease"
+    two.reconnect()
+    async with two.mounted() as volume:
+        assert names(volume) == [b"a", b"only in s3"]
+
+
+@pytest.mark.expects_warnings(*SAID, FOLLOWED)
+@pytest.mark.parametrize("is_new", [False, True])
+@pytest.mark.parametrize("after_s", [0.5, 7, 13])
+async def test_the_index_lost_its_wal_after_following(
+    autojump_clock: MockClock, practice: Practice, is_new: bool, after_s: float
+) -> None:
+    """A power cut soon after a PC followed another's segments; it mounts again with no store in reach."""
+    one, two = practice.pc("one"), practice.pc("two")
+    if not is_new:
+        async with one.mounted() as volume:
+            await save(volume, b"a")
+    async with two.mounted() as volume:
+        await save(volume, b"b")
+    async with one.until_killed() as volume:
+        await save(volume, b"c")
+        expected = names(volume)
+        await trio.sleep(after_s)
+    again = practice.copy(one, "after the power cut")
+    for path in again.root.glob("index.db-*"):
+        path.unlink()
+    again.cut_off()
+    async with again.mounted(wait=False) as volume:
+        assert names(volume) == expected
+        await save(volume, b"d")
+
+
+# --- leases ----------------------------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID)
+async def test_a_refused_mount_leaves_no_trace(autojump_clock: MockClock, practice: Practice) -> None:
+    """The writer reaches one store only; who is refused there takes no lease of the other."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted() as volume:
+        await save(volume, b"a")
+    one.cut_off("s3")
+    async with one.mounted(wait=False) as volume:
+        await save(volume, b"b")
+        await trio.sleep(60)
+        before = dict(practice.places["s3"])
+        assert "in use" in await two.refusal()
+        assert practice.places["s3"] == before
+        one.reconnect()
+        with trio.fail_after(2 * LEASE_PERIOD_S):
+            await volume.flush()
+        assert volume.status().fenced is None
+    assert await seen_by_a_new_pc(practice) == [b"a", b"b"]
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED)
+async def test_a_take_over_that_could_not_look_waits(
+    autojump_clock: MockClock, practice: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer whose lease was not seen may be alive: it is given the time to notice all the same."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted(wait=False) as first:
+        await save(first, b"a")
+        await first.flush()
+        for link in two.links.values():
+            monkeypatch.setattr(link, "read_mutable", Blinking(link).read_mutable)
+        began_s = trio.current_time()
+        async with two.mounted(take_over=True, wait=False):
+            assert trio.current_time() - began_s >= FRESH_S
+            await fenced(first)
