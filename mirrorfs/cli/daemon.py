@@ -1,8 +1,9 @@
 """The background process of a mount: `python -m mirrorfs.cli.daemon STATUS_FD LOCK_FD`.
 
 It is started before the volume is unlocked, and forks nothing that holds keys. The keys come through
-standard input; through STATUS_FD go JSON lines to the waiting `mount`: {"loaded": percent} and {"replay": N},
-then {"ready": true} or {"error": sentence, "exit_code": N}. The volume's lock is held by LOCK_FD being open.
+standard input; through STATUS_FD go JSON lines to the waiting `mount`: {"loaded": percent}, {"replay": N}
+and {"watching_s": N}, then {"ready": true} or {"error": sentence, "exit_code": N}. The volume's lock is held
+by LOCK_FD being open.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class StatusPipe:
         if sequence != self._shown:
             self._shown = sequence
             self._send({"replay": sequence})
+
+    def watching(self, seconds: float) -> None:
+        """Tell that leases which were not given back are watched for so long."""
+        self._send({"watching_s": round(seconds)})
 
     def ready(self) -> None:
         """Tell that the mount answers; nothing follows."""
@@ -127,8 +132,9 @@ def main(argv: list[str]) -> int:
         log_to(paths.log)
         status.log_path = str(paths.log)
         session = session_kind(request.view)(
-            unlocked, paths, on_ready=status.ready, on_replay=status.replay, on_loaded=status.loaded
-        )
+            unlocked, paths, on_ready=status.ready, on_replay=status.replay, on_loaded=status.loaded,
+            on_watch=status.watching,
+        )  # fmt: skip
         del unlocked
         trio.run(session.run)
     except (MirrorfsError, OSError, ExceptionGroup) as error:

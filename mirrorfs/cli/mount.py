@@ -133,6 +133,13 @@ def _say(sentence: str) -> None:
     print(f"mirrorfs: {sentence}", file=sys.stderr)
 
 
+def _say_watching(seconds: float) -> None:
+    _say(
+        "The volume was not unmounted properly, or another PC has it: waiting"
+        f" {seconds:.0f} s, to see whether it is still written to."
+    )
+
+
 def _check_options(arguments: argparse.Namespace) -> None:
     _moment(arguments)
     if arguments.take_over and (arguments.read_only or arguments.at is not None):
@@ -259,7 +266,9 @@ def _await_ready(status: IO[bytes], paths: VolumePaths) -> None:
             return
         if "error" in message:
             raise RemoteError(str(message["error"]), exit_code=message.get("exit_code"))
-        if time.monotonic() - said_s >= LINE_INTERVAL_S:
+        if "watching_s" in message:
+            _say_watching(message["watching_s"])
+        elif time.monotonic() - said_s >= LINE_INTERVAL_S:
             said_s = time.monotonic()
             if "loaded" in message:
                 _say(f"Fetching the volume's index: {message['loaded']}% ...")
@@ -315,6 +324,7 @@ def _foreground(
         unlocked,
         paths,
         on_ready=ready,
+        on_watch=_say_watching,
         on_stopping=lambda: notify("STOPPING=1\nSTATUS=Unmounting", environment),
     )
     del unlocked

@@ -34,7 +34,7 @@ from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.os_threads import ThreadOffload
-from mirrorfs.drivers.process import write_back_here
+from mirrorfs.drivers.process import boot_id, write_back_here
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease_taker import VolumeSettings
@@ -81,6 +81,7 @@ class Session:
         on_ready: Callable[[], None],
         on_replay: Callable[[int], None] = lambda sequence: None,
         on_loaded: Callable[[int, int], None] = lambda done, total: None,
+        on_watch: Callable[[float], None] = lambda seconds: None,
         on_stopping: Callable[[], None] = lambda: None,
     ) -> None:
         """
@@ -88,6 +89,7 @@ class Session:
             on_ready: called once, when the mount answers.
             on_replay: hears of each segment number while the log is replayed.
             on_loaded: hears how much of a checkpoint is loaded, and of how much.
+            on_watch: hears for how many seconds leases are watched that were not given back.
             on_stopping: called once, when the mount is about to go, or gone.
         """
         self._unlocked = unlocked
@@ -97,6 +99,7 @@ class Session:
         self._on_ready = on_ready
         self._on_replay = on_replay
         self._on_loaded = on_loaded
+        self._on_watch = on_watch
         self._on_stopping = on_stopping
         limits = self._config.limits
         self._limits = Limits(limits.timetable, SystemClock()) if limits.is_limited else None
@@ -234,6 +237,7 @@ class Session:
             prefetch=self._config.prefetch,
             take_over=self._request.take_over,
             rotating=frozenset(store.name for store in self._config.stores if store.rotating),
+            boot_id=boot_id(),
         )
         volume = await MountedVolume.open(
             nursery=nursery,
@@ -247,6 +251,7 @@ class Session:
             random=system_random(),
             on_progress=lambda sequence, _: self._on_replay(sequence),
             on_loaded=self._on_loaded,
+            on_watch=self._on_watch,
         )
         self._control.opened(volume)
         volume.before_read_only = self._write_back

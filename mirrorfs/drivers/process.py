@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import resource
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -105,6 +106,17 @@ def _has_capability(number: int) -> bool:
         return False  # without /proc nothing is known; not locking is the safe guess
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return match is not None and bool(int(match[1], 16) >> number & 1)
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def boot_id(proc: Path = Path("/proc")) -> str:
+    """Another text after each boot of the machine; where it cannot be told, another one each time."""
+    try:
+        return (proc / "sys/kernel/random/boot_id").read_text().strip() or secrets.token_hex()
+    except OSError:
+        return secrets.token_hex()
 
 
 # --- swap and hibernation ------------------------------------------------------------------------

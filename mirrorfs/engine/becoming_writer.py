@@ -60,8 +60,11 @@ async def open_as_writer(
     *,
     on_progress: Callable[[int, int], None] | None,
     on_loaded: Callable[[int, int], None] | None = None,
+    on_watch: Callable[[float], None] = lambda seconds: None,
 ) -> Writer:
     """Recover the local log and take the leases. The caller closes the index.
+
+    `on_watch`: see LeaseTaker.
 
     Raises: InUseError: another writer has the volume. DamagedError: the local log cannot be used.
     """
@@ -82,7 +85,7 @@ async def open_as_writer(
     heads = Heads(world.disk, world.offload, world.clock, keys=keys, public_key=public_key)
     try:
         await heads.load()
-        taker = LeaseTaker(world, key_set, keys, header, stores, settings)
+        taker = LeaseTaker(world, key_set, keys, header, stores, settings, on_watch=on_watch)
         writer_key = load_public_key(public_key)
         judge = _Judge(
             recovery, recovered, heads, taker, present, stores, settings,

@@ -72,13 +72,10 @@ class _Claim:
     epoch: int
     writer: bytes
     own_before: Collection[bytes]
+    own_rebooted: Collection[bytes]
     take_over: bool
     admit: Admit | None
     since_ns: int
-
-    def passes(self, lease: Lease) -> bool:
-        """Whether a live lease need not be watched."""
-        return self.take_over or lease.writer in self.own_before
 
 
 class LeaseKeeper:
@@ -149,6 +146,7 @@ class LeaseKeeper:
         epoch: int,
         writer: bytes,
         own_before: Collection[bytes] = (),
+        own_rebooted: Collection[bytes] = (),
         take_over: bool = False,
         admit: Admit | None = None,
     ) -> None:
@@ -157,13 +155,15 @@ class LeaseKeeper:
         Once called, `fresh` and `run` go on trying where this raised StoreError.
         Args:
             epoch: `next_epoch` of all leases seen. writer: this mount's random 8 bytes.
-            own_before: writer ids of earlier mounts from this state directory, whose lock we hold:
-                those writers are gone, so that their leases need no watching.
+            own_before: writer ids of earlier mounts from this state directory, whose lock we hold, in this
+                boot of the machine: they are gone. own_rebooted: in earlier boots (lease_watch.py).
             take_over: take a live lease as well; its writer is fenced.
         Raises: InUseError: another writer holds it. StoreError. DamagedError: the lease does not verify.
         """
         async with self._lock:
-            self._claim = _Claim(epoch, writer, own_before, take_over, admit, self._clock.now_ns())
+            self._claim = _Claim(
+                epoch, writer, own_before, own_rebooted, take_over, admit, self._clock.now_ns()
+            )
             await self._noting_errors_take()
 
     async def fresh(self) -> None:
@@ -244,11 +244,11 @@ class LeaseKeeper:
         if found is not None and found.data not in self._attempts:
             lease = self._open_or_doubt(found)
             rotten = lease is None
-            if lease is not None and not (
-                lease.released or lease.writer in claim.own_before or claim.take_over
-            ):
-                began_ns = self._clock.boottime_ns()
-                found = await watch(found, lease, self._read, self._documents, began_ns=began_ns)
+            if lease is not None and not claim.take_over:
+                found = await watch(
+                    found, lease, self._read, self._documents, began_ns=self._clock.boottime_ns(),
+                    gone=claim.own_before, rebooted=claim.own_rebooted,
+                )  # fmt: skip
         if found is not None and not rotten:
             lease = self._documents.open(found.data)
             if found.data in self._attempts or (lease.writer, lease.epoch) == (claim.writer, claim.epoch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,8 +13,16 @@ from mirrorfs.engine.admission import Admission, Judge
 from mirrorfs.engine.cache import CACHE_SIZE
 from mirrorfs.engine.lease import LEASE_PERIOD_S, LeaseKeeper
 from mirrorfs.engine.lease_documents import LeaseDocuments, next_epoch
+from mirrorfs.engine.lease_watch import watch_s
 from mirrorfs.engine.local import World
 from mirrorfs.engine.mirror import UPLOADS_PARALLEL
+from mirrorfs.engine.own_writers import (
+    WRITER_SIZE,
+    OwnWriter,
+    boot_tag,
+    read_own_writers,
+    write_own_writers,
+)
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.errors import DamagedError, InUseError, LimitError, MirrorfsError, StoreDenied, StoreError
 from mirrorfs.format.control import INSTANCE_KEY, Lease
@@ -26,10 +34,6 @@ from mirrorfs.ports import ObjectKey, Store
 
 logger = logging.getLogger(__name__)
 
-WRITER_SIZE = 8
-WRITERS_PATH = "writers"
-"""Local file: the writer ids of the last mounts of this state directory, 8 bytes each, newest last."""
-WRITERS_KEPT = 8
 STORE_LOOK_S = 20.0
 ROTATING_S = 4.0
 """So long a mount waits for the lease of a rotating store."""
@@ -58,6 +62,8 @@ class VolumeSettings:
     take_over: bool = False
     rotating: frozenset[str] = frozenset()
     """Names of stores that may be away for long."""
+    boot_id: str = ""
+    """Another one after each boot of the machine."""
 
 
 class LeaseTaker:
@@ -65,8 +71,10 @@ class LeaseTaker:
 
     def __init__(
         self, world: World, key_set: KeySet, keys: VolumeKeys, header: VolumeHeader, stores: Sequence[Store],
-        settings: VolumeSettings,
+        settings: VolumeSettings, *, on_watch: Callable[[float], None] = lambda seconds: None,
     ) -> None:  # fmt: skip
+        """`on_watch` hears for how many seconds leases that were not given back are watched."""
+        self._on_watch = on_watch
         self._world = world
         self._keys = keys
         self._header = header
@@ -74,7 +82,7 @@ class LeaseTaker:
         self._settings = settings
         self._key_set = key_set
         self.rotating = settings.rotating
-        self._before: list[bytes] = []
+        self._before: list[OwnWriter] = []
         self._admission: Admission | None = None
         self._documents = LeaseDocuments(
             "", keys=keys, seed=key_set.writer, public_key=header.public_keys.writer,
@@ -90,13 +98,11 @@ class LeaseTaker:
 
         Raises: MirrorfsError: what `judge` raised. InUseError: a lease is another's. No lease was taken then.
         """
-        disk = self._world.disk
-        before = self._before = _read_writers(self._world)
+        self._before = read_own_writers(self._world)
         writer = self._world.entropy(WRITER_SIZE)
         # Written before any lease is: after a crash in between, the lease is still known as ours.
-        await self._world.offload.sync(
-            lambda: disk.write_whole(WRITERS_PATH, b"".join([*before, writer][-WRITERS_KEPT:]))
-        )
+        ours = OwnWriter(writer, boot_tag(self._settings.boot_id))
+        await write_own_writers(self._world, [*self._before, ours])
         keepers = [await self.keeper(store, rotating=store.name in self.rotating) for store in self._stores]
         seen = await self._look_at(keepers)
         lasting = [store.name for store in self._stores if store.name not in self.rotating]
@@ -104,8 +110,10 @@ class LeaseTaker:
         epoch = next_epoch(seen.values(), local=local_epoch, is_blind=is_blind)
         if self._settings.take_over:
             self.notice_s = _notice_s(
-                [seen.get(keeper.state().store, _UNSEEN) for keeper in keepers], own=before
+                [seen.get(keeper.state().store, _UNSEEN) for keeper in keepers], own=self._gone
             )
+        else:
+            self._say_what_is_watched([lease for name in lasting if (lease := seen.get(name)) is not None])
         self._admission = admission = Admission(lasting, judge)
 
         async def acquire(keeper: LeaseKeeper) -> None:
@@ -115,7 +123,8 @@ class LeaseTaker:
             with trio.move_on_after(ROTATING_S if is_rotating else LEASE_PERIOD_S + STORE_LOOK_S):
                 try:
                     await keeper.acquire(
-                        epoch=epoch, writer=writer, own_before=before, admit=admission.admit,
+                        epoch=epoch, writer=writer, own_before=self._gone,
+                        own_rebooted=self._rebooted, admit=admission.admit,
                         take_over=self._settings.take_over,
                     )  # fmt: skip
                 except InUseError as exc:
@@ -171,7 +180,8 @@ class LeaseTaker:
         with trio.move_on_after(LEASE_PERIOD_S + STORE_LOOK_S):
             try:
                 await keeper.acquire(
-                    epoch=identity.epoch, writer=identity.writer, own_before=self._before,
+                    epoch=identity.epoch, writer=identity.writer,
+                    own_before=self._gone, own_rebooted=self._rebooted,
                     admit=None if self._admission is None else self._admission.admit,
                 )  # fmt: skip
             except (StoreError, DamagedError, LimitError, InUseError) as exc:
@@ -185,7 +195,23 @@ class LeaseTaker:
     @property
     def own_writers(self) -> list[bytes]:
         """Writer ids of the last mounts from this state directory, whose lock we hold."""
-        return self._before
+        return [one.writer for one in self._before]
+
+    @property
+    def _gone(self) -> list[bytes]:
+        boot = boot_tag(self._settings.boot_id)
+        return [one.writer for one in self._before if one.boot == boot]
+
+    @property
+    def _rebooted(self) -> list[bytes]:
+        boot = boot_tag(self._settings.boot_id)
+        return [one.writer for one in self._before if one.boot != boot]
+
+    def _say_what_is_watched(self, seen: Sequence[Lease]) -> None:
+        waits_s = [watch_s(lease, gone=self._gone, rebooted=self._rebooted) for lease in seen]
+        if seconds := max(waits_s, default=0.0):
+            logger.info("waiting %.0f s, to see whether a writer of before is alive", seconds)
+            self._on_watch(seconds)
 
     @property
     def takes_over(self) -> bool:
@@ -258,15 +284,3 @@ async def give_back(keepers: Sequence[LeaseKeeper]) -> None:
                 await keeper.release()
             except MirrorfsError as exc:
                 logger.warning("A lease could not be given back: %s", exc)
-
-
-def _read_writers(world: World) -> list[bytes]:
-    try:
-        file = world.disk.open(WRITERS_PATH)
-    except FileNotFoundError:
-        return []
-    try:
-        data = file.read(offset=0, size_bytes=WRITER_SIZE * WRITERS_KEPT)
-    finally:
-        file.close()
-    return [data[at : at + WRITER_SIZE] for at in range(0, len(data) - WRITER_SIZE + 1, WRITER_SIZE)]

@@ -147,14 +147,15 @@ class MountedVolume:
         random: Callable[[], float],
         on_progress: Callable[[int, int], None] | None = None,
         on_loaded: Callable[[int, int], None] | None = None,
+        on_watch: Callable[[float], None] = lambda seconds: None,
     ) -> MountedVolume:
-        """Recover the local log, take the leases, start the tasks in `nursery`.
+        """Recover the local log, take the leases (`on_watch`: LeaseTaker), start the tasks in `nursery`.
 
         Raises: InUseError: another writer has the volume. DamagedError: the local log cannot be used.
         """
         writer = await open_as_writer(
             world, files, key_set, keys, header, stores, settings,
-            on_progress=on_progress, on_loaded=on_loaded,
+            on_progress=on_progress, on_loaded=on_loaded, on_watch=on_watch,
         )  # fmt: skip
         recovered, identity, index = writer.recovered, writer.identity, writer.recovered.index
         writer_key = load_public_key(header.public_keys.writer)
@@ -190,8 +191,7 @@ class MountedVolume:
         await tasks.start_with(stores, writer.leases, settings)
 
         def closed(row: SegmentRow, key: str) -> None:
-            since_ns = ages.closed(first_ns=row.first_ns, last_ns=row.last_ns)
-            tasks.offer(key, row.size, written_ns=since_ns)
+            tasks.offer(key, row.size, written_ns=ages.closed(first_ns=row.first_ns, last_ns=row.last_ns))
 
         local = LocalVolume(
             world, recovered, identity, writer_key, nursery=nursery, mirrors=mirrors_of(members, suspect),

@@ -13,59 +13,22 @@ from trio.testing import MockClock
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.engine import checkpointer
 from mirrorfs.engine.heads import newest_head
-from mirrorfs.engine.lease import FRESH_S, LEASE_PERIOD_S
+from mirrorfs.engine.lease import LEASE_PERIOD_S
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner
-from mirrorfs.engine.volume import MountedVolume
-from mirrorfs.errors import ReadOnlyVolume as ReadOnly
-from mirrorfs.errors import StoreUnavailable
-from mirrorfs.ports import ObjectKey, Store, Version
+from mirrorfs.ports import Store
 from tests.sim.world import InlineOffload
-from tests.support.practice import SAID, Practice, names, names_in, save
-from tests.support.store_simulated import SimulatedStore
+from tests.support.practice import FORKED, SAID, Practice, fenced, names, names_in, save, seen_by_a_new_pc
 from tests.support.volumes import HEADER, KEYS
 
-FENCED_S = 3 * LEASE_PERIOD_S
-"""So soon a writer that cannot go on is to know, once the stores answer."""
 FOLLOWED = "Another machine wrote since"
 ENDED = "holds the end of a writer that was fenced"
-FORKED = ("went on from an earlier state", "put back in time", "holds a later state", "taken over")
-
-
-class Blinking:
-    """A store of which the first look at the lease fails."""
-
-    def __init__(self, store: SimulatedStore) -> None:
-        self._read = store.read_mutable
-        self._count = 0
-
-    async def read_mutable(self, key: ObjectKey) -> tuple[bytes, Version]:
-        self._count += 1
-        if self._count == 1:
-            raise StoreUnavailable("The network blinked.")
-        return await self._read(key)
 
 
 @pytest.fixture
 def practice(tmp_path: Path) -> Practice:
     return Practice(tmp_path)
-
-
-async def fenced(volume: MountedVolume) -> None:
-    """Wait until a volume is fenced, and see that nothing can be written there."""
-    deadline_s = trio.current_time() + FENCED_S
-    while volume.status().fenced is None or not volume.filesystem.read_only:
-        assert trio.current_time() < deadline_s, "it goes on as if nothing were"
-        await trio.sleep(1)
-    with pytest.raises(ReadOnly):
-        await save(volume, b"never")
-
-
-async def seen_by_a_new_pc(practice: Practice) -> list[bytes]:
-    pc = practice.new_pc()
-    async with pc.mounted() as volume:
-        return names(volume)
 
 
 # --- a state directory that was put back -----------------------------------------------------
@@ -429,43 +392,3 @@ async def test_the_index_lost_its_wal_after_following(
     async with again.mounted(wait=False) as volume:
         assert names(volume) == expected
         await save(volume, b"d")
-
-
-# --- leases ----------------------------------------------------------------------------------
-
-
-@pytest.mark.expects_warnings(*SAID)
-async def test_a_refused_mount_leaves_no_trace(autojump_clock: MockClock, practice: Practice) -> None:
-    """The writer reaches one store only; who is refused there takes no lease of the other."""
-    one, two = practice.pc("one"), practice.pc("two")
-    async with one.mounted() as volume:
-        await save(volume, b"a")
-    one.cut_off("s3")
-    async with one.mounted(wait=False) as volume:
-        await save(volume, b"b")
-        await trio.sleep(60)
-        before = dict(practice.places["s3"])
-        assert "in use" in await two.refusal()
-        assert practice.places["s3"] == before
-        one.reconnect()
-        with trio.fail_after(2 * LEASE_PERIOD_S):
-            await volume.flush()
-        assert volume.status().fenced is None
-    assert await seen_by_a_new_pc(practice) == [b"a", b"b"]
-
-
-@pytest.mark.expects_warnings(*SAID, *FORKED)
-async def test_a_take_over_that_could_not_look_waits(
-    autojump_clock: MockClock, practice: Practice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A writer whose lease was not seen may be alive: it is given the time to notice all the same."""
-    one, two = practice.pc("one"), practice.pc("two")
-    async with one.mounted(wait=False) as first:
-        await save(first, b"a")
-        await first.flush()
-        for link in two.links.values():
-            monkeypatch.setattr(link, "read_mutable", Blinking(link).read_mutable)
-        began_s = trio.current_time()
-        async with two.mounted(take_over=True, wait=False):
-            assert trio.current_time() - began_s >= FRESH_S
-            await fenced(first)

@@ -48,6 +48,9 @@ class Machine:
         self.prefetch = prefetch
         self.rotating = frozenset(rotating)
         self.mirror_delay_s = 0.2
+        self.boot_id = ""
+        self.watched_s: list[float] = []
+        """What mounts said of how long they watch leases."""
         self.header, self.header_bytes = HEADER, HEADER_BYTES
         self.world = world or World(LocalDisk(root), SystemClock(), os.urandom, ThreadOffload())
         self.files = SqliteIndexFiles(str(root / "index.db"), KEYS.index_key, digest_key=KEYS.dedup_key)
@@ -64,6 +67,7 @@ class Machine:
             prefetch=self.prefetch,
             take_over=take_over,
             rotating=self.rotating,
+            boot_id=self.boot_id,
         )
 
     def write_header(self) -> None:
@@ -97,6 +101,7 @@ class Machine:
                 stores=self.stores,
                 settings=self.settings(take_over=take_over),
                 random=random.Random(1).random,
+                on_watch=self.watched_s.append,
             )
             yield volume
             await volume.close(wait_for_stores=wait)

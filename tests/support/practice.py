@@ -11,9 +11,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
+from mirrorfs.engine.lease import LEASE_PERIOD_S
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import MirrorfsError
+from mirrorfs.errors import ReadOnlyVolume as ReadOnly
 from mirrorfs.format.control import LEASE_KEY
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.ports import Index
@@ -27,6 +30,10 @@ SAID = (
     "does not answer",
 )  # fmt: skip
 """What a PC says of stores that are away, for `expects_warnings`."""
+FORKED = ("went on from an earlier state", "put back in time", "holds a later state", "taken over")
+"""What a PC says that is fenced."""
+FENCED_S = 3 * LEASE_PERIOD_S
+"""So soon a writer that cannot go on is to know, once the stores answer."""
 
 
 class Pc(VirtualPc):
@@ -139,3 +146,20 @@ def names_in(index: Index) -> list[bytes]:
 def names(volume: MountedVolume) -> list[bytes]:
     """Of the root directory of a mounted volume, in order."""
     return sorted(row.name for row in volume.filesystem.readdir(ROOT_INODE, after_cookie=0, limit=1000))
+
+
+async def fenced(volume: MountedVolume) -> None:
+    """Wait until a volume is fenced, and see that nothing can be written there."""
+    deadline_s = trio.current_time() + FENCED_S
+    while volume.status().fenced is None or not volume.filesystem.read_only:
+        assert trio.current_time() < deadline_s, "it goes on as if nothing were"
+        await trio.sleep(1)
+    with pytest.raises(ReadOnly):
+        await save(volume, b"never")
+
+
+async def seen_by_a_new_pc(practice: Practice) -> list[bytes]:
+    """The names that a PC shows which has nothing but the stores."""
+    pc = practice.new_pc()
+    async with pc.mounted() as volume:
+        return names(volume)

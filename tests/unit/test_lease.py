@@ -26,7 +26,7 @@ from mirrorfs.engine.lease import (
 )
 from mirrorfs.engine.lease_documents import next_epoch
 from mirrorfs.engine.lease_doubt import NEWCOMER_PERIODS
-from mirrorfs.engine.lease_watch import WATCH_POLL_S
+from mirrorfs.engine.lease_watch import OWN_WATCH_S, WATCH_POLL_S
 from mirrorfs.errors import (
     AuthenticationError,
     ChainError,
@@ -143,6 +143,32 @@ async def test_own_from_before_is_taken_at_once(
     await rebooted.keeper.acquire(epoch=2, writer=B, own_before=[C, A])
     assert trio.current_time() == 0
     assert stored(store).writer == B
+
+
+async def test_own_from_before_a_reboot_is_watched(
+    autojump_clock: MockClock, alpha: Machine, store: SimulatedStore
+) -> None:
+    """The state directory may be a copy, and the PC that it is of alive: half a minute tells."""
+    assert RENEW_S + RENEW_AGAIN_S < OWN_WATCH_S < LEASE_PERIOD_S
+    await alpha.keeper.acquire(epoch=1, writer=A)
+    copy = Machine(store, "alpha", seed=1)
+    async with alpha.renewing():
+        with pytest.raises(InUseError, match="in use"):
+            await copy.keeper.acquire(epoch=2, writer=B, own_rebooted=[C, A])
+        await alpha.keeper.fresh()
+    rebooted, began_s = Machine(store, "alpha", seed=2), trio.current_time()
+    await rebooted.keeper.acquire(epoch=2, writer=C, own_rebooted=[A])
+    assert OWN_WATCH_S <= trio.current_time() - began_s <= OWN_WATCH_S + WATCH_POLL_S
+    assert stored(store).writer == C
+
+
+async def test_own_from_before_a_reboot_that_was_given_back(
+    autojump_clock: MockClock, alpha: Machine, store: SimulatedStore
+) -> None:
+    await alpha.keeper.acquire(epoch=1, writer=A)
+    await alpha.keeper.release()
+    await Machine(store, "alpha", seed=1).keeper.acquire(epoch=2, writer=B, own_rebooted=[A])
+    assert trio.current_time() == 0
 
 
 async def test_live_one_is_refused_with_its_host(

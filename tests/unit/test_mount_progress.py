@@ -41,6 +41,13 @@ def test_what_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     )
 
 
+def test_a_wait_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    mount._await_ready(io.BytesIO(sent([("replay", (12,)), ("watching", (30.0,))])), PATHS)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, "the other lines come at most every few seconds"
+    assert "waiting 30 s, to see whether it is still written to" in said
+
+
 def test_a_process_that_ends() -> None:
     with pytest.raises(MirrorfsError, match="ended unexpectedly"):
         mount._await_ready(io.BytesIO(b'{"loaded": 34}\n'), PATHS)

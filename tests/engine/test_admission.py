@@ -1,0 +1,200 @@
+"""Leave to write: every store is looked at before any lease is taken, and a refusal leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from mirrorfs.engine.admission import Admission
+from mirrorfs.engine.lease import FRESH_S, LEASE_PERIOD_S
+from mirrorfs.engine.lease_documents import BLIND_STEP, next_epoch
+from mirrorfs.errors import ChainError, InUseError, StoreUnavailable
+from mirrorfs.format.control import Lease
+from mirrorfs.ports import ObjectKey, Version
+from tests.support.practice import FORKED, SAID, Practice, fenced, save, seen_by_a_new_pc
+from tests.support.store_simulated import SimulatedStore
+from tests.support.volumes import LEASE
+
+
+class Blinking:
+    """A store of which the first look at the lease fails."""
+
+    def __init__(self, store: SimulatedStore) -> None:
+        self._read = store.read_mutable
+        self._count = 0
+
+    async def read_mutable(self, key: ObjectKey) -> tuple[bytes, Version]:
+        self._count += 1
+        if self._count == 1:
+            raise StoreUnavailable("The network blinked.")
+        return await self._read(key)
+
+
+@pytest.fixture
+def practice(tmp_path: Path) -> Practice:
+    return Practice(tmp_path)
+
+
+# --- of real mounts --------------------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID)
+async def test_a_refused_mount_leaves_no_trace(autojump_clock: MockClock, practice: Practice) -> None:
+    """The writer reaches one store only; who is refused there takes no lease of the other."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted() as volume:
+        await save(volume, b"a")
+    one.cut_off("s3")
+    async with one.mounted(wait=False) as volume:
+        await save(volume, b"b")
+        await trio.sleep(60)
+        before = dict(practice.places["s3"])
+        assert "in use" in await two.refusal()
+        assert practice.places["s3"] == before
+        one.reconnect()
+        with trio.fail_after(2 * LEASE_PERIOD_S):
+            await volume.flush()
+        assert volume.status().fenced is None
+    assert await seen_by_a_new_pc(practice) == [b"a", b"b"]
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED)
+async def test_a_take_over_that_could_not_look_waits(
+    autojump_clock: MockClock, practice: Practice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer whose lease was not seen may be alive: it is given the time to notice all the same."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted(wait=False) as first:
+        await save(first, b"a")
+        await first.flush()
+        for link in two.links.values():
+            monkeypatch.setattr(link, "read_mutable", Blinking(link).read_mutable)
+        began_s = trio.current_time()
+        async with two.mounted(take_over=True, wait=False):
+            assert trio.current_time() - began_s >= FRESH_S
+            await fenced(first)
+
+
+# --- the judgement ---------------------------------------------------------------------------
+
+
+class Court:
+    """A judge that notes what it heard, and raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[dict[str, Lease | None], set[str]]] = []
+        self.verdict: Exception | None = None
+        self.admitted: list[str] = []
+
+    async def __call__(self, leases: Mapping[str, Lease | None], silent: Collection[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.heard.append((dict(leases), set(silent)))
+        if self.verdict is not None:
+            raise self.verdict
+
+    async def admit(self, admission: Admission, store: str, lease: Lease | None) -> None:
+        await admission.admit(store, lease)
+        self.admitted.append(store)
+
+
+async def test_nobody_is_admitted_before_all_have_shown_their_leases(autojump_clock: MockClock) -> None:
+    court = Court()
+    admission = Admission(["home", "s3"], court)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(court.admit, admission, "home", LEASE)
+        await trio.sleep(50)
+        assert court.admitted == [] and court.heard == [] and not admission.is_over
+        nursery.start_soon(court.admit, admission, "s3", None)
+    assert sorted(court.admitted) == ["home", "s3"]
+    assert court.heard == [({"home": LEASE, "s3": None}, set())], "judged once"
+    assert admission.is_over
+
+
+async def test_a_store_that_was_given_up_is_silent(autojump_clock: MockClock) -> None:
+    court = Court()
+    admission = Admission(["home", "s3"], court)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(court.admit, admission, "home", LEASE)
+        await trio.sleep(50)
+        admission.give_up("s3")
+    admission.give_up("home")  # it has shown its lease, so that this says nothing
+    assert court.heard == [({"home": LEASE}, {"s3"})]
+
+
+async def test_whom_the_judge_refuses_is_admitted_nowhere(autojump_clock: MockClock) -> None:
+    """Neither the stores that waited, nor one that shows its lease later."""
+    court = Court()
+    court.verdict = ChainError("another branch")
+    admission = Admission(["home", "s3"], court)
+
+    async def refused(store: str) -> None:
+        with pytest.raises(InUseError, match="another branch"):
+            await admission.admit(store, None)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused, "home")
+        nursery.start_soon(refused, "s3")
+    court.verdict = None
+    await refused("usb")
+    assert len(court.heard) == 1
+    assert isinstance(admission.refusal, ChainError)
+
+
+async def test_a_refusal_needs_no_judge(autojump_clock: MockClock) -> None:
+    """A lease that changed while it was watched: those who wait elsewhere hear of it at once."""
+    court = Court()
+    admission = Admission(["home", "s3"], court)
+
+    async def refused() -> None:
+        with pytest.raises(InUseError, match="the first reason"):
+            await admission.admit("home", None)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused)
+        await trio.sleep(1)
+        admission.refuse(InUseError("the first reason"))
+        admission.refuse(InUseError("another one"))
+    assert court.heard == []
+
+
+async def test_a_late_store_is_judged_by_itself(autojump_clock: MockClock) -> None:
+    """What it shows may fence us; where it cannot be told now, that is no fence, and is asked again."""
+    court = Court()
+    admission = Admission(["home"], court)
+    await admission.admit("home", None)
+    late = replace(LEASE, epoch=9)
+    court.verdict = StoreUnavailable("away again")
+    with pytest.raises(StoreUnavailable):
+        await admission.admit("s3", late)
+    court.verdict = ChainError("another branch")
+    with pytest.raises(InUseError, match="another branch"):
+        await admission.admit("s3", late)
+    court.verdict = None
+    await admission.admit("s3", late)
+    assert court.heard == [({"home": None}, set()), *[({"s3": late}, set())] * 3]
+    assert admission.refusal is None
+
+
+async def test_a_rotating_store_waits_for_the_judgement_of_the_others(autojump_clock: MockClock) -> None:
+    court = Court()
+    admission = Admission(["home"], court)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(court.admit, admission, "usb", LEASE)
+        await trio.sleep(50)
+        assert court.heard == []
+        await admission.admit("home", None)
+    assert court.heard == [({"home": None}, set()), ({"usb": LEASE}, set())]
+
+
+@pytest.mark.parametrize("local", [0, 7])
+def test_the_epoch_of_who_does_not_see_all_stores(local: int) -> None:
+    """It leaves room for what may have been counted there, so that no two branches end with one epoch."""
+    seen = [None, replace(LEASE, epoch=4)]
+    assert next_epoch(seen, local=local) == max(4, local) + 1
+    assert next_epoch(seen, local=local, is_blind=True) == max(4, local) + BLIND_STEP
+    assert next_epoch([], local=local, is_blind=True) == local + BLIND_STEP
