@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from mirrorfs.engine.attached import Attaching, StoreSet
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
+from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.errors import DamagedError, ObjectNotFound
+from mirrorfs.ports import Index
 from tests.support.built_volume import WRITER_KEY, BuiltVolume
 from tests.support.store_memory import MemoryStore
 from tests.support.volumes import KEYS
@@ -20,8 +23,11 @@ FILE = 0o100644
 class Place:
     """A volume of some segments and a checkpoint, and two stores that hold what it holds."""
 
-    def __init__(self, built: BuiltVolume, source: ObjectSource, stores: list[MemoryStore]) -> None:
+    def __init__(
+        self, built: BuiltVolume, index: Index, source: ObjectSource, stores: list[MemoryStore]
+    ) -> None:
         self.built = built
+        self.index = index
         self.source = source
         self.stores = stores
         self.good = dict(stores[0].objects)
@@ -57,7 +63,7 @@ async def place(root: Path) -> AsyncIterator[Place]:
         stores=lambda: stores,
         on_bad_copy=lambda store, key: found[0].bad.append((store, key)),
     )
-    found.append(Place(built, source, stores))
+    found.append(Place(built, index, source, stores))
     try:
         yield found[0]
     finally:
@@ -124,3 +130,36 @@ async def test_nowhere_is_said_so(tmp_path: Path) -> None:
         assert await it.source.read(key) == it.good[key]
         with pytest.raises(ObjectNotFound):
             await it.source.read(key, but="b")
+
+
+@pytest.mark.expects_warnings("is damaged")
+@pytest.mark.parametrize("prefix", ["segments/", "checkpoints/"])
+async def test_a_store_is_asked_last_for_what_it_is_to_be_sent(tmp_path: Path, prefix: str) -> None:
+    """It may be the only one that has it whole; and where nobody has, that is damage."""
+    async with place(tmp_path) as it:
+        key = it.key(prefix)
+        read = reader_for(it, "a")
+        it.spoil(it.stores[0], key)
+        assert await read(key) == it.good[key], "from the local disk"
+        assert it.bad == [], "its own copy was not looked at"
+        it.remove_local(key)
+        assert await read(key) == it.good[key], "from the other store"
+        it.stores[0].objects[key] = it.good[key]
+        it.spoil(it.stores[1], key)
+        assert await read(key) == it.good[key], "from itself, the other one being damaged"
+        del it.stores[1].objects[key]
+        assert await read(key) == it.good[key], "from itself, the other one lacking it"
+        it.spoil(it.stores[0], key)
+        with pytest.raises(DamagedError):
+            await read(key)
+        del it.stores[0].objects[key]
+        with pytest.raises(ObjectNotFound):
+            await read(key)
+
+
+def reader_for(it: Place, store: str) -> Callable[[str], Awaitable[bytes]]:
+    """What the mirror of a store reads with."""
+    world = it.built.world
+    pace = UploadPace(world.clock, written_ns=lambda: 0, delay_s=0.2)
+    attaching = Attaching(StoreSet(), it.source, it.index, world, pace, lambda: 0.5, lambda *_: None, 1)
+    return attaching._reader_for(store)

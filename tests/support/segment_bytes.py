@@ -40,14 +40,17 @@ class SegmentBytes:
         journal_sequence: int = 0,
         journal_hash: bytes = GENESIS_HASH,
         keys: VolumeKeys = KEYS,
+        segment: SegmentId | None = None,
     ) -> None:
+        """`segment`: instead of the one of that sequence number by the writer of all others here."""
+        segment = segment or SegmentId(sequence, 1, WRITER)
         self.header = SegmentHeader(
             volume=keys.volume,
             stream=stream,
             key_generation=keys.generation,
             header_generation=1,
-            segment=SegmentId(sequence, 1, WRITER),
-            salt=hashlib.sha256(sequence.to_bytes(8, "little")).digest(),
+            segment=segment,
+            salt=hashlib.sha256(repr(segment).encode()).digest(),
             previous=previous,
         )
         self.cipher = cipher_for(self.header, keys)

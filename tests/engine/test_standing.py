@@ -1,0 +1,157 @@
+"""How one machine's log stands to what a store holds: gone on from, overtaken, put back, or an orphan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from trio.testing import MockClock
+
+from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.engine.standing import Known, Standing, first_unsent
+from mirrorfs.errors import ChainError
+from mirrorfs.format.ids import SegmentId
+from mirrorfs.ports import Index
+from tests.support.made_up_log import MadeUpLog, writer_of
+from tests.support.segment_bytes import PUBLIC
+from tests.support.volumes import KEYS, LEASE
+
+HOME, S3 = "20" * 16, "21" * 16
+OVERTAKEN = "went on from an earlier state"
+PUT_BACK = "put back in time"
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    index = SqliteIndexFiles(str(tmp_path / "index.db"), KEYS.index_key, digest_key=KEYS.dedup_key).open()
+    yield index
+    index.close()
+
+
+async def standing(log: MadeUpLog, index: Index, ours: Sequence[SegmentId], *, first: int = 0) -> Standing:
+    """Of a machine whose log is `ours`."""
+    for segment in ours:
+        index.put_segment(log.rows[segment])
+    return Standing(index, await log.segments(), KEYS, PUBLIC, first=first, instances=[HOME, S3])
+
+
+def known(epoch: int) -> Known:
+    return Known(epoch, writer_of(epoch))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "writer", "has"),
+    [(4, 4, True), (5, 5, True), (5, 9, False), (6, 6, False), (6, 5, False)],
+)
+def test_whose_changes_are_known(epoch: int, writer: int, has: bool) -> None:
+    """Earlier epochs are behind us; of our own epoch one writer is, and another is a fork."""
+    lease = replace(LEASE, epoch=epoch, writer=writer_of(writer))
+    assert known(5).has(lease) is has
+
+
+def test_the_first_segment_that_is_not_everywhere(index: Index) -> None:
+    log = MadeUpLog()
+    ours = [log.add(sequence, 1) for sequence in range(4)]
+    assert first_unsent(index, [HOME, S3]) == 0
+    for segment in ours:
+        index.put_segment(log.rows[segment])
+        index.put_held(HOME, log.key(segment))
+    assert first_unsent(index, [HOME]) == 4
+    assert first_unsent(index, [HOME, S3]) == 0
+    index.put_held(S3, log.key(ours[0]))
+    index.put_held(S3, log.key(ours[2]))
+    assert first_unsent(index, [HOME, S3]) == 1
+    assert first_unsent(index, []) == 4
+
+
+async def test_known_is_what_reached_a_store(autojump_clock: MockClock, index: Index) -> None:
+    """Epochs that were counted up without a network say nothing."""
+    log = MadeUpLog()
+    root = log.add(0, 1)
+    second = log.add(1, 2, root, sent=False)
+    third = log.add(2, 9, second, sent=False)
+    it = await standing(log, index, [root, second, third])
+    assert await it.known([], own=[]) == known(1)
+    index.put_held(S3, log.key(second))
+    it = await standing(log, index, [])
+    assert await it.known([], own=[]) == known(2), "also what a store that was not looked at is known to hold"
+    it = await standing(log, index, [], first=2)
+    assert await it.known([], own=[]) == known(2), "what is before the first unsent one is in the stores"
+
+
+async def test_our_own_leases_are_known(autojump_clock: MockClock, index: Index) -> None:
+    log = MadeUpLog()
+    it = await standing(log, index, [log.add(0, 1)])
+    mine, other = (replace(LEASE, epoch=epoch, writer=writer_of(epoch)) for epoch in (4, 7))
+    assert await it.known([mine, other], own=[writer_of(4)]) == known(4)
+
+
+async def test_an_empty_log(autojump_clock: MockClock, index: Index) -> None:
+    it = await standing(MadeUpLog(), index, [])
+    assert await it.known([], own=[]) == Known(0, b"")
+    await it.check(Known(0, b""))
+
+
+@pytest.mark.parametrize("epoch", [2, 9])
+async def test_overtaken(autojump_clock: MockClock, index: Index, epoch: int) -> None:
+    """However high the epoch of our own unsent end was counted."""
+    log = MadeUpLog()
+    root = log.add(0, 1)
+    ours = log.add(1, epoch, root, sent=False)
+    log.add(1, 3, root)
+    it = await standing(log, index, [root, ours])
+    with pytest.raises(ChainError, match=OVERTAKEN):
+        await it.check(await it.known([], own=[]))
+
+
+async def test_overtaken_from_the_very_beginning(autojump_clock: MockClock, index: Index) -> None:
+    log = MadeUpLog()
+    ours = log.add(0, 1, sent=False)
+    log.add(0, 2)
+    it = await standing(log, index, [ours])
+    with pytest.raises(ChainError, match=OVERTAKEN):
+        await it.check(await it.known([], own=[]))
+
+
+async def test_an_orphan_is_no_fault(autojump_clock: MockClock, index: Index) -> None:
+    """A writer that was fenced sent its end; ours is later, and has reached a store."""
+    log = MadeUpLog()
+    root = log.add(0, 1)
+    orphan = log.add(1, 2, root)
+    log.add(2, 2, orphan)
+    ours = log.add(1, 3, root)
+    it = await standing(log, index, [root, ours])
+    assert await it.known([], own=[]) == known(3)
+    await it.check(known(3))
+    with pytest.raises(ChainError, match=OVERTAKEN):
+        await it.check(known(1))
+
+
+async def test_what_continues_an_orphan_is_none_of_ours(autojump_clock: MockClock, index: Index) -> None:
+    log = MadeUpLog()
+    root = log.add(0, 1)
+    ours = log.add(1, 3, root)
+    second = log.add(2, 3, ours)
+    orphan = log.add(1, 2, root)
+    log.add(2, 4, orphan)  # parts at 1, not at 2
+    it = await standing(log, index, [root, ours, second], first=2)
+    await it.check(known(3))
+
+
+@pytest.mark.parametrize("place", [1, 2])
+async def test_put_back(autojump_clock: MockClock, index: Index, place: int) -> None:
+    """The stores go on from another state of a segment of ours, the last or one on the way."""
+    log = MadeUpLog()
+    root = log.add(0, 1)
+    ours = [root]
+    if place == 1:
+        ours.append(log.add(1, 9, root))
+    else:
+        second = log.add(1, 1, root)
+        ours.append(second)
+    log.add(place, 2, ours[place - 1], state=64)
+    it = await standing(log, index, ours)
+    with pytest.raises(ChainError, match=PUT_BACK):
+        await it.check(known(9))
