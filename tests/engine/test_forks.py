@@ -14,9 +14,11 @@ from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.engine import checkpointer
 from mirrorfs.engine.heads import newest_head
 from mirrorfs.engine.lease import LEASE_PERIOD_S
+from mirrorfs.engine.lease_taker import RELEASE_S
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner
+from mirrorfs.format.control import LEASE_KEY, open_lease
 from mirrorfs.ports import Store
 from tests.sim.world import InlineOffload
 from tests.support.practice import FORKED, SAID, Practice, fenced, names, names_in, save, seen_by_a_new_pc
@@ -175,10 +177,15 @@ async def test_heads_of_a_fenced_writer(autojump_clock: MockClock, practice: Pra
     "A checkpoint is of a writer that was fenced",
     "checkpoint cannot be used",
 )
+@pytest.mark.parametrize("has_newer", [False, True])
 async def test_checkpoints_of_a_fenced_writer(
-    autojump_clock: MockClock, practice: Practice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    autojump_clock: MockClock,
+    practice: Practice,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    has_newer: bool,
 ) -> None:
-    """The newest checkpoint is on a branch that nobody follows: restore, views, a new PC pass it over."""
+    """They are on a branch that nobody follows: restore, views, a new PC pass them over, newest or not."""
     monkeypatch.setattr(checkpointer, "JOURNAL_MIN_BYTES", 10)
     monkeypatch.setattr(checkpointer, "SEGMENTS_MAX", 0)
     one, two = practice.pc("one"), practice.pc("two")
@@ -190,6 +197,9 @@ async def test_checkpoints_of_a_fenced_writer(
             await save(volume, b"orphan %d" % number)
             with trio.move_on_after(60):
                 await volume.flush()
+        if not has_newer:
+            monkeypatch.setattr(checkpointer, "JOURNAL_MIN_BYTES", 1 << 40)
+            monkeypatch.setattr(checkpointer, "SEGMENTS_MAX", 1000)
         two.cut_off("s3")
         async with two.mounted(wait=False, take_over=True) as second:
             await save(second, b"by two 1")
@@ -266,8 +276,13 @@ async def test_a_fenced_writer_gives_its_other_leases_back(
             await save(second, b"by two")
             one.reconnect()
             await fenced(first)
+            await trio.sleep(RELEASE_S)
+            left = open_lease(
+                practice.places["s3"][LEASE_KEY], keys=KEYS, public_key=HEADER.public_keys.writer
+            )
+            assert left.released
             two.reconnect()
-            with trio.fail_after(2 * LEASE_PERIOD_S):
+            with trio.fail_after(LEASE_PERIOD_S):
                 await second.flush()
             assert second.status().fenced is None
             assert [state.state for state in second.status().stores] == [StateWord.UP_TO_DATE] * 2

@@ -144,6 +144,7 @@ async def test_a_store_is_asked_last_for_what_it_is_to_be_sent(tmp_path: Path, p
         assert it.bad == [], "its own copy was not looked at"
         it.remove_local(key)
         assert await read(key) == it.good[key], "from the other store"
+        assert it.bad == []
         it.stores[0].objects[key] = it.good[key]
         it.spoil(it.stores[1], key)
         assert await read(key) == it.good[key], "from itself, the other one being damaged"
