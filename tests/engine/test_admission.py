@@ -121,9 +121,21 @@ async def test_a_store_that_was_given_up_is_silent(autojump_clock: MockClock) ->
     async with trio.open_nursery() as nursery:
         nursery.start_soon(court.admit, admission, "home", LEASE)
         await trio.sleep(50)
-        admission.give_up("s3")
-    admission.give_up("home")  # it has shown its lease, so that this says nothing
+        admission.give_up("s3", answers=False)
+    admission.give_up("home", answers=False)  # it has shown its lease, so that this says nothing
     assert court.heard == [({"home": LEASE}, {"s3"})]
+
+
+async def test_a_store_whose_lease_is_rotten_is_not_silent(autojump_clock: MockClock) -> None:
+    """What else it has was read; nobody is waited for there, and no lease of it counts."""
+    court = Court()
+    admission = Admission(["home", "s3"], court)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(court.admit, admission, "home", LEASE)
+        await trio.sleep(50)
+        admission.give_up("usb", answers=True)  # it is not waited for
+        admission.give_up("s3", answers=True)
+    assert court.heard == [({"home": LEASE, "s3": None}, {"usb"})]
 
 
 async def test_whom_the_judge_refuses_is_admitted_nowhere(autojump_clock: MockClock) -> None:
