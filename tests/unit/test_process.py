@@ -13,7 +13,7 @@ import trio
 
 from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.os_threads import SYNCS_MAX, ThreadOffload
-from mirrorfs.drivers.process import hibernation_possible, unencrypted_swap
+from mirrorfs.drivers.process import boot_id, hibernation_possible, unencrypted_swap
 
 HARDENED = """
 import ctypes, os, resource
@@ -235,3 +235,15 @@ def test_freed_memory_is_kept_where_the_c_library_can() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 768 * 5  # each would fault in 768 pages
+
+
+def test_a_boot_has_one_id(tmp_path: Path) -> None:
+    """Where it cannot be told, none is taken for another: a lease of before is then watched."""
+    assert boot_id() == boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert boot_id(tmp_path) != boot_id(tmp_path)
+    path = tmp_path / "sys/kernel/random/boot_id"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n")
+    assert boot_id(tmp_path) != boot_id(tmp_path)
+    path.write_text("one\n")
+    assert boot_id(tmp_path) == "one"
