@@ -21,6 +21,7 @@ from mirrorfs.cli.stores import bare_store
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.drivers.store_s3 import S3Store
+from mirrorfs.engine.own_writers import CREATED_PATH
 from mirrorfs.errors import LimitError, ObjectNotFound, StoreError, UsageError
 from mirrorfs.format.control import INSTANCE_KEY, Instance, seal_control
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
@@ -136,6 +137,7 @@ async def write_volume(paths: VolumePaths, new: NewVolume, *, create_stores: boo
     done = False
     try:
         LocalDisk(paths.state).write_whole(f"objects/{key}", new.header)
+        LocalDisk(paths.state).write_whole(CREATED_PATH, b"")
         async with _opened(new.config.stores) as stores:
             try:
                 await _write_stores(stores, new, key, create=create_stores)

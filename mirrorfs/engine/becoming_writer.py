@@ -192,7 +192,8 @@ class _Judge:
     def _check_was_last(self, found: Sequence[Lease], silent: Collection[str]) -> None:
         """With a store away, only the machine that wrote last knows where the log ends."""
         own, row = self._taker.own_writers, self.recovered.index.last_segment()
-        if row is not None and row.writer in own and all(lease.writer in own for lease in found):
+        is_ours = self._taker.has_created if row is None else row.writer in own
+        if is_ours and all(lease.writer in own for lease in found):
             return
         why = "this machine has never written" if row is None else "another machine wrote last"
         raise InUseError(

@@ -20,6 +20,7 @@ from mirrorfs.engine.own_writers import (
     WRITER_SIZE,
     OwnWriter,
     boot_tag,
+    has_created,
     read_own_writers,
     write_own_writers,
 )
@@ -191,6 +192,11 @@ class LeaseTaker:
     def describe(self, lease: Lease) -> str:
         """Who holds a lease, and since when."""
         return self._documents.describe(lease)
+
+    @property
+    def has_created(self) -> bool:
+        """See engine/own_writers.py."""
+        return has_created(self._world)
 
     @property
     def own_writers(self) -> list[bytes]:

@@ -17,6 +17,8 @@ from mirrorfs.engine.local import World
 WRITER_SIZE: Final = 8
 WRITERS_PATH: Final = "writers"
 WRITERS_KEPT: Final = 8
+CREATED_PATH: Final = "created"
+"""There from the beginning on the machine that created the volume: no other can have begun it before."""
 MAGIC: Final = b"writers2"
 BOOT_SIZE: Final = 16
 RECORD_SIZE: Final = WRITER_SIZE + BOOT_SIZE
@@ -34,6 +36,15 @@ class OwnWriter(NamedTuple):
 def boot_tag(boot_id: str) -> bytes:
     """What is kept of a boot's id."""
     return hashlib.sha256(boot_id.encode()).digest()[:BOOT_SIZE]
+
+
+def has_created(world: World) -> bool:
+    """Whether the volume was created on this machine."""
+    try:
+        world.disk.open(CREATED_PATH).close()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def read_own_writers(world: World) -> list[OwnWriter]:

@@ -43,6 +43,7 @@ from trio.testing import MockClock
 from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
+from mirrorfs.engine.own_writers import CREATED_PATH
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.recovery import Recovery
 from mirrorfs.engine.restore_plan import NEWEST
@@ -260,6 +261,8 @@ class MirrorSimulation:
     ) -> Session:
         """Raises: Refused. InUseError."""
         machine.disk.write_whole(f"objects/{header_key(HEADER.generation, HEADER_BYTES)}", HEADER_BYTES)
+        if machine.name == "pc0":
+            machine.disk.write_whole(CREATED_PATH, b"")
         was_last = self._last in (None, machine)
         began_before = set(self._began)
         was_alone = began_before <= {machine}
