@@ -40,6 +40,11 @@ class HeldKeys:
         bounds = self._runs.get(name)
         return bounds is not None and bisect_right(bounds, number) % 2 == 1
 
+    def last(self, directory: str) -> int:
+        """The greatest number of a key in a directory ("heads/"); -1 where there is none."""
+        runs = (bounds for name, bounds in self._runs.items() if name.startswith(directory))
+        return max((bounds[-1] - 1 for bounds in runs), default=-1)
+
     def add(self, key: str) -> None:
         """Put a key in; one that is there already stays."""
         numbered = _split(key)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import trio
 
+from mirrorfs.engine.heads import HEADS_PREFIX
 from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings, give_back, stores_present
@@ -127,6 +128,7 @@ class _Judge:
         self._keys = keys
         self._writer = writer
         self._mounted = False
+        self._held_heads: Mapping[str, int] = {}
         self._found: list[Lease] = []
         self._taken = Known(0, b"")
 
@@ -150,8 +152,9 @@ class _Judge:
         if not self._mounted and missed and not self._settings.take_over:
             self._check_was_last(found, missed)
         await self._heads.compare(
-            stores, self.recovered.index, known, pinned=not self._mounted and not self._settings.take_over
-        )
+            stores, self.recovered.index, known, held=self._held_heads,
+            pinned=not self._mounted and not self._settings.take_over,
+        )  # fmt: skip
 
     async def again(self, taken: Known) -> None:
         """Once more, with the leases held: what a writer sent that was displaced. Then it is over.
@@ -163,12 +166,13 @@ class _Judge:
         self._taken = taken
         self.recovered = await self._recovery.go_on(self.recovered)
         known = await self._stand(self._present, self._found)
-        await self._heads.compare(self._present, self.recovered.index, known)
+        await self._heads.compare(self._present, self.recovered.index, known, held=self._held_heads)
         self._mounted = True
 
     async def _stand(self, stores: Sequence[Store], leases: Sequence[Lease]) -> Known:
         index, instances = self.recovered.index, self._settings.instances
         held = {name: await known_held(index, instance) for name, instance in instances.items()}
+        self._held_heads = {name: keys.last(HEADS_PREFIX) for name, keys in held.items()}
         first = await first_unsent(index, [held[store.name] for store in stores if store.name in held])
         segments = self._segments(stores)
         silent = await segments.look(from_sequence=first)

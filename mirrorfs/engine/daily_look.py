@@ -41,18 +41,27 @@ class DailyLook:
         mirrors: Callable[[], Mapping[str, Mirror]],
         disk: Disk,
         clock: Clock,
+        *,
+        doubted: set[str],
     ) -> None:
-        """`scrubbing` is held by whoever scrubs; `mirrors` returns those of the stores that there are now."""
+        """
+        Args:
+            scrubbing: held by whoever scrubs.
+            mirrors: returns those of the stores that there are now.
+            doubted: names of stores that are to be looked at without delay; those that were are taken out.
+        """
         self._scrubber = scrubber
         self._mender = mender
         self._scrubbing = scrubbing
         self._mirrors = mirrors
         self._disk = disk
         self._clock = clock
+        self._doubted = doubted
 
     async def run(self) -> None:
         """Look when it is due, until cancelled."""
-        await trio.sleep(FIRST_S)
+        if not self._doubted:
+            await trio.sleep(FIRST_S)
         while True:
             due = self._due()
             if due and not self._scrubbing.locked():
@@ -69,7 +78,7 @@ class DailyLook:
         return {
             place: known_as
             for place, known_as in self._places().items()
-            if not 0 <= now_ns - looked.get(known_as, now_ns + 1) < LOOK_INTERVAL_NS
+            if place in self._doubted or not 0 <= now_ns - looked.get(known_as, now_ns + 1) < LOOK_INTERVAL_NS
         }
 
     async def _look(self, due: Mapping[str, str]) -> None:
@@ -79,6 +88,7 @@ class DailyLook:
             logger.warning("Object %s of %s: %s. %s", bad.key, bad.place, bad.fault, why or "Mended.")
         # What could not be mended is known, too: its place is not looked at again for it.
         done = {due[place.place]: began_ns for place in report.places if place.unreachable is None}
+        self._doubted -= {place.place for place in report.places if place.unreachable is None}
         known = set(self._places().values())
         looked = {known_as: at for known_as, at in (self._load() | done).items() if known_as in known}
         self._disk.write_whole(LOOKED_PATH, json.dumps(looked).encode())

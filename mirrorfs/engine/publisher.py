@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from mirrorfs.engine.closed_segments import newest_local_head
@@ -38,6 +38,8 @@ class Heads:
         self.newest: Head | None = None
         self._digest = b""
         self._counter_seen = 0
+        self.went_back: set[str] = set()
+        """Names of stores that `compare` saw end before a head that they have held."""
         self.checkpoint: tuple[str, bytes] = ("", b"")
         """Object key and digest of the newest checkpoint's last segment."""
 
@@ -50,7 +52,13 @@ class Heads:
             self.checkpoint = (self.newest.checkpoint, self.newest.checkpoint_digest)
 
     async def compare(
-        self, stores: Sequence[Store], index: Index, known: Known, *, pinned: bool = False
+        self,
+        stores: Sequence[Store],
+        index: Index,
+        known: Known,
+        *,
+        held: Mapping[str, int],
+        pinned: bool = False,
     ) -> None:
         """Refuse to write where a store has authenticated what this machine does not hold.
 
@@ -59,6 +67,7 @@ class Heads:
         Args:
             index: at the end of the local log, and of what followed it in the stores.
             known: how far that is in the stores.
+            held: store name -> number of the newest head that the store is known to have held, or -1.
             pinned: whether the newest head on the local disk counts as well.
         Raises: ChainError.
         """
@@ -73,6 +82,8 @@ class Heads:
             except (StoreError, DamagedError) as exc:
                 logger.warning("The heads of store %s cannot be read: %s", store.name, exc)
                 continue
+            if (-1 if found is None else found.head.counter) < held.get(store.name, -1):
+                self._report_back(store.name)
             if found is None:
                 continue
             self._counter_seen = max(self._counter_seen, found.head.counter)
@@ -93,6 +104,14 @@ class Heads:
                     f"Store {store.name} holds a later state of the volume, which does not continue what this"
                     f" machine has; {WHAT_NEXT}"
                 )
+
+    def _report_back(self, name: str) -> None:
+        if name not in self.went_back:
+            self.went_back.add(name)
+            logger.error(
+                "Store %s has gone back to an earlier state, or lost its newest heads: what it lacks is"
+                " looked for, and sent again.", name,
+            )  # fmt: skip
 
     async def _adopt(self, found: FoundHead) -> None:
         """Go on from a head of this very log, if it is newer than ours."""

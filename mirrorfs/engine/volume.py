@@ -118,8 +118,9 @@ class MountedVolume:
             is_busy=lambda: local.is_busy() or stores.members.is_catching_up(),
         )  # fmt: skip
         self.daily_look = DailyLook(
-            self.scrubber, self.mender, self.scrubbing, mirrors, world.disk, world.clock
-        )
+            self.scrubber, self.mender, self.scrubbing, mirrors, world.disk, world.clock,
+            doubted=heads.went_back,
+        )  # fmt: skip
         self._tasks = trio.CancelScope()
         self._ended = trio.Event()
 
