@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 LOOK_INTERVAL_NS: Final = 24 * 3600 * 10**9
 FIRST_S: Final = 300.0
 """After the mount: what lies here goes out first, and people begin to work."""
+DOUBTED_S: Final = 10.0
+"""After the mount, where a store is doubted: once the mount is done with the stores itself."""
 POLL_S: Final = 1800.0
 """How often it is seen whether a look is due; a store that could not be looked at is tried again then."""
 LOOKED_PATH: Final = "looked"
@@ -48,7 +50,7 @@ class DailyLook:
         Args:
             scrubbing: held by whoever scrubs.
             mirrors: returns those of the stores that there are now.
-            doubted: names of stores that are to be looked at without delay; those that were are taken out.
+            doubted: names of stores that are looked at soon, whatever is due; then they are taken out.
         """
         self._scrubber = scrubber
         self._mender = mender
@@ -60,8 +62,7 @@ class DailyLook:
 
     async def run(self) -> None:
         """Look when it is due, until cancelled."""
-        if not self._doubted:
-            await trio.sleep(FIRST_S)
+        await trio.sleep(DOUBTED_S if self._doubted else FIRST_S)
         while True:
             due = self._due()
             if due and not self._scrubbing.locked():

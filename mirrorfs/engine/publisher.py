@@ -15,7 +15,7 @@ from mirrorfs.engine.heads import FoundHead, HeadRelation, holds_head, newest_he
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
 from mirrorfs.engine.standing import WHAT_NEXT, Known
 from mirrorfs.errors import ChainError, DamagedError, StoreError
-from mirrorfs.format.control import Head
+from mirrorfs.format.control import Head, parse_head_key
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
@@ -82,7 +82,7 @@ class Heads:
             except (StoreError, DamagedError) as exc:
                 logger.warning("The heads of store %s cannot be read: %s", store.name, exc)
                 continue
-            if (-1 if found is None else found.head.counter) < held.get(store.name, -1):
+            if _last_number(found) < held.get(store.name, -1):
                 self._report_back(store.name)
             if found is None:
                 continue
@@ -162,3 +162,10 @@ class Heads:
         await self._offload.sync(lambda: self._disk.write_whole(LOCAL_PREFIX + sealed.key, sealed.data))
         self.newest, self._digest = head, sealed.digest
         return sealed.key, len(sealed.data), head.created_ns
+
+
+def _last_number(found: FoundHead | None) -> int:
+    """The greatest number of a head in a store, damaged ones included; -1: it has none."""
+    if found is None:
+        return -1
+    return max([found.head.counter, *(parse_head_key(key)[0] for key in found.rejected)])

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.expects_warnings(
     "object (segments|heads|checkpoints|header)/",
     "Segment [0-9]+: ",
     "head heads/.* is passed over",
+    "has gone back to an earlier state",
     "checkpoint cannot be used",
     "holds other bytes under",
     "is mended",

@@ -38,7 +38,7 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 pytestmark = pytest.mark.expects_warnings(
-    "object (segments|heads|checkpoints|header)/", "is mended", "Mended."
+    "object (segments|heads|checkpoints|header)/", "is mended", "Mended.", "has gone back to an earlier state"
 )
 
 
