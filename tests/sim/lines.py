@@ -51,8 +51,8 @@ class Chronicle:
 
     def promise(self, line: Line, state_id: int, *, who: str) -> None:
         """Somebody is told that every store holds a state. Promises lie on one line, each after the last."""
-        if self.promised in line.ids[line.ids.index(state_id) :]:
-            return  # more was promised already
+        if any(one.reaches(self.promised, earlier=state_id) for one in (line, *self.lines)):
+            return  # more was promised already, by whoever went on from there
         if not line.reaches(state_id, earlier=self.promised):
             raise Violation(
                 f"{who} was told that state {state_id} is safe, and somebody else that {self.promised} is:"

@@ -298,7 +298,9 @@ class MirrorSimulation:
             raise Refused from exc
         except _REFUSALS as exc:
             if machine.line is None:
-                if not self.weather.is_troubled:
+                # One that crashed while it began the volume may have begun it on its own disk alone.
+                has_begun = machine.disk.list("objects/segments") and self._last is not machine
+                if not has_begun and not self.weather.is_troubled:
                     raise
             elif not machine.may_be_refused:
                 raise
