@@ -131,6 +131,7 @@ async def test_nothing_goes_that_a_store_lacks(tmp_path: Path, stores: list[Coun
         assert local_bytes(machine) <= CACHE
 
 
+@pytest.mark.expects_warnings("has gone back to an earlier state")
 async def test_the_index_and_the_newest_segments_stay(tmp_path: Path, stores: list[CountingStore]) -> None:
     """After a crash with an empty cache the local log alone gives the volume, with both stores away."""
     machine = Machine(tmp_path / "before", stores, cache_bytes=0)

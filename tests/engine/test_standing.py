@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
+from mirrorfs.core.held import HeldKeys
 from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.standing import Known, Standing, first_unsent
 from mirrorfs.errors import ChainError
 from mirrorfs.format.ids import SegmentId
@@ -34,7 +36,13 @@ async def standing(log: MadeUpLog, index: Index, ours: Sequence[SegmentId], *, f
     """Of a machine whose log is `ours`."""
     for segment in ours:
         index.put_segment(log.rows[segment])
-    return Standing(index, await log.segments(), KEYS, PUBLIC, first=first, instances=[HOME, S3])
+    return Standing(
+        index, await log.segments(), KEYS, PUBLIC, first=first, held=await held_by(index, HOME, S3)
+    )
+
+
+async def held_by(index: Index, *instances: str) -> list[HeldKeys]:
+    return [await known_held(index, instance) for instance in instances]
 
 
 def known(epoch: int) -> Known:
@@ -51,19 +59,19 @@ def test_whose_changes_are_known(epoch: int, writer: int, has: bool) -> None:
     assert known(5).has(lease) is has
 
 
-def test_the_first_segment_that_is_not_everywhere(index: Index) -> None:
+async def test_the_first_segment_that_is_not_everywhere(autojump_clock: MockClock, index: Index) -> None:
     log = MadeUpLog()
     ours = [log.add(sequence, 1) for sequence in range(4)]
-    assert first_unsent(index, [HOME, S3]) == 0
+    assert await first_unsent(index, await held_by(index, HOME, S3)) == 0
     for segment in ours:
         index.put_segment(log.rows[segment])
         index.put_held(HOME, log.key(segment))
-    assert first_unsent(index, [HOME]) == 4
-    assert first_unsent(index, [HOME, S3]) == 0
+    assert await first_unsent(index, await held_by(index, HOME)) == 4
+    assert await first_unsent(index, await held_by(index, HOME, S3)) == 0
     index.put_held(S3, log.key(ours[0]))
     index.put_held(S3, log.key(ours[2]))
-    assert first_unsent(index, [HOME, S3]) == 1
-    assert first_unsent(index, []) == 4
+    assert await first_unsent(index, await held_by(index, HOME, S3)) == 1
+    assert await first_unsent(index, await held_by(index)) == 4
 
 
 async def test_known_is_what_reached_a_store(autojump_clock: MockClock, index: Index) -> None:
