@@ -2,7 +2,8 @@
 
 Harm is such that a good copy is left: an object is harmed in one store only, ever, and only while the other
 has it as it was written. A store goes back to what it was earlier only when nothing that it alone has good
-would be lost by that.
+would be lost by that. One lease is harmed at a time: a writer whose leases are both gone cannot be told from one
+that left.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Weather:
         self._harmed: dict[str, str] = {}
         """Key -> name of the one store that has, or had, a bad copy."""
         self._past: dict[str, list[dict[str, bytes]]] = {place.name: [] for place in places}
+        self._bad_leases: dict[str, bytes | None] = {}
+        """Name of a store -> what its lease was made, or None for lost."""
         self.went_back: set[str] = set()
         self.is_settled = False
         """Whether it stays as it is: somebody waits for the stores."""
@@ -99,8 +102,10 @@ class Weather:
     def harm_lease(self) -> None:
         """The lease of one store is lost, rots, or is an older one again."""
         rng = self._rng
-        place = rng.choice(self.places)
-        if "lease" not in place.objects:
+        place, other = rng.sample(self.places, 2)
+        if "lease" not in place.objects or other.objects.get("lease") == self._bad_leases.get(
+            other.name, b""
+        ):
             return
         match rng.randrange(3):
             case 0:
@@ -112,6 +117,7 @@ class Weather:
                     place.make_stale("lease")
                 except (KeyError, IndexError):
                     return
+        self._bad_leases[place.name] = place.objects.get("lease")
 
     def remember(self) -> None:
         """One store as it is now may come back one day."""
