@@ -2,8 +2,8 @@
 
 Harm is such that a good copy is left: an object is harmed in one store only, ever, and only while the other
 has it as it was written. A store goes back to what it was earlier only when nothing that it alone has good
-would be lost by that. One lease is harmed at a time: a writer whose leases are both gone cannot be told from one
-that left.
+would be lost by that. One lease is harmed at a time: a writer whose leases are both gone cannot be told from
+one that left.
 """
 
 from __future__ import annotations
