@@ -134,7 +134,8 @@ class _Judge:
 
     async def __call__(self, leases: Mapping[str, Lease | None], silent: Collection[str]) -> None:
         """Raises: InUseError, ChainError, DamagedError: it may not. StoreError: of a late store, not now."""
-        stores = [store for store in self._stores if store.name in leases]
+        # Those that there are now: a store may have been replaced since the mount.
+        stores = [store for name, store in self._taker.asked.items() if name in leases]
         if not self._mounted:
             self.recovered = await self._recovery.go_on(self.recovered)
             stores = list(self._present)
@@ -152,7 +153,8 @@ class _Judge:
         if not self._mounted and missed and not self._settings.take_over:
             self._check_was_last(found, missed)
         await self._heads.compare(
-            stores, self.recovered.index, known, held=self._held_heads,
+            stores, self.recovered.index, known,
+            held={one.name: self._held_heads.get(one.name, -1) for one in stores if one in self._stores},
             pinned=not self._mounted and not self._settings.take_over,
         )  # fmt: skip
 

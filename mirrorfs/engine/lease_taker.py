@@ -85,6 +85,8 @@ class LeaseTaker:
         self.rotating = settings.rotating
         self._before: list[OwnWriter] = []
         self._admission: Admission | None = None
+        self.asked: dict[str, Store] = {}
+        """By name, the stores whose leases are taken."""
         self._documents = LeaseDocuments(
             "", keys=keys, seed=key_set.writer, public_key=header.public_keys.writer,
             entropy=world.entropy, host=settings.host,
@@ -229,6 +231,7 @@ class LeaseTaker:
 
     async def keeper(self, store: Store, *, rotating: bool) -> LeaseKeeper:
         """One that holds nothing yet, of a store that is probed if it answers."""
+        self.asked[store.name] = store
         weak: bool | None = None
         level = logging.INFO if rotating else logging.WARNING
         with trio.move_on_after(STORE_LOOK_S):

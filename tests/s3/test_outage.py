@@ -14,7 +14,7 @@ DEADLINE_S = 500
 
 def test_outage(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--size", "40MiB", "--corrupt", "10", "--refreshes", "1"],
+        [sys.executable, str(SCRIPT), "--size", "40MiB", "--corrupt", "6", "--refreshes", "1"],
         env=dict(os.environ) | {"TMPDIR": str(tmp_path)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -28,6 +28,6 @@ def test_outage(tmp_path: Path) -> None:
     passed = [line.split()[1].rstrip(":") for line in lines if line.startswith("PASSED ")]
     assert passed == ["outage", "wipe", "damage", "follower"]
     assert lines[-1] == "PASSED"
-    assert any("verify --deep named all 20 damaged copies and no other" in line for line in lines)
+    assert any("verify --deep named all 12 damaged copies and no other" in line for line in lines)
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
