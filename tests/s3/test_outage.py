@@ -14,7 +14,7 @@ DEADLINE_S = 500
 
 def test_outage(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--size", "40MiB", "--corrupt", "6", "--refreshes", "1"],
+        [sys.executable, str(SCRIPT), "--size", "120MiB", "--corrupt", "6", "--refreshes", "1"],
         env=dict(os.environ) | {"TMPDIR": str(tmp_path)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
