@@ -337,7 +337,7 @@ class MirrorSimulation:
             # A machine that has been away cannot know better while no store answers.
             had_begun = shown == 0 if before is None else shown in before.ids
             is_stale = had_begun and self.weather.is_stormy and bool(machine.disk.list("objects/segments"))
-            if take_over and self.weather.is_stormy:
+            if take_over and self.weather.may_be_silent:
                 # That is what a take-over says: to go on without what stores that are away may have.
                 chronicle.promised = shown
             elif not is_stale:

@@ -52,6 +52,11 @@ class Weather:
             for place in self.places
         )
 
+    @property
+    def may_be_silent(self) -> bool:
+        """Whether what a store has may not be seen; one that is full or denies writes still shows it."""
+        return any(place.outage or place.faults is not NO_FAULTS for place in self.places)
+
     def heal(self) -> None:
         """All requests succeed from now on."""
         for place in self.places:
