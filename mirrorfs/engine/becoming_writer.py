@@ -25,7 +25,7 @@ from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.recovery import Recovered, Recovery
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.sources import Segments
-from mirrorfs.engine.standing import Known, Standing, first_unsent
+from mirrorfs.engine.standing import NOBODY, Known, Standing, first_unsent
 from mirrorfs.errors import InUseError, StoreUnavailable
 from mirrorfs.format.control import Lease
 from mirrorfs.format.header import VolumeHeader
@@ -87,11 +87,10 @@ async def open_as_writer(
     try:
         await heads.load()
         taker = LeaseTaker(world, key_set, keys, header, stores, settings, on_watch=on_watch)
-        writer_key = load_public_key(public_key)
         judge = _Judge(
-            recovery, recovered, heads, taker, present, stores, settings,
+            recovery, recovered, heads, taker, present,
             lambda some: Segments(Stream.MAIN, disk=None, offload=world.offload, stores=some),
-            keys, writer_key,
+            keys, load_public_key(public_key),
         )  # fmt: skip
         recovered, leases, identity = await become_writer(judge, taker)
     except BaseException:
@@ -110,8 +109,6 @@ class _Judge:
         heads: Heads,
         taker: LeaseTaker,
         present: Sequence[Store],
-        stores: Sequence[Store],
-        settings: VolumeSettings,
         segments: Callable[[Sequence[Store]], Segments],
         keys: VolumeKeys,
         writer: WriterPublicKey,
@@ -122,20 +119,18 @@ class _Judge:
         self._heads = heads
         self._taker = taker
         self._present = present
-        self._stores = stores
-        self._settings = settings
         self._segments = segments
         self._keys = keys
         self._writer = writer
         self._mounted = False
         self._held_heads: Mapping[str, int] = {}
         self._found: list[Lease] = []
-        self._taken = Known(0, b"")
+        self._taken = NOBODY
 
     async def __call__(self, leases: Mapping[str, Lease | None], silent: Collection[str]) -> None:
         """Raises: InUseError, ChainError, DamagedError: it may not. StoreError: of a late store, not now."""
         # Those that there are now: a store may have been replaced since the mount.
-        stores = [store for name, store in self._taker.asked.items() if name in leases]
+        stores = [place.store for name, place in self._taker.places.items() if name in leases]
         if not self._mounted:
             self.recovered = await self._recovery.go_on(self.recovered)
             stores = list(self._present)
@@ -144,18 +139,17 @@ class _Judge:
             self._found = found
         known = await self._stand(stores, found)
         own = self._taker.own_writers
-        if self._mounted or not self._settings.take_over:
+        if self._mounted or not self._taker.takes_over:
             for lease in found:
                 if lease.writer not in own and not known.has(lease):
                     raise InUseError(self._unknown(lease))
         # A rotating store is never waited for, so that what the log ends with lies on the others.
-        missed = set(silent) - self._settings.rotating
-        if not self._mounted and missed and not self._settings.take_over:
+        missed = set(silent) - self._taker.rotating
+        if not self._mounted and missed and not self._taker.takes_over:
             self._check_was_last(found, missed)
         await self._heads.compare(
-            stores, self.recovered.index, known,
-            held={one.name: self._held_heads.get(one.name, -1) for one in stores if one in self._stores},
-            pinned=not self._mounted and not self._settings.take_over,
+            stores, self.recovered.index, known, held=self._held_heads,
+            pinned=not self._mounted and not self._taker.takes_over,
         )  # fmt: skip
 
     async def again(self, taken: Known) -> None:
@@ -172,17 +166,17 @@ class _Judge:
         self._mounted = True
 
     async def _stand(self, stores: Sequence[Store], leases: Sequence[Lease]) -> Known:
-        index, instances = self.recovered.index, self._settings.instances
-        held = {name: await known_held(index, instance) for name, instance in instances.items()}
+        index, places = self.recovered.index, self._taker.places
+        held = {name: await known_held(index, place.instance) for name, place in places.items()}
         self._held_heads = {name: keys.last(HEADS_PREFIX) for name, keys in held.items()}
-        first = await first_unsent(index, [held[store.name] for store in stores if store.name in held])
+        first = await first_unsent(index, [held[store.name] for store in stores])
         segments = self._segments(stores)
         silent = await segments.look(from_sequence=first)
         if self._mounted and silent:
             raise StoreUnavailable(f"Store {silent[0]} cannot be listed; nothing is sent there yet.")
         standing = Standing(index, segments, self._keys, self._writer, first=first, held=list(held.values()))
         known = await standing.known(leases, self._taker.own_writers)
-        known = max(known, self._taken, key=lambda one: one.epoch)
+        known = max(known, self._taken)
         await standing.check(known)
         return known
 
@@ -217,12 +211,14 @@ async def become_writer(
     Raises: InUseError: another writer has the volume, or came in between. ChainError, DamagedError: the
         stores hold what this machine cannot continue.
     """
-    leases, identity = await taker.take_leases(local_epoch=_epoch(judge.recovered.index), judge=judge)
+    leases, identity = await taker.take_leases(
+        local_epoch=_epoch(judge.recovered.index), last=judge.recovered.index.last_segment(), judge=judge
+    )
     try:
         await _outwait(leases, taker.notice_s)
         lasting = [one.state() for one in leases if one.state().store not in taker.rotating]
         took_over = taker.takes_over and any(state.fresh for state in lasting)
-        await judge.again(Known(identity.epoch, identity.writer) if took_over else Known(0, b""))
+        await judge.again(Known(identity.epoch, -1, identity.writer) if took_over else NOBODY)
         lasting = [one.state() for one in leases if one.state().store not in taker.rotating]
         fenced = next((state.fenced for state in lasting if state.fenced is not None), None)
         if fenced is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -13,7 +13,7 @@ from mirrorfs.engine.admission import Admission, Judge
 from mirrorfs.engine.cache import CACHE_SIZE
 from mirrorfs.engine.lease import LEASE_PERIOD_S, LeaseKeeper
 from mirrorfs.engine.lease_documents import LeaseDocuments, next_epoch
-from mirrorfs.engine.lease_watch import watch_s
+from mirrorfs.engine.lease_watch import WATCH_POLL_S, watch_s
 from mirrorfs.engine.local import World
 from mirrorfs.engine.mirror import UPLOADS_PARALLEL
 from mirrorfs.engine.own_writers import (
@@ -28,7 +28,9 @@ from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.errors import DamagedError, InUseError, LimitError, MirrorfsError, StoreDenied, StoreError
 from mirrorfs.format.control import INSTANCE_KEY, Lease
 from mirrorfs.format.header import VolumeHeader
+from mirrorfs.format.ids import STREAM_PREFIX, Stream
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.rows import SegmentRow
 from mirrorfs.format.signing import load_signer
 from mirrorfs.format.slot import KeySet
 from mirrorfs.ports import ObjectKey, Store
@@ -36,6 +38,8 @@ from mirrorfs.ports import ObjectKey, Store
 logger = logging.getLogger(__name__)
 
 STORE_LOOK_S = 20.0
+LOST_S = 1.5 * LEASE_PERIOD_S
+"""A writer that finds its lease lost has put it back by then (engine/lease_doubt.py)."""
 ROTATING_S = 4.0
 """So long a mount waits for the lease of a rotating store."""
 RELEASE_S = 10.0
@@ -67,6 +71,30 @@ class VolumeSettings:
     """Another one after each boot of the machine."""
 
 
+class Place(NamedTuple):
+    """One of the volume's stores."""
+
+    store: Store
+    instance: str
+    """UUID (hex)."""
+
+
+class Seen(NamedTuple):
+    """One look at all the stores' leases."""
+
+    good: dict[str, Lease | None]
+    """By store; None where there is none."""
+    lost: set[str]
+    """Stores that have segments, and no lease, or one that does not verify."""
+
+    def is_doubtful(self, lasting: Collection[str], *, epoch: int) -> bool:
+        """Whether a store has lost its lease, or all show older ones than that epoch."""
+        if not self.lost.isdisjoint(lasting):
+            return True
+        shown = [lease for name in lasting if (lease := self.good.get(name)) is not None]
+        return bool(shown) and max(lease.epoch for lease in shown) < epoch
+
+
 class LeaseTaker:
     """Takes the leases of all stores for one mount."""
 
@@ -85,8 +113,8 @@ class LeaseTaker:
         self.rotating = settings.rotating
         self._before: list[OwnWriter] = []
         self._admission: Admission | None = None
-        self.asked: dict[str, Store] = {}
-        """By name, the stores whose leases are taken."""
+        self.places = {store.name: Place(store, settings.instances[store.name]) for store in stores}
+        """By name, the stores that there are now; it is set anew when they change under the mount."""
         self._documents = LeaseDocuments(
             "", keys=keys, seed=key_set.writer, public_key=header.public_keys.writer,
             entropy=world.entropy, host=settings.host,
@@ -95,10 +123,11 @@ class LeaseTaker:
         """After `take_leases`: how long a writer that was displaced may go on before it has noticed."""
 
     async def take_leases(
-        self, *, local_epoch: int, judge: Judge
+        self, *, local_epoch: int, last: SegmentRow | None, judge: Judge
     ) -> tuple[list[LeaseKeeper], WriterIdentity]:
         """Take every reachable store's lease, if `judge` allows it when all were looked at.
 
+        `last`: the end of the log, as far as it is known.
         Raises: MirrorfsError: what `judge` raised. InUseError: a lease is another's. No lease was taken then.
         """
         self._before = read_own_writers(self._world)
@@ -107,16 +136,17 @@ class LeaseTaker:
         ours = OwnWriter(writer, boot_tag(self._settings.boot_id))
         await write_own_writers(self._world, [*self._before, ours])
         keepers = [await self.keeper(store, rotating=store.name in self.rotating) for store in self._stores]
-        seen = await self._look_at(keepers)
         lasting = [store.name for store in self._stores if store.name not in self.rotating]
-        is_blind = self._settings.take_over and not all(name in seen for name in lasting)
-        epoch = next_epoch(seen.values(), local=local_epoch, is_blind=is_blind)
+        theirs = 0 if last is None or last.writer in self.own_writers else last.epoch
+        seen = await self._see(keepers, lasting, epoch=theirs)
+        is_blind = self._settings.take_over and not all(name in seen.good for name in lasting)
+        epoch = next_epoch(seen.good.values(), local=local_epoch, is_blind=is_blind)
         if self._settings.take_over:
             self.notice_s = _notice_s(
-                [seen.get(keeper.state().store, _UNSEEN) for keeper in keepers], own=self._gone
+                [seen.good.get(keeper.state().store, _UNSEEN) for keeper in keepers], own=self._gone
             )
         else:
-            self._say_what_is_watched([lease for name in lasting if (lease := seen.get(name)) is not None])
+            self._say_what_is_watched([lease for name in lasting if (lease := seen.good.get(name))])
         self._admission = admission = Admission(lasting, judge)
 
         async def acquire(keeper: LeaseKeeper) -> None:
@@ -160,17 +190,42 @@ class LeaseTaker:
         )
         return keepers, identity
 
-    async def _look_at(self, keepers: Sequence[LeaseKeeper]) -> dict[str, Lease | None]:
-        """The leases of the stores that show theirs, by store."""
-        seen: dict[str, Lease | None] = {}
+    async def _see(self, keepers: Sequence[LeaseKeeper], lasting: Sequence[str], *, epoch: int) -> Seen:
+        """The leases that stores show, once it is seen whether a writer is alive whose lease is lost.
+
+        A lease that is watched tells who holds the volume. Where it has rotted, is gone, or is older than the
+        log, whoever wrote last may be alive: then it puts its lease back meanwhile.
+        `epoch`: of the end of the log, if another machine wrote it.
+        """
+        seen = await self._look_at(keepers)
+        if self._settings.take_over or not seen.is_doubtful(lasting, epoch=epoch):
+            return seen
+        logger.warning(
+            "a lease of the volume is lost: waiting %.0f s, to see whether its writer is alive", LOST_S
+        )
+        self._on_watch(LOST_S)
+        until = trio.current_time() + LOST_S
+        while seen.is_doubtful(lasting, epoch=epoch) and trio.current_time() < until:
+            await trio.sleep(WATCH_POLL_S)
+            seen = await self._look_at(keepers)
+        return seen
+
+    async def _look_at(self, keepers: Sequence[LeaseKeeper]) -> Seen:
+        """The leases of the stores that show theirs."""
+        seen = Seen({}, set())
 
         async def look(keeper: LeaseKeeper) -> None:
             name = keeper.state().store
             with trio.move_on_after(STORE_LOOK_S):
                 try:
-                    seen[name] = await keeper.look()
+                    lease = await keeper.look()
+                    if lease is None and await self.places[name].store.list(STREAM_PREFIX[Stream.MAIN]):
+                        seen.lost.add(name)
+                    seen.good[name] = lease
                 except (StoreError, DamagedError, LimitError) as exc:
                     logger.log(self._level(name), "The lease of store %s cannot be read: %s", name, exc)
+                    if not isinstance(exc, StoreError):
+                        seen.lost.add(name)
 
         async with trio.open_nursery() as nursery:
             for keeper in keepers:
@@ -231,7 +286,6 @@ class LeaseTaker:
 
     async def keeper(self, store: Store, *, rotating: bool) -> LeaseKeeper:
         """One that holds nothing yet, of a store that is probed if it answers."""
-        self.asked[store.name] = store
         weak: bool | None = None
         level = logging.INFO if rotating else logging.WARNING
         with trio.move_on_after(STORE_LOOK_S):

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from mirrorfs.engine.branches import End
 from mirrorfs.engine.closed_segments import newest_local_head
 from mirrorfs.engine.heads import FoundHead, HeadRelation, holds_head, newest_head, relate_heads, seal_head
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
@@ -97,7 +98,7 @@ class Heads:
                 continue
             if holds_head(index, found.head):
                 await self._adopt(found)
-            elif found.head.epoch < known.epoch:
+            elif not known.loses_to(End(found.head.epoch, found.head.sequence, found.head.writer)):
                 logger.warning("Store %s holds the end of a writer that was fenced since.", store.name)
             else:
                 raise ChainError(

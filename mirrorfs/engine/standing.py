@@ -5,7 +5,8 @@ without a network counts them up as well. What tells is what reached the stores,
 there. So the log of this machine counts up to its last segment that a store has; and
 - a lease of another writer is known if that segment is that writer's, or a later one's: what its holder wrote
   is in our log, or was left behind by somebody who is in it;
-- a branch in a store that parts from our log and ends later than that segment has overtaken us;
+- a branch in a store that parts from our log and ends later than that segment has overtaken us: later in the
+  order that readers follow (engine/branches.py), or two writers of one epoch would keep everybody out;
 - one that goes on from another state of a segment of ours says that this machine was put back in time.
 What is none of these is an orphan: the end of a writer that was fenced, which nobody follows.
 """
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 import trio
 
 from mirrorfs.core.held import HeldKeys
-from mirrorfs.engine.branches import Branches
+from mirrorfs.engine.branches import Branches, End
 from mirrorfs.engine.replay import previous_of
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import ChainError
@@ -41,11 +42,20 @@ class Known(NamedTuple):
     """The last writer whose changes this machine's log has, as far as stores have them too."""
 
     epoch: int
+    sequence: int
+    """Of the last segment of that writer; -1 if it is known by its lease alone."""
     writer: bytes
 
     def has(self, lease: Lease) -> bool:
         """Whether what the holder of a lease wrote is behind us."""
-        return lease.epoch < self.epoch or (lease.epoch, lease.writer) == self
+        return lease.epoch < self.epoch or (lease.epoch, lease.writer) == (self.epoch, self.writer)
+
+    def loses_to(self, end: End) -> bool:
+        """Whether a reader would follow a branch with that end, and not ours."""
+        return end > self and (end.epoch, end.writer) != (self.epoch, self.writer)
+
+
+NOBODY: Final = Known(0, -1, b"")
 
 
 async def first_unsent(index: Index, held: Sequence[HeldKeys]) -> int:
@@ -91,17 +101,18 @@ class Standing:
 
     async def known(self, leases: Iterable[Lease], own: Collection[bytes]) -> Known:
         """Args: leases: those found in stores. own: writer ids of this machine's mounts."""
-        found = Known(0, b"")
+        found = NOBODY
         if self._first and (row := self._index.get_segment(self._first - 1)) is not None:
-            found = Known(row.epoch, row.writer)
+            found = Known(row.epoch, row.sequence, row.writer)
         async with aclosing(self._rows()) as rows:
             async for row in rows:
                 key = segment_object_key(Stream.MAIN, _id(row))
                 is_held = any(key in one for one in self._held)
                 if is_held or _id(row) in await self._segments.candidates(row.sequence):
-                    found = Known(row.epoch, row.writer)
-        mine = (Known(lease.epoch, lease.writer) for lease in leases if lease.writer in own)
-        return max([found, *mine], key=lambda one: one.epoch)
+                    found = Known(row.epoch, row.sequence, row.writer)
+        return max(
+            [found, *(Known(lease.epoch, -1, lease.writer) for lease in leases if lease.writer in own)]
+        )
 
     async def check(self, known: Known) -> None:
         """Raises: ChainError: the stores' log does not go on from this machine's."""
@@ -140,7 +151,7 @@ class Standing:
             if not parts:
                 continue
             end = (await self._branches.ends([other]))[other]
-            if end.epoch > known.epoch or (end.epoch == known.epoch and end.writer != known.writer):
+            if known.loses_to(end):
                 raise ChainError(
                     f"Another machine went on from an earlier state than this one's; {WHAT_NEXT}"
                 )

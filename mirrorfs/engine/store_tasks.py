@@ -26,7 +26,7 @@ from mirrorfs.engine.guarded_store import verify_place
 from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.lease import LeaseKeeper
-from mirrorfs.engine.lease_taker import RELEASE_S, STORE_LOOK_S, LeaseTaker, VolumeSettings
+from mirrorfs.engine.lease_taker import RELEASE_S, STORE_LOOK_S, LeaseTaker, Place, VolumeSettings
 from mirrorfs.engine.objects import PAGE, SMALL_PREFIXES, LocalObjects
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.store_records import StoreRecords
@@ -318,6 +318,7 @@ class StoreTasks:
         members = [known.get(instance) or added[instance] for instance in instances]
         # In place: others have this very list.
         self.members.members[:] = members
+        self._taker.places = {one.store.name: Place(one.store, one.instance) for one in members}
         self._records.keep_only(instances)
         for one in members:
             one.rotating = one.store.name in wanted.rotating

@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.drivers.index_files import SqliteIndexFiles
-from mirrorfs.engine import checkpointer
+from mirrorfs.engine import checkpointer, lease_documents
 from mirrorfs.engine.heads import newest_head
 from mirrorfs.engine.lease import LEASE_PERIOD_S
 from mirrorfs.engine.lease_taker import RELEASE_S
@@ -137,6 +137,87 @@ async def test_fenced_then_mounted_without_stores(autojump_clock: MockClock, pra
         assert practice.objects() == before
     for _ in range(2):
         assert await seen_by_a_new_pc(practice) == [b"a", b"by two"]
+
+
+# --- two that could not see each other -------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, ENDED)
+@pytest.mark.parametrize("more", ["one", "two"])
+async def test_two_writers_of_one_epoch(
+    autojump_clock: MockClock, practice: Practice, monkeypatch: pytest.MonkeyPatch, more: str
+) -> None:
+    """Each had one store. A new PC follows the longer log, and may write; the PC with the other may not."""
+    monkeypatch.setattr(lease_documents, "BLIND_STEP", 1)
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted() as volume:
+        await save(volume, b"a")
+    two.cut_off("home")
+    one.cut_off("s3")
+    epochs = []
+    for pc, name, take_over in ((two, "two", True), (one, "one", False)):
+        async with pc.mounted(take_over=take_over, wait=False) as volume:
+            epochs.append(volume._local.identity.epoch)
+            for number in range(4 if name == more else 2):
+                await save(volume, b"%s %d" % (name.encode(), number))
+                await trio.sleep(60)
+    assert epochs[0] == epochs[1]
+    assert all(any(key.startswith("segments/") for key in place) for place in practice.places.values())
+    three = practice.pc("three")
+    async with three.mounted(take_over=True) as volume:
+        assert names(volume) == [b"a", *(b"%s %d" % (more.encode(), number) for number in range(4))]
+        await save(volume, b"by three")
+        await volume.flush()
+    one.reconnect()
+    two.reconnect()
+    loser, winner = (two, one) if more == "one" else (one, two)
+    assert "--from-state" in await loser.refusal()
+    async with winner.mounted() as volume:
+        assert b"by three" in names(volume)
+
+
+def harm_lease(practice: Practice, store: str, how: str, old: dict[str, bytes]) -> None:
+    """Make a store's lease worthless."""
+    place = practice.places[store]
+    match how:
+        case "rotten":
+            place[LEASE_KEY] = bytes(9) + place[LEASE_KEY][9:]
+        case "gone":
+            del place[LEASE_KEY]
+        case "old":
+            place[LEASE_KEY] = old[store]
+
+
+@pytest.mark.expects_warnings(*SAID, FOLLOWED, "does not verify", "is lost", "old lease", "written anew")
+@pytest.mark.parametrize(
+    "harm", [("rotten", "rotten"), ("gone", "gone"), ("rotten", "old"), ("gone", "old"), ("old", "old")]
+)
+@pytest.mark.parametrize("is_alive", [True, False])
+async def test_both_leases_are_lost(
+    autojump_clock: MockClock, practice: Practice, harm: tuple[str, str], is_alive: bool
+) -> None:
+    """Then a second PC looks whether the writer puts them back before it takes them, and is refused."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with two.mounted() as volume:
+        await save(volume, b"a")
+    old = {store: place[LEASE_KEY] for store, place in practice.places.items()}
+    async with one.until_killed(wait=False) as first:
+        await save(first, b"b")
+        await first.flush()
+        if is_alive:
+            for (store, _), how in zip(practice.places.items(), harm, strict=True):
+                harm_lease(practice, store, how, old)
+            assert "is in use" in await two.refusal()
+            await save(first, b"c")
+            await first.flush()
+            assert first.status().fenced is None
+    for (store, _), how in zip(practice.places.items(), harm, strict=True):
+        harm_lease(practice, store, how, old)
+    began_s = trio.current_time()
+    async with two.mounted() as volume:
+        assert LEASE_PERIOD_S <= trio.current_time() - began_s <= 4 * LEASE_PERIOD_S
+        assert names(volume) == ([b"a", b"b", b"c"] if is_alive else [b"a", b"b"])
+        await save(volume, b"d")
 
 
 # --- what a fenced writer left behind --------------------------------------------------------

@@ -34,7 +34,7 @@ async def written_twice(practice: Practice) -> dict[str, bytes]:
     return early
 
 
-@pytest.mark.expects_warnings(GONE_BACK, "Mended|missing")
+@pytest.mark.expects_warnings(GONE_BACK, "Mended|missing", "is lost: waiting")
 @pytest.mark.parametrize("whole", [True, False])
 async def test_it_is_said_and_brought_forward(
     autojump_clock: MockClock, practice: Practice, whole: bool, caplog: pytest.LogCaptureFixture

@@ -11,8 +11,9 @@ from trio.testing import MockClock
 
 from mirrorfs.core.held import HeldKeys
 from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.known_held import known_held
-from mirrorfs.engine.standing import Known, Standing, first_unsent
+from mirrorfs.engine.standing import NOBODY, Known, Standing, first_unsent
 from mirrorfs.errors import ChainError
 from mirrorfs.format.ids import SegmentId
 from mirrorfs.ports import Index
@@ -46,7 +47,12 @@ async def held_by(index: Index, *instances: str) -> list[HeldKeys]:
 
 
 def known(epoch: int) -> Known:
-    return Known(epoch, writer_of(epoch))
+    return Known(epoch, -1, writer_of(epoch))
+
+
+def at(segment: SegmentId) -> Known:
+    """What is known of a machine whose last segment that a store has is this one."""
+    return Known(segment.epoch, segment.sequence, segment.writer)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +87,14 @@ async def test_known_is_what_reached_a_store(autojump_clock: MockClock, index: I
     second = log.add(1, 2, root, sent=False)
     third = log.add(2, 9, second, sent=False)
     it = await standing(log, index, [root, second, third])
-    assert await it.known([], own=[]) == known(1)
+    assert await it.known([], own=[]) == at(root)
     index.put_held(S3, log.key(second))
     it = await standing(log, index, [])
-    assert await it.known([], own=[]) == known(2), "also what a store that was not looked at is known to hold"
+    assert await it.known([], own=[]) == at(second), (
+        "also what a store that was not looked at is known to hold"
+    )
     it = await standing(log, index, [], first=2)
-    assert await it.known([], own=[]) == known(2), "what is before the first unsent one is in the stores"
+    assert await it.known([], own=[]) == at(second), "what is before the first unsent one is in the stores"
 
 
 async def test_our_own_leases_are_known(autojump_clock: MockClock, index: Index) -> None:
@@ -98,8 +106,8 @@ async def test_our_own_leases_are_known(autojump_clock: MockClock, index: Index)
 
 async def test_an_empty_log(autojump_clock: MockClock, index: Index) -> None:
     it = await standing(MadeUpLog(), index, [])
-    assert await it.known([], own=[]) == Known(0, b"")
-    await it.check(Known(0, b""))
+    assert await it.known([], own=[]) == NOBODY
+    await it.check(NOBODY)
 
 
 @pytest.mark.parametrize("epoch", [2, 9])
@@ -131,10 +139,37 @@ async def test_an_orphan_is_no_fault(autojump_clock: MockClock, index: Index) ->
     log.add(2, 2, orphan)
     ours = log.add(1, 3, root)
     it = await standing(log, index, [root, ours])
-    assert await it.known([], own=[]) == known(3)
+    assert await it.known([], own=[]) == at(ours)
     await it.check(known(3))
     with pytest.raises(ChainError, match=OVERTAKEN):
         await it.check(known(1))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "writer", "is_overtaken"),
+    [(1, b"writer00", False), (1, b"writer99", True), (2, b"writer00", True)],
+    ids=["a lesser id", "a greater id", "a longer log"],
+)
+async def test_two_writers_of_one_epoch(
+    autojump_clock: MockClock, index: Index, theirs: int, writer: bytes, is_overtaken: bool
+) -> None:
+    """Two that could not see each other: the one that readers follow may write, and nobody else."""
+    log = MadeUpLog()
+    root = log.add(0, 1)
+    ours = log.add(1, 3, root)
+    other = log.add(1, 3, root, writer=writer)
+    if theirs > 1:
+        log.add(2, 3, other, writer=writer)
+    it = await standing(log, index, [root, ours])
+    known = await it.known([], own=[])
+    assert known == at(ours)
+    order = await Branches(await log.segments(), KEYS, PUBLIC).order([ours, other])
+    assert order[0] == (other if is_overtaken else ours), "readers see it the same way"
+    if is_overtaken:
+        with pytest.raises(ChainError, match=OVERTAKEN):
+            await it.check(known)
+    else:
+        await it.check(known)
 
 
 async def test_what_continues_an_orphan_is_none_of_ours(autojump_clock: MockClock, index: Index) -> None:

@@ -15,8 +15,8 @@ Fault model
   while machines change; stores without conditional writes;
 - objects (weather.py): a bit flips, the end is cut, the object is gone, or has another one's bytes; a lease
   is lost, rots, or is an old one; a whole store goes back to what it was earlier.
-Left out: harm to the same object in both stores, for which nothing could stand in; both leases
-harmed at once.
+Left out: harm to the same object in both stores, for which nothing could stand in; old leases in both
+stores at once.
 
 What must hold (lines.py)
 - a mount on the machine that wrote last shows a state not older than the last that was synced there;

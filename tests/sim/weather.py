@@ -2,8 +2,8 @@
 
 Harm is such that a good copy is left: an object is harmed in one store only, ever, and only while the other
 has it as it was written. A store goes back to what it was earlier only when nothing that it alone has good
-would be lost by that. One lease is harmed at a time: a writer whose leases are both gone cannot be told from
-one that left.
+would be lost by that. At most one lease is an old one at a time: a writer in whose place both stores show one
+that left cannot be seen until it sends something.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Weather:
         self._harmed: dict[str, str] = {}
         """Key -> name of the one store that has, or had, a bad copy."""
         self._past: dict[str, list[dict[str, bytes]]] = {place.name: [] for place in places}
-        self._bad_leases: dict[str, bytes | None] = {}
-        """Name of a store -> what its lease was made, or None for lost."""
+        self._old_leases: dict[str, bytes] = {}
+        """Name of a store -> the old lease that it shows, or showed."""
         self.went_back: set[str] = set()
         self.is_settled = False
         """Whether it stays as it is: somebody waits for the stores."""
@@ -108,9 +108,7 @@ class Weather:
         """The lease of one store is lost, rots, or is an older one again."""
         rng = self._rng
         place, other = rng.sample(self.places, 2)
-        if "lease" not in place.objects or other.objects.get("lease") == self._bad_leases.get(
-            other.name, b""
-        ):
+        if "lease" not in place.objects:
             return
         match rng.randrange(3):
             case 0:
@@ -118,11 +116,13 @@ class Weather:
             case 1:
                 place.flip_bit("lease")
             case 2:
+                if other.objects.get("lease", b"") == self._old_leases.get(other.name):
+                    return
                 try:
                     place.make_stale("lease")
                 except (KeyError, IndexError):
                     return
-        self._bad_leases[place.name] = place.objects.get("lease")
+                self._old_leases[place.name] = place.objects["lease"]
 
     def remember(self) -> None:
         """One store as it is now may come back one day."""

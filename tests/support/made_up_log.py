@@ -31,11 +31,16 @@ class MadeUpLog:
         epoch: int,
         previous: SegmentId | None = None,
         *,
+        writer: bytes | None = None,
         state: int = 0,
         sent: bool = True,
     ) -> SegmentId:
-        """A segment. `state`: other than 0, it attests another state of `previous` than the one there is."""
-        segment = SegmentId(sequence, epoch, writer_of(epoch))
+        """A segment.
+
+        `writer`: where it is not that of the epoch. `state`: other than 0, it attests another state of
+        `previous` than the one there is.
+        """
+        segment = SegmentId(sequence, epoch, writer or writer_of(epoch))
         attested = None
         if previous is not None:
             row = self.rows[previous]
