@@ -3,7 +3,7 @@
 A mount that is refused must leave no trace: a lease taken for nothing would fence a writer that lives. So
 each store's lease is watched first; what was found is judged once, when every store has shown its own or does
 not answer; and only then are leases written. A store that shows its lease later, when the volume is mounted,
-is judged by itself before anything is sent there.
+is judged by itself before anything is sent there, and again when a writer that is displaced has noticed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ Judge = Callable[[Mapping[str, Lease | None], Collection[str]], Awaitable[None]]
 
 Raises: MirrorfsError: the volume is not to be written from here."""
 
+Notice = Callable[[str, Lease | None], Awaitable[float]]
+"""Hears of a late store and the lease found there: seconds until a writer that is displaced has noticed."""
+
 
 class Admission:
     """The judgement over one mount."""
 
-    def __init__(self, stores: Collection[str], judge: Judge) -> None:
+    def __init__(self, stores: Collection[str], judge: Judge, notice: Notice) -> None:
         """`stores` are the names of those that are waited for."""
         self._waited_for = set(stores)
         self._judge = judge
+        self._notice = notice
         self._found: dict[str, Lease | None] = {}
         self._silent: set[str] = set()
         self._complete = trio.Event()
@@ -36,18 +40,19 @@ class Admission:
         self.refusal: MirrorfsError | None = None
         """Why the volume is not to be written from here."""
 
-    async def admit(self, store: str, lease: Lease | None) -> None:
-        """Return if the lease of a store may be replaced. Raises: InUseError: it may not."""
+    async def admit(self, store: str, lease: Lease | None) -> float:
+        """See lease_claim.Admit. Raises: InUseError: the lease of a store may not be replaced."""
         if self._judged or store not in self._waited_for:
             await self._complete.wait()
             await self.settle()
             await self._judge_late(store, lease)
-            return
+            return await self._notice(store, lease)
         self._found[store] = lease
         self._silent.discard(store)
         self._look()
         await self._complete.wait()
         await self.settle()
+        return 0.0
 
     def give_up(self, store: str, *, answers: bool) -> None:
         """A store has shown no good lease in time; where it `answers`, what else it has is known."""
@@ -85,9 +90,10 @@ class Admission:
             self._complete.set()
 
     async def _judge_late(self, store: str, lease: Lease | None) -> None:
-        try:
-            await self._judge({store: lease}, ())
-        except StoreError:
-            raise  # it cannot be told now
-        except MirrorfsError as exc:
-            raise InUseError(str(exc)) from exc
+        async with self._lock:
+            try:
+                await self._judge({store: lease}, ())
+            except StoreError:
+                raise  # it cannot be told now
+            except MirrorfsError as exc:
+                raise InUseError(str(exc)) from exc

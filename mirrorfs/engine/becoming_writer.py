@@ -132,11 +132,13 @@ class _Judge:
         # Those that there are now: a store may have been replaced since the mount.
         stores = [place.store for name, place in self._taker.places.items() if name in leases]
         if not self._mounted:
-            self.recovered = await self._recovery.go_on(self.recovered)
             stores = list(self._present)
+        heads = await self._heads.of_stores(stores)
+        if not self._mounted:
+            self.recovered = await self._recovery.go_on(self.recovered)
         found = [lease for lease in leases.values() if lease is not None]
         if not self._mounted:
-            self._found = found
+            self._found += found
         known = await self._stand(stores, found)
         own = self._taker.own_writers
         if self._mounted or not self._taker.takes_over:
@@ -148,7 +150,7 @@ class _Judge:
         if not self._mounted and missed and not self._taker.takes_over:
             self._check_was_last(found, missed)
         await self._heads.compare(
-            stores, self.recovered.index, known, held=self._held_heads,
+            heads, self.recovered.index, known, held=self._held_heads,
             pinned=not self._mounted and not self._taker.takes_over,
         )  # fmt: skip
 
@@ -160,9 +162,10 @@ class _Judge:
         or not. Without a lease it may not know of anybody, and stands as all others do.
         """
         self._taken = taken
+        heads = await self._heads.of_stores(self._present)
         self.recovered = await self._recovery.go_on(self.recovered)
         known = await self._stand(self._present, self._found)
-        await self._heads.compare(self._present, self.recovered.index, known, held=self._held_heads)
+        await self._heads.compare(heads, self.recovered.index, known, held=self._held_heads)
         self._mounted = True
 
     async def _stand(self, stores: Sequence[Store], leases: Sequence[Lease]) -> Known:

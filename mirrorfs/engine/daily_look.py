@@ -25,7 +25,7 @@ LOOK_INTERVAL_NS: Final = 24 * 3600 * 10**9
 FIRST_S: Final = 300.0
 """After the mount: what lies here goes out first, and people begin to work."""
 DOUBTED_S: Final = 10.0
-"""After the mount, where a store is doubted: once the mount is done with the stores itself."""
+"""After a store is doubted: once the mount is done with the stores itself."""
 POLL_S: Final = 1800.0
 """How often it is seen whether a look is due; a store that could not be looked at is tried again then."""
 LOOKED_PATH: Final = "looked"
@@ -59,16 +59,29 @@ class DailyLook:
         self._disk = disk
         self._clock = clock
         self._doubted = doubted
+        self._doubt = trio.Event()
+
+    def doubt(self, store: str) -> None:
+        """Look at a store soon, whatever is due."""
+        self._doubted.add(store)
+        self._doubt.set()
 
     async def run(self) -> None:
         """Look when it is due, until cancelled."""
-        await trio.sleep(DOUBTED_S if self._doubted else FIRST_S)
+        await self._sleep(DOUBTED_S if self._doubted else FIRST_S)
         while True:
             due = self._due()
             if due and not self._scrubbing.locked():
                 async with self._scrubbing:
                     await self._look(due)
-            await trio.sleep(POLL_S)
+            await self._sleep(POLL_S)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Not longer than until soon after a store is doubted."""
+        with trio.move_on_after(seconds):
+            await self._doubt.wait()
+            self._doubt = trio.Event()
+            await trio.sleep(DOUBTED_S)
 
     def _places(self) -> dict[str, str]:
         """What is looked at: its name, and what it is remembered by."""

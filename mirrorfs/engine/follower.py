@@ -11,7 +11,7 @@ goes forward only. What does not continue its log is not followed, but said:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import trio
@@ -91,6 +91,8 @@ class Follower:
 
     async def look(self, *, heads: bool = True) -> None:
         """Apply what has come. Raises: DamagedError: it is damaged in every place that has it."""
+        # Heads before the listing: the writer is at work, and what a head names was sent before it.
+        found = await self._all_heads() if heads else {}
         segments = Segments(Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores)
         end = self._end
         # An open segment is read again from its beginning: what is known of it is passed over.
@@ -108,25 +110,30 @@ class Follower:
         if end.damage is not None:
             raise DamagedError(end.damage)
         self.fault = None
-        if heads:
-            await self._look_at_heads()
+        self._compare(found)
 
-    async def _look_at_heads(self) -> None:
+    async def _all_heads(self) -> dict[str, Head | None]:
+        """Of each store whose heads can be read the newest one, None if it has none."""
+        heads: dict[str, Head | None] = {}
         for store in self._stores:
             try:
                 found = await newest_head(store, keys=self._keys, public_key=self._public_key)
             except (StoreError, DamagedError) as exc:
                 logger.info("the heads of store %s cannot be read: %s", store.name, exc)
-                continue
-            seen = self._seen.get(store.name)
-            head = found.head if found is not None else None
+            else:
+                heads[store.name] = found.head if found is not None else None
+        return heads
+
+    def _compare(self, heads: Mapping[str, Head | None]) -> None:
+        for name, head in heads.items():
+            seen = self._seen.get(name)
             if seen is not None and (head is None or (head.epoch, head.counter) < (seen.epoch, seen.counter)):
-                self._fail(f"Store {store.name} shows an older state than before: it was rolled back.")
+                self._fail(f"Store {name} shows an older state than before: it was rolled back.")
             elif head is not None:
-                self._seen[store.name] = head
+                self._seen[name] = head
                 if head.position > self.position and not holds_head(self._index, head) and not self.silent:
                     self._fail(
-                        f"Store {store.name} has a later state that does not continue what is shown here:"
+                        f"Store {name} has a later state that does not continue what is shown here:"
                         " unmount this view and mount it again."
                     )
 

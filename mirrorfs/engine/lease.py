@@ -11,7 +11,9 @@ Invariants:
   included. So finding the very bytes that this process sent means that they are its own.
 - Being fenced is final for this process: another writer's verified lease was found where ours was.
 - A document that does not verify, or an older one than ours, is a fault of the store: it stops our writes
-  there and fences nobody. It is replaced once it was watched unchanged for long enough (lease_doubt.py).
+  there and fences nobody. It is replaced once it was watched unchanged for long enough (lease_doubt.py), and
+  once leave is given anew: somebody else may have written there while it did not show our lease.
+- Where a writer was displaced late, nothing is sent before it has noticed, and leave is given anew.
 
 `_lock` is held across every await between reading the lease's state and changing it.
 
@@ -23,12 +25,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from typing import NoReturn
 
 import trio
 
+from mirrorfs.engine.lease_claim import Admit, Claim, Notice
 from mirrorfs.engine.lease_documents import LeaseDocuments
 from mirrorfs.engine.lease_doubt import DoubtWatch, was_before
 from mirrorfs.engine.lease_watch import Found, watch
@@ -61,23 +64,6 @@ _NS = 1_000_000_000
 _logger = logging.getLogger(__name__)
 
 
-Admit = Callable[[str, Lease | None], Awaitable[None]]
-"""Awaited before another document is replaced, with the store's name and the lease, if it verifies.
-
-Raises: InUseError: this writer is fenced by it. StoreError: that cannot be told now."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    epoch: int
-    writer: bytes
-    own_before: Collection[bytes]
-    own_rebooted: Collection[bytes]
-    take_over: bool
-    admit: Admit | None
-    since_ns: int
-
-
 class LeaseKeeper:
     """This process's claim on one store."""
 
@@ -108,7 +94,8 @@ class LeaseKeeper:
         self._clock = clock
         self._weak = weak_fencing
         self._lock = trio.Lock()
-        self._claim: _Claim | None = None
+        self._claim: Claim | None = None
+        self._notice = Notice()
         self._lease: Lease | None = None
         self._found: Found | None = None
         self._attempts: deque[bytes] = deque(maxlen=ATTEMPTS_KEPT)
@@ -161,7 +148,7 @@ class LeaseKeeper:
         Raises: InUseError: another writer holds it. StoreError. DamagedError: the lease does not verify.
         """
         async with self._lock:
-            self._claim = _Claim(
+            self._claim = Claim(
                 epoch, writer, own_before, own_rebooted, take_over, admit, self._clock.now_ns()
             )
             await self._noting_errors_take()
@@ -221,6 +208,8 @@ class LeaseKeeper:
                 await self._take(self._claim)
             else:
                 await self._renew(self._lease)
+            now_ns = self._clock.boottime_ns()
+            await self._notice.end(self._store.name, self._ask_leave, now_ns=now_ns)
         except MirrorfsError as exc:
             self._fault = exc
             raise
@@ -235,7 +224,7 @@ class LeaseKeeper:
         self._lease = renewed
         self._mark(started_ns)
 
-    async def _take(self, claim: _Claim) -> None:
+    async def _take(self, claim: Claim) -> None:
         if self._weak is None:
             self._weak = not (await self._store.probe()).conditional_put
         found = await self._read()
@@ -259,9 +248,8 @@ class LeaseKeeper:
             else:
                 parent = hashlib.sha256(found.data).digest()
         if found is None or found.data not in self._attempts:
-            await self._ask_leave(
-                claim, None if found is None or rotten else self._documents.open(found.data)
-            )
+            displaced = None if found is None or rotten else self._documents.open(found.data)
+            self._notice.give(displaced, await self._ask_leave(displaced))
         self._found = found
         started_ns = self._clock.boottime_ns()
         taken = Lease(
@@ -278,13 +266,14 @@ class LeaseKeeper:
         self._lease = taken
         self._mark(started_ns)
 
-    async def _ask_leave(self, claim: _Claim, lease: Lease | None) -> None:
-        if claim.admit is not None:
-            try:
-                await claim.admit(self._store.name, lease)
-            except InUseError as exc:
-                self._fenced = str(exc)
-                raise
+    async def _ask_leave(self, lease: Lease | None) -> float:
+        if self._claim is None or self._claim.admit is None:
+            return 0.0
+        try:
+            return await self._claim.admit(self._store.name, lease)
+        except InUseError as exc:
+            self._fenced = str(exc)
+            raise
 
     async def _settle(self, written: bytes) -> None:
         """Return when what was written stands: nobody may write on the strength of it before."""
@@ -294,7 +283,7 @@ class LeaseKeeper:
         settled = await self._read()
         if settled is None or settled.data != written:
             if settled is not None:
-                self._lost(settled)
+                await self._lost(settled)
             raise StoreUnavailable(f"Store {self._store.name} lost its lease; it is taken again.")
 
     # --- the one place that writes -----------------------------------------------------------
@@ -327,15 +316,20 @@ class LeaseKeeper:
                 self._found = now
                 return data
             unchanged = now is not None and self._found is not None and now.data == self._found.data
-            if now is not None and not unchanged and now.data not in self._attempts:
-                self._lost(now)
+            if now is None or (not unchanged and now.data not in self._attempts):
+                await self._lost(now)
             self._found = now  # absent, unchanged, in doubt for long enough, or an attempt of ours
         raise fault
 
-    def _lost(self, found: Found) -> None:
-        """Another document is where ours was. Returns only if it may be replaced."""
-        if (lease := self._open_or_doubt(found)) is None:
-            return
+    async def _lost(self, found: Found | None) -> None:
+        """Another document is where ours was, or none. Returns only if it may be replaced."""
+        lease = None
+        if found is not None and (lease := self._open_or_doubt(found)) is not None:
+            self._judge(found, lease)
+        if self._lease is not None:
+            await self._ask_leave(lease)
+
+    def _judge(self, found: Found, lease: Lease) -> None:
         if self._lease is None and self._claim is not None and lease.epoch < self._claim.epoch:
             raise StoreUnavailable(
                 f"The lease of store {self._store.name} is being changed; it is tried again."
@@ -393,7 +387,7 @@ class LeaseKeeper:
         self._clock_offset_ns = self._clock.now_ns() - self._clock.boottime_ns()
 
     def _is_fresh(self) -> bool:
-        if self._lease is None or self._fenced is not None:
+        if self._lease is None or self._fenced is not None or self._notice.runs:
             return False
         boottime_ns = self._clock.boottime_ns()
         jump_ns = self._clock.now_ns() - boottime_ns - self._clock_offset_ns

@@ -147,7 +147,7 @@ class LeaseTaker:
             )
         else:
             self._say_what_is_watched([lease for name in lasting if (lease := seen.good.get(name))])
-        self._admission = admission = Admission(lasting, judge)
+        self._admission = admission = Admission(lasting, judge, self._late_notice_s)
 
         async def acquire(keeper: LeaseKeeper) -> None:
             name = keeper.state().store
@@ -207,10 +207,10 @@ class LeaseTaker:
         until = trio.current_time() + LOST_S
         while seen.is_doubtful(lasting, epoch=epoch) and trio.current_time() < until:
             await trio.sleep(WATCH_POLL_S)
-            seen = await self._look_at(keepers)
+            seen = await self._look_at(keepers, again=True)
         return seen
 
-    async def _look_at(self, keepers: Sequence[LeaseKeeper]) -> Seen:
+    async def _look_at(self, keepers: Sequence[LeaseKeeper], *, again: bool = False) -> Seen:
         """The leases of the stores that show theirs."""
         seen = Seen({}, set())
 
@@ -219,11 +219,12 @@ class LeaseTaker:
             with trio.move_on_after(STORE_LOOK_S):
                 try:
                     lease = await keeper.look()
-                    if lease is None and await self.places[name].store.list(STREAM_PREFIX[Stream.MAIN]):
+                    if lease is None and await self._has_log(name):
                         seen.lost.add(name)
                     seen.good[name] = lease
                 except (StoreError, DamagedError, LimitError) as exc:
-                    logger.log(self._level(name), "The lease of store %s cannot be read: %s", name, exc)
+                    level = logging.DEBUG if again else self._level(name)
+                    logger.log(level, "The lease of store %s cannot be read: %s", name, exc)
                     if not isinstance(exc, StoreError):
                         seen.lost.add(name)
 
@@ -231,6 +232,15 @@ class LeaseTaker:
             for keeper in keepers:
                 nursery.start_soon(look, keeper)
         return seen
+
+    async def _has_log(self, store: str) -> bool:
+        return bool(await self.places[store].store.list(STREAM_PREFIX[Stream.MAIN]))
+
+    async def _late_notice_s(self, store: str, lease: Lease | None) -> float:
+        """See engine/admission.py."""
+        if lease is None:
+            return float(LEASE_PERIOD_S) if await self._has_log(store) else 0.0
+        return _notice_s([lease], own=self._gone) if self._settings.take_over else 0.0
 
     async def acquire_late(self, keeper: LeaseKeeper, identity: WriterIdentity, *, rotating: bool) -> None:
         """Take the lease of a store that was added to a mounted volume; it is tried again if that fails."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from mirrorfs.engine.branches import End
@@ -38,9 +38,12 @@ class Heads:
         self._public_key = public_key
         self.newest: Head | None = None
         self._digest = b""
-        self._counter_seen = 0
+        self._seen = (0, b"")
+        """Counter and digest of the last head seen: also of a fenced writer, or one that was not written."""
         self.went_back: set[str] = set()
         """Names of stores that `compare` saw end before a head that they have held."""
+        self.on_went_back: Callable[[str], None] = lambda name: None
+        """Called with each of these, once."""
         self.checkpoint: tuple[str, bytes] = ("", b"")
         """Object key and digest of the newest checkpoint's last segment."""
 
@@ -52,9 +55,22 @@ class Heads:
             self.newest, self._digest = found[0], hashlib.sha256(found[1]).digest()
             self.checkpoint = (self.newest.checkpoint, self.newest.checkpoint_digest)
 
+    async def of_stores(self, stores: Sequence[Store]) -> dict[str, FoundHead | None]:
+        """The newest head of each store whose heads can be read; None: it has none.
+
+        To be asked for before the log is listed: what a head names was sent before it.
+        """
+        found: dict[str, FoundHead | None] = {}
+        for store in stores:
+            try:
+                found[store.name] = await newest_head(store, keys=self._keys, public_key=self._public_key)
+            except (StoreError, DamagedError) as exc:
+                logger.warning("The heads of store %s cannot be read: %s", store.name, exc)
+        return found
+
     async def compare(
         self,
-        stores: Sequence[Store],
+        shown: Mapping[str, FoundHead | None],
         index: Index,
         known: Known,
         *,
@@ -66,6 +82,7 @@ class Heads:
         A store that is behind is caught up by its mirror. Heads of this log that another machine
         published are gone on from. What a writer left behind that was fenced since is said, not followed.
         Args:
+            shown: what `of_stores` found.
             index: at the end of the local log, and of what followed it in the stores.
             known: how far that is in the stores.
             held: store name -> number of the newest head that the store is known to have held, or -1.
@@ -77,17 +94,12 @@ class Heads:
                 "This machine has seen a later state of the volume than the stores that answer show now: make"
                 " the others reachable, or go on without that state with --take-over."
             )
-        for store in stores:
-            try:
-                found = await newest_head(store, keys=self._keys, public_key=self._public_key)
-            except (StoreError, DamagedError) as exc:
-                logger.warning("The heads of store %s cannot be read: %s", store.name, exc)
-                continue
-            if _last_number(found) < held.get(store.name, -1):
-                self._report_back(store.name)
+        for name, found in shown.items():
+            if _last_number(found) < held.get(name, -1):
+                self._report_back(name)
             if found is None:
                 continue
-            self._counter_seen = max(self._counter_seen, found.head.counter)
+            self._seen = max(self._seen, (found.head.counter, found.digest))
             relation = relate_heads(
                 local=self.newest,
                 local_digest=self._digest,
@@ -99,16 +111,17 @@ class Heads:
             if holds_head(index, found.head):
                 await self._adopt(found)
             elif not known.loses_to(End(found.head.epoch, found.head.sequence, found.head.writer)):
-                logger.warning("Store %s holds the end of a writer that was fenced since.", store.name)
+                logger.warning("Store %s holds the end of a writer that was fenced since.", name)
             else:
                 raise ChainError(
-                    f"Store {store.name} holds a later state of the volume, which does not continue what this"
+                    f"Store {name} holds a later state of the volume, which does not continue what this"
                     f" machine has; {WHAT_NEXT}"
                 )
 
     def _report_back(self, name: str) -> None:
         if name not in self.went_back:
             self.went_back.add(name)
+            self.on_went_back(name)
             logger.error(
                 "Store %s has gone back to an earlier state, or lost its newest heads: what it lacks is"
                 " looked for, and sent again.", name,
@@ -138,10 +151,10 @@ class Heads:
         One call at a time: each head names the one before. Raises: DiskError: it counts as not made.
         """
         # Above every counter seen: the head of a writer that was fenced must not hide the later ones.
-        counter = max(self.newest.counter if self.newest is not None else 0, self._counter_seen) + 1
+        counter = max(self.newest.counter if self.newest is not None else 0, self._seen[0]) + 1
         head = Head(
             counter=counter,
-            previous=self._digest,
+            previous=self._digest if self.newest is not None else self._seen[1],
             epoch=identity.epoch,
             writer=identity.writer,
             created_ns=self._clock.now_ns(),
@@ -159,7 +172,7 @@ class Heads:
         )
         sealed = seal_head(head, keys=self._keys, seed=identity.signer.private_bytes_raw())
         # Its number is spent even if the write fails, which may leave the file: no two heads have one number.
-        self._counter_seen = counter
+        self._seen = (counter, sealed.digest)
         await self._offload.sync(lambda: self._disk.write_whole(LOCAL_PREFIX + sealed.key, sealed.data))
         self.newest, self._digest = head, sealed.digest
         return sealed.key, len(sealed.data), head.created_ns

@@ -8,18 +8,18 @@ for an older one, down to none at all: replay from the first segment.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
-from mirrorfs.engine.heads import holds_head, newest_head
+from mirrorfs.engine.heads import FoundHead, holds_head, newest_head
 from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.salvage import CombiningSource
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError, StoreError, StoreUnavailable, UsageError
+from mirrorfs.errors import DamagedError, MirrorfsError, StoreError, StoreUnavailable, UsageError
 from mirrorfs.format.checkpoint import Root
 from mirrorfs.format.control import Head
 from mirrorfs.format.ids import SegmentId, Stream, format_position, parse_segment_object_key
@@ -129,10 +129,12 @@ class Planner:
             UsageError: the volume had no commit yet at that moment.
             DamagedError: the stores hold segments, but nothing can be restored from them.
         """
+        # Heads before the listing: a writer may be at work, and what a head names was sent before it.
+        found = await self._all_heads()
         silent = set(await self.main.look()) | set(await self._checkpoints.look())
         if len(silent) == len(self._stores) and not self.main.local_sequences:
             raise StoreUnavailable("No store can be listed: check the network, the disks and the URLs.")
-        head = await self._newest_head(silent)
+        head = self._newest_head({name: one for name, one in found.items() if name not in silent})
         if head is not None and head.segment_key:
             segment = parse_segment_object_key(head.segment_key)[1]
             self._vouched = Previous(segment, head.segment_size, head.segment_digest)
@@ -343,21 +345,26 @@ class Planner:
         # The checkpoint alone, or a first segment whose predecessor is gone: the newest writer's.
         return candidates[0] if candidates else None
 
-    async def _newest_head(self, silent: set[str]) -> Head | None:
-        """The newest valid head of all stores; a store whose heads cannot be read is passed over."""
-        heads = []
+    async def _all_heads(self) -> dict[str, FoundHead | MirrorfsError | None]:
+        """Of each store the newest valid head, None if it has none, or why it cannot be read."""
+        found: dict[str, FoundHead | MirrorfsError | None] = {}
         for store in self._stores:
-            if store.name in silent:
-                continue
             try:
-                found = await newest_head(store, keys=self._keys, public_key=self._writer_key)
+                found[store.name] = await newest_head(store, keys=self._keys, public_key=self._writer_key)
             except (StoreError, DamagedError) as exc:
-                logger.warning("Store %s has no head that can be used: %s", store.name, exc)
+                found[store.name] = exc
+        return found
+
+    def _newest_head(self, found: Mapping[str, FoundHead | MirrorfsError | None]) -> Head | None:
+        """The newest of the heads; a store whose heads cannot be read is passed over."""
+        heads = []
+        for name, one in found.items():
+            if isinstance(one, MirrorfsError):
+                logger.warning("Store %s has no head that can be used: %s", name, one)
                 self._are_heads_known = False
-                continue
-            if found is not None:
-                heads.append(found.head)
-                self._bad_heads.update((store.name, key) for key in found.rejected)
+            elif one is not None:
+                heads.append(one.head)
+                self._bad_heads.update((name, key) for key in one.rejected)
         return max(heads, key=lambda head: (head.epoch, head.counter), default=None)
 
 

@@ -51,8 +51,11 @@ class Known(NamedTuple):
         return lease.epoch < self.epoch or (lease.epoch, lease.writer) == (self.epoch, self.writer)
 
     def loses_to(self, end: End) -> bool:
-        """Whether a reader would follow a branch with that end, and not ours."""
-        return end > self and (end.epoch, end.writer) != (self.epoch, self.writer)
+        """Whether a reader would follow a branch with that end, and not ours.
+
+        It may be of the very writer that we followed, who went on where we could not see it.
+        """
+        return end > self
 
 
 NOBODY: Final = Known(0, -1, b"")

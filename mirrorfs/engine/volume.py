@@ -119,8 +119,9 @@ class MountedVolume:
         )  # fmt: skip
         self.daily_look = DailyLook(
             self.scrubber, self.mender, self.scrubbing, mirrors, world.disk, world.clock,
-            doubted=heads.went_back,
+            doubted=set(heads.went_back),
         )  # fmt: skip
+        heads.on_went_back = self.daily_look.doubt
         self._tasks = trio.CancelScope()
         self._ended = trio.Event()
 

@@ -90,12 +90,16 @@ class Court:
         self.heard: list[tuple[dict[str, Lease | None], set[str]]] = []
         self.verdict: Exception | None = None
         self.admitted: list[str] = []
+        self.notice_s = 0.0
 
     async def __call__(self, leases: Mapping[str, Lease | None], silent: Collection[str]) -> None:
         await trio.lowlevel.checkpoint()
         self.heard.append((dict(leases), set(silent)))
         if self.verdict is not None:
             raise self.verdict
+
+    async def notice(self, store: str, lease: Lease | None) -> float:
+        return self.notice_s
 
     async def admit(self, admission: Admission, store: str, lease: Lease | None) -> None:
         await admission.admit(store, lease)
@@ -104,7 +108,7 @@ class Court:
 
 async def test_nobody_is_admitted_before_all_have_shown_their_leases(autojump_clock: MockClock) -> None:
     court = Court()
-    admission = Admission(["home", "s3"], court)
+    admission = Admission(["home", "s3"], court, court.notice)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(court.admit, admission, "home", LEASE)
         await trio.sleep(50)
@@ -117,7 +121,7 @@ async def test_nobody_is_admitted_before_all_have_shown_their_leases(autojump_cl
 
 async def test_a_store_that_was_given_up_is_silent(autojump_clock: MockClock) -> None:
     court = Court()
-    admission = Admission(["home", "s3"], court)
+    admission = Admission(["home", "s3"], court, court.notice)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(court.admit, admission, "home", LEASE)
         await trio.sleep(50)
@@ -129,7 +133,7 @@ async def test_a_store_that_was_given_up_is_silent(autojump_clock: MockClock) ->
 async def test_a_store_whose_lease_is_rotten_is_not_silent(autojump_clock: MockClock) -> None:
     """What else it has was read; nobody is waited for there, and no lease of it counts."""
     court = Court()
-    admission = Admission(["home", "s3"], court)
+    admission = Admission(["home", "s3"], court, court.notice)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(court.admit, admission, "home", LEASE)
         await trio.sleep(50)
@@ -142,7 +146,7 @@ async def test_whom_the_judge_refuses_is_admitted_nowhere(autojump_clock: MockCl
     """Neither the stores that waited, nor one that shows its lease later."""
     court = Court()
     court.verdict = ChainError("another branch")
-    admission = Admission(["home", "s3"], court)
+    admission = Admission(["home", "s3"], court, court.notice)
 
     async def refused(store: str) -> None:
         with pytest.raises(InUseError, match="another branch"):
@@ -160,7 +164,7 @@ async def test_whom_the_judge_refuses_is_admitted_nowhere(autojump_clock: MockCl
 async def test_a_refusal_needs_no_judge(autojump_clock: MockClock) -> None:
     """A lease that changed while it was watched: those who wait elsewhere hear of it at once."""
     court = Court()
-    admission = Admission(["home", "s3"], court)
+    admission = Admission(["home", "s3"], court, court.notice)
 
     async def refused() -> None:
         with pytest.raises(InUseError, match="the first reason"):
@@ -177,8 +181,9 @@ async def test_a_refusal_needs_no_judge(autojump_clock: MockClock) -> None:
 async def test_a_late_store_is_judged_by_itself(autojump_clock: MockClock) -> None:
     """What it shows may fence us; where it cannot be told now, that is no fence, and is asked again."""
     court = Court()
-    admission = Admission(["home"], court)
-    await admission.admit("home", None)
+    admission = Admission(["home"], court, court.notice)
+    court.notice_s = 60.0
+    assert await admission.admit("home", None) == 0, "the mount itself waits for whom it displaces"
     late = replace(LEASE, epoch=9)
     court.verdict = StoreUnavailable("away again")
     with pytest.raises(StoreUnavailable):
@@ -187,14 +192,15 @@ async def test_a_late_store_is_judged_by_itself(autojump_clock: MockClock) -> No
     with pytest.raises(InUseError, match="another branch"):
         await admission.admit("s3", late)
     court.verdict = None
-    await admission.admit("s3", late)
+    court.notice_s = 60.0
+    assert await admission.admit("s3", late) == 60
     assert court.heard == [({"home": None}, set()), *[({"s3": late}, set())] * 3]
     assert admission.refusal is None
 
 
 async def test_a_rotating_store_waits_for_the_judgement_of_the_others(autojump_clock: MockClock) -> None:
     court = Court()
-    admission = Admission(["home"], court)
+    admission = Admission(["home"], court, court.notice)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(court.admit, admission, "usb", LEASE)
         await trio.sleep(50)

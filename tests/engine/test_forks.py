@@ -250,6 +250,33 @@ async def test_heads_of_a_fenced_writer(autojump_clock: MockClock, practice: Pra
         assert names(volume) == [b"a", b"by two 1", b"by two 2"]
 
 
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, ENDED)
+async def test_the_only_head_is_of_a_fenced_writer(autojump_clock: MockClock, practice: Practice) -> None:
+    """The first head of the log that is followed goes above it, and names it as the one before."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.until_killed() as volume:
+        await save(volume, b"a")
+        await trio.sleep(60)
+    one = practice.copy(one, "one again")
+    one.cut_off("home")
+    async with one.until_killed() as volume:
+        await save(volume, b"orphan")
+        with trio.move_on_after(60):
+            await volume.flush()
+    two.cut_off("s3")
+    async with two.until_killed(take_over=True) as volume:
+        await save(volume, b"by two 1")
+        await trio.sleep(60)
+    heads = {store: [key for key in place if "heads/" in key] for store, place in practice.places.items()}
+    assert (heads["home"], len(heads["s3"])) == ([], 1)
+    two = practice.copy(two, "two again")
+    async with two.mounted() as volume:
+        await save(volume, b"by two 2")
+        await volume.flush()
+        assert volume.status().fatal is None
+    assert await seen_by_a_new_pc(practice) == [b"a", b"by two 1", b"by two 2"]
+
+
 @pytest.mark.expects_warnings(
     *SAID,
     *FORKED,

@@ -35,6 +35,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -56,6 +57,7 @@ from mirrorfs.errors import (
     DamagedError,
     InUseError,
     MirrorfsError,
+    NoEntry,
     ObjectExists,
     ReadFailed,
     StoreError,
@@ -268,7 +270,7 @@ class MirrorSimulation:
         began_before = set(self._began)
         was_alone = began_before <= {machine}
         self._began.add(machine)
-        stormy = self.weather.is_stormy
+        stormy, may_hide, count = self.weather.is_stormy, self.weather.may_hide, self.weather.change_count
         try:
             volume = await MountedVolume.open(
                 nursery=nursery,
@@ -308,9 +310,12 @@ class MirrorSimulation:
             else:
                 await self._export(machine, exc)
             raise Refused from exc
-        line = await self._check_mounted(machine, volume, was_last=was_last, take_over=take_over)
+        may_hide = may_hide or self.weather.may_hide or self.weather.change_count != count
+        line = await self._check_mounted(machine, volume, was_last=was_last, may_lack=take_over and may_hide)
         session = Session(machine, volume, line)
-        saw_all = not stormy and not self.weather.is_stormy
+        # With a lease that rotted it holds none yet, and knows less than it may seem.
+        holds_all = all(one.lease.state().fresh for one in volume._stores)
+        saw_all = holds_all and not stormy and not self.weather.is_stormy
         if saw_all:
             self._began = {machine}
         machine.may_be_refused = not saw_all and (machine.may_be_refused or not was_last)
@@ -321,8 +326,9 @@ class MirrorSimulation:
         return session
 
     async def _check_mounted(
-        self, machine: Machine, volume: MountedVolume, *, was_last: bool, take_over: bool
+        self, machine: Machine, volume: MountedVolume, *, was_last: bool, may_lack: bool
     ) -> Line:
+        """`may_lack`: it was told to go on without what stores that are away may have."""
         chronicle = self.chronicle
         shown = chronicle.found(await self._tree(volume))
         if shown is None:
@@ -337,8 +343,7 @@ class MirrorSimulation:
             # A machine that has been away cannot know better while no store answers.
             had_begun = shown == 0 if before is None else shown in before.ids
             is_stale = had_begun and self.weather.is_stormy and bool(machine.disk.list("objects/segments"))
-            if take_over and self.weather.may_be_silent:
-                # That is what a take-over says: to go on without what stores that are away may have.
+            if may_lack:
                 chronicle.promised = shown
             elif not is_stale:
                 raise Violation(f"{machine.name} shows {shown}, and {chronicle.promised} was promised")
@@ -594,6 +599,8 @@ class MirrorSimulation:
         data = b"%08d" % self._save_count + rng.randbytes(size)
         name = b"file %d" % rng.randrange(NAMES)
         try:
+            with suppress(NoEntry):
+                filesystem.unlink(1, b".new")  # left by a save that a crash ended
             inode = filesystem.create(1, b".new", mode=FILE, uid=0, gid=0, umask=0).inode
             filesystem.opened(inode, writable=True)
             await filesystem.write(inode, 0, data)
@@ -673,7 +680,7 @@ class MirrorSimulation:
 
     async def _wait(self, session: Session) -> None:
         await trio.sleep(self.rng.choice((0.1, 5.0, 40.0, 40.0, 400.0)) * self.rng.random())
-        if self.rng.random() < 0.02:
+        if self.rng.random() < 0.005:
             await trio.sleep(86_400 * self.rng.random())
 
     async def _time(self, session: Session) -> None:

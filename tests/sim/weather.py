@@ -36,6 +36,7 @@ class Weather:
         self._old_leases: dict[str, bytes] = {}
         """Name of a store -> the old lease that it shows, or showed."""
         self.went_back: set[str] = set()
+        self.change_count = 0
         self.is_settled = False
         """Whether it stays as it is: somebody waits for the stores."""
 
@@ -53,9 +54,14 @@ class Weather:
         )
 
     @property
-    def may_be_silent(self) -> bool:
-        """Whether what a store has may not be seen; one that is full or denies writes still shows it."""
-        return any(place.outage or place.faults is not NO_FAULTS for place in self.places)
+    def may_hide(self) -> bool:
+        """Whether what every store holds may not be seen: none is sure to answer and to have it whole.
+
+        One that is full or denies writes still shows what it has.
+        """
+        silent = {place.name for place in self.places if place.outage or place.faults is not NO_FAULTS}
+        harmed = self.went_back.union(self._harmed.values())
+        return bool(silent) and silent | harmed == {place.name for place in self.places}
 
     def heal(self) -> None:
         """All requests succeed from now on."""
@@ -68,6 +74,7 @@ class Weather:
         if self.is_settled:
             return
         rng = self._rng
+        self.change_count += 1
         place = rng.choice(self.places)
         place.outage = place.full = place.denied = False
         place.faults = rng.choice((NO_FAULTS, NO_FAULTS, STORMY, WILD))
