@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
@@ -75,16 +75,15 @@ class Joiner:
         except BaseException:
             files.remove()  # a part of a state is not to be taken for one of this machine
             raise
-        if plan.damage is not None:
+        # Damage that ends no log, as it is the end, must not be vouched for by what we write behind it.
+        damage = plan.damage or planner.end.damage
+        if damage is not None:
             index.close()
             files.remove()
             if plan.unreached:
-                raise StoreUnavailable(
-                    f"Store {' and store '.join(plan.unreached)} did not answer when the log was read: mount"
-                    " again when it does."
-                )
+                raise StoreUnavailable(_unreached(plan.unreached))
             raise DamagedError(
-                f"The stores' log is not whole: {plan.damage}. Make the other store reachable, or restore"
+                f"The stores' log is not whole: {damage}. Make the other store reachable, or restore"
                 " what there is with `mirrorfs restore`."
             )
         if not plan.journal_sequence:
@@ -107,16 +106,20 @@ class Joiner:
         """Apply the segments of the stores that continue the log behind `start`.
 
         Returns: the end that was reached, and ReplayEnd.undecided there.
-        Raises: DamagedError: the stores' log goes on, but not whole.
+        Raises: DamagedError: the stores' log goes on, but not whole. StoreUnavailable: nor are all there.
         """
         if not self.stores:
             return start, undecided
         segments = Segments(Stream.MAIN, disk=None, offload=self._offload, stores=self.stores)
-        await segments.look(from_sequence=start.next_sequence)
+        silent = await segments.look(from_sequence=start.next_sequence)
         if not segments.sequences:
             return start, undecided
-        replayer = Replayer(index, segments, self._keys, self._writer, on_progress=self._on_progress)
+        replayer = Replayer(
+            index, segments, self._keys, self._writer, whole=True, on_progress=self._on_progress
+        )
         end = await replayer.follow(start.previous, next_sequence=start.next_sequence, undecided=undecided)
+        if end.damage is not None and (unreached := segments.unreached.union(silent)):
+            raise StoreUnavailable(_unreached(unreached))
         if end.damage is not None:
             raise DamagedError(
                 f"The stores' log goes on after this machine's, but is not whole: {end.damage}."
@@ -128,6 +131,11 @@ class Joiner:
             )
         position = LogPosition(end.next_sequence, end.last, end.journal_sequence, end.journal_hash)
         return position, end.undecided
+
+
+def _unreached(stores: Iterable[str]) -> str:
+    names = " and store ".join(sorted(stores))
+    return f"Store {names} did not answer when the log was read: mount again when it does."
 
 
 async def longer_copy(

@@ -87,11 +87,14 @@ class Replayer:
         *,
         stop_after: Callable[[int, Journal], bool] | None = None,
         vouched: Previous | None = None,
+        whole: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """`stop_after(position, journal)` is asked before a commit is applied; True ends replay before it.
 
-        `vouched`: a segment as a head names it. `on_progress(sequence, time_ns)` hears of each segment.
+        `vouched`: a segment as a head names it. `whole`: a last segment with damage that nobody vouches for
+        is not applied; whoever wrote on would vouch for the damage. `on_progress(sequence, time_ns)` hears of
+        each segment.
         """
         self._index = index
         self._source = source
@@ -100,6 +103,7 @@ class Replayer:
         self._writer = writer
         self._stop_after = stop_after
         self._vouched = vouched
+        self._whole = whole
         self._on_progress = on_progress
         self._applier = Applier(index)
         self._group: list[ScannedJournal] = []
@@ -183,6 +187,9 @@ class Replayer:
                     whole = True
                 else:
                     break
+            if doubt is not None and self._whole:
+                damage = doubt
+                break
             if not whole:
                 logger.warning("Segment %d: %s", current.segment.sequence, current.scan.fault)
             damage = self._apply_segment(current, end.size)
@@ -245,7 +252,9 @@ class Replayer:
         return best
 
     async def _attested_digest(self, segment: SegmentId, *, size: int) -> bytes | None:
-        """What the header of the next segment says of a damaged one of this size."""
+        """What the header of the next segment, or a head, says of a damaged one of this size."""
+        if self._vouched is not None and (self._vouched.segment, self._vouched.size) == (segment, size):
+            return self._vouched.digest
         for following in await self._source.candidates(segment.sequence + 1):
             previous = await self._branches.previous(following)
             if previous is not None and previous.segment == segment and previous.size == size:

@@ -18,9 +18,11 @@ from mirrorfs.engine.lease_taker import RELEASE_S
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner
+from mirrorfs.engine.scrub import DEEP
 from mirrorfs.format.control import LEASE_KEY, open_lease
 from mirrorfs.ports import Store
 from tests.sim.world import InlineOffload
+from tests.support.machine import write_file
 from tests.support.practice import FORKED, SAID, Practice, fenced, names, names_in, save, seen_by_a_new_pc
 from tests.support.volumes import HEADER, KEYS
 
@@ -137,6 +139,39 @@ async def test_fenced_then_mounted_without_stores(autojump_clock: MockClock, pra
         assert practice.objects() == before
     for _ in range(2):
         assert await seen_by_a_new_pc(practice) == [b"a", b"by two"]
+
+
+# --- damage at the end ---------------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, "does not verify", "Mended|mended", "is damaged")
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_nobody_vouches_for_damage(autojump_clock: MockClock, practice: Practice, is_new: bool) -> None:
+    """One bit of a file in the last segment, and the good copy away: who wrote on would attest that bit."""
+    one, two = practice.pc("one"), practice.pc("two")
+    if not is_new:
+        async with two.mounted() as volume:
+            await save(volume, b"a")
+    async with one.until_killed() as volume:
+        await write_file(volume, b"scan", random.Random(1).randbytes(50_000))
+        await trio.sleep(60)
+        assert [state.pending_count for state in volume.status().stores] == [0, 0]
+    key = max(key for key in practice.places["home"] if key.startswith("segments/"))
+    data = bytearray(practice.places["home"][key])
+    data[2000] ^= 1
+    practice.places["home"][key] = bytes(data)
+    two.cut_off("s3")
+    for _ in range(2):
+        assert ("not whole" if is_new else "did not answer") in await two.refusal(take_over=True)
+    two.reconnect()
+    async with two.mounted(take_over=True) as volume:
+        assert b"scan" in names(volume)
+        await save(volume, b"b")
+        await volume.flush()
+        report = await volume.scrubber.run(DEEP, restart=True)
+        assert set((await volume.mender.mend(report.bad)).values()) <= {None}
+        assert not (await volume.scrubber.run(DEEP, restart=True)).bad
+    assert practice.places["home"][key] == practice.places["s3"][key]
 
 
 # --- two that could not see each other -------------------------------------------------------

@@ -286,6 +286,7 @@ class MirrorSimulation:
                     host=machine.name,
                     owner=(0, 0),
                     cache_bytes=self.rng.choice((0, 100_000, 1 << 30)),
+                    parallel=self.rng.choice((1, 2, 4)),
                     take_over=take_over,
                 ),
                 random=self.rng.random,

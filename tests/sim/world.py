@@ -58,14 +58,14 @@ class InlineOffload:
 
     async def _pause(self) -> None:
         rng = self._random
-        # Once begun, offloaded work is not cancelled.
-        with trio.CancelScope(shield=True):
-            await trio.sleep(rng.choice((0.0, 0.0, 0.001, 0.02)) * rng.random())
+        await trio.sleep(rng.choice((0.0, 0.0, 0.001, 0.02)) * rng.random())
 
     async def run(self, work: Callable[[], T]) -> T:
-        await self._pause()
-        result = work()
-        await self._pause()
+        # Once begun, offloaded work is not cancelled.
+        with trio.CancelScope(shield=True):
+            await self._pause()
+            result = work()
+            await self._pause()
         return result
 
     async def sync(self, work: Callable[[], T]) -> T:

@@ -229,4 +229,5 @@ class SimulatedStore:
         return StoreUnavailable(f"Store {self.name} did not finish answering.")
 
     async def _delay(self, faults: Faults) -> None:
-        await trio.sleep(self._random.uniform(faults.latency_min_s, faults.latency_max_s))
+        if faults.latency_max_s:
+            await trio.sleep(self._random.uniform(faults.latency_min_s, faults.latency_max_s))
