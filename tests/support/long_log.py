@@ -22,7 +22,7 @@ from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.recovery import Recovered
 from mirrorfs.engine.replay import previous_of
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
-from mirrorfs.format.control import head_key
+from mirrorfs.format.control import LEASE_KEY, head_key, seal_control
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.journal import GENESIS_HASH
 from mirrorfs.format.limits import ROOT_INODE
@@ -32,7 +32,7 @@ from mirrorfs.ports import LIST_PAGE_MAX, ObjectInfo, ObjectKey, Offload, Sealed
 from tests.sim.world import START_NS, InlineOffload, SeededEntropy, SimulatedClock
 from tests.support.machine import Machine
 from tests.support.store_simulated import SimulatedStore
-from tests.support.volumes import HEAD, HEADER, KEY_SET, KEYS
+from tests.support.volumes import HEAD, HEADER, KEY_SET, KEYS, LEASE
 
 OLD_WRITER = b"old-mac1"
 SIZE_BYTES = 16 * 1024 * 1024 - 1
@@ -178,6 +178,9 @@ class LongLog:
             nursery.cancel_scope.cancel()
         volume.close()
         self._write_newest_head()
+        lease = replace(LEASE, epoch=1, writer=OLD_WRITER, released=True)
+        for store in self.stores:
+            store.objects[LEASE_KEY] = seal_control(lease, keys=KEYS, seed=KEY_SET.writer)
 
     def _list(self, keys: Sequence[str]) -> None:
         for key in keys:
