@@ -7,8 +7,8 @@ Invariants:
   over when they come up.
 - Order: header/ first, and nothing else before it is held, for no object may lie where the header
   that opens it is missing; then segments/ by sequence; then checkpoints/, which must never delay
-  user data; heads/ last, so that a head names what the store has. An object with `after_sequence`
-  waits while a segment up to it is queued, in flight or parked; a head also waits for every
+  user data; heads/ last, so that a head names what the store has. Both wait while a segment up to
+  their `after_sequence` is queued, in flight or parked; a head also waits for every
   checkpoint. An object in conflict or withheld holds nothing up: nobody can say when, if ever, it is settled.
 
 Memory is about 400 bytes for each outstanding object, whatever came and went. Item is a NamedTuple because a
@@ -36,7 +36,7 @@ class Item(NamedTuple):
     written_ns: int
     """CLOCK_REALTIME of the oldest change in it."""
     after_sequence: int | None
-    """It names main-stream segments up to this one, and goes after them."""
+    """It names main-stream segments up to this one, and goes after them; None: it may name any."""
 
 
 class _Rank(IntEnum):
@@ -210,10 +210,9 @@ class UploadQueue:
             for key in place:
                 if _rank(key) is _Rank.CHECKPOINT and rank is _Rank.HEAD:
                     return False
-                if (
-                    _rank(key) is _Rank.SEGMENT
-                    and item.after_sequence is not None
-                    and parse_segment_object_key(key)[1].sequence <= item.after_sequence
+                after = item.after_sequence
+                if _rank(key) is _Rank.SEGMENT and (
+                    after is None or parse_segment_object_key(key)[1].sequence <= after
                 ):
                     return False
         return True

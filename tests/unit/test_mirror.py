@@ -172,6 +172,31 @@ async def test_priority(autojump_clock: MockClock, rig: Rig, store: WatchedStore
     assert store.started[7:] == [checkpoint(1), head(1)]
 
 
+@pytest.mark.parametrize("after", [8, None])
+async def test_a_head_never_comes_before_what_it_names(
+    autojump_clock: MockClock, after: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a checkpoint; after a restart it is not known any more what they name."""
+    store = WatchedStore(faults=Faults(latency_min_s=0.1, latency_max_s=9.0))
+    rig = Rig(store)
+    for sequence in range(3, 9):
+        rig.offer(segment(sequence))
+    rig.offer(head(1), after=after)
+    rig.offer(checkpoint(1), after=after)
+    had: list[int] = []
+    put = store.put
+
+    async def watched_put(key: ObjectKey, data: Sealed) -> None:
+        if not key.startswith("segments/"):
+            had.append(len(store.objects))
+        await put(key, data)
+
+    monkeypatch.setattr(store, "put", watched_put)
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+    assert had == [6, 7], "the segments, then the checkpoint as well"
+
+
 async def test_nothing_goes_before_the_header_is_seen_there(
     autojump_clock: MockClock, rig: Rig, store: WatchedStore
 ) -> None:
