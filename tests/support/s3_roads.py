@@ -6,7 +6,7 @@ import base64
 import contextlib
 import datetime
 import ipaddress
-import select
+import selectors
 import socket
 import ssl
 import threading
@@ -158,7 +158,7 @@ def _listening(opening: Opening) -> Iterator[Road]:
 
     def accept() -> None:
         while not ended.is_set():
-            if select.select([listener], [], [], 0.05)[0]:
+            if _readable(listener):
                 threads.append(threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True))
                 threads[-1].start()
 
@@ -174,12 +174,21 @@ def _listening(opening: Opening) -> Iterator[Road]:
         listener.close()
 
 
+def _readable(*sockets: socket.socket) -> list[socket.socket]:
+    """Those that have something to read, after a moment. Unlike select(), of any number of descriptors."""
+    with selectors.DefaultSelector() as selector:
+        for one in sockets:
+            selector.register(one, selectors.EVENT_READ)
+        ready = {key.fileobj for key, _ in selector.select(0.05)}
+        return [one for one in sockets if one in ready]
+
+
 def _pump(client: socket.socket, server: socket.socket, ended: threading.Event) -> None:
     """Pass bytes both ways until one end closes."""
     other = {client: server, server: client}
     while not ended.is_set():
         waiting = isinstance(client, ssl.SSLSocket) and client.pending()
-        ready = [client] if waiting else select.select([client, server], [], [], 0.05)[0]
+        ready = [client] if waiting else _readable(client, server)
         for source in ready:
             try:
                 part = source.recv(PART_BYTES)
