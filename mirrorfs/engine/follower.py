@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from mirrorfs.engine.heads import holds_head, newest_head
+from mirrorfs.engine.heads import holds_head, is_left_behind, newest_head
 from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, StoreError
@@ -131,7 +131,8 @@ class Follower:
                 self._fail(f"Store {name} shows an older state than before: it was rolled back.")
             elif head is not None:
                 self._seen[name] = head
-                if head.position > self.position and not holds_head(self._index, head) and not self.silent:
+                is_beyond = head.position > self.position and not holds_head(self._index, head)
+                if is_beyond and not is_left_behind(self._index, head) and not self.silent:
                     self._fail(
                         f"Store {name} has a later state that does not continue what is shown here:"
                         " unmount this view and mount it again."

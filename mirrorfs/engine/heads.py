@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from mirrorfs.engine.branches import End
 from mirrorfs.errors import (
     AuthenticationError,
     DamagedError,
@@ -120,6 +121,17 @@ def holds_head(index: Index, head: Head) -> bool:
         return False
     key = segment_object_key(Stream.MAIN, SegmentId(row.sequence, row.epoch, row.writer))
     return (key, row.size, row.digest) == (head.segment_key, head.segment_size, head.segment_digest)
+
+
+def is_left_behind(index: Index, head: Head) -> bool:
+    """Whether a head is of a writer that was fenced: readers follow what the index holds, and not its branch.
+
+    Epochs rise along a branch, so that no head of our own log is of an earlier one than our end.
+    """
+    row = index.last_segment()
+    if row is None or (head.epoch, head.writer) == (row.epoch, row.writer):
+        return False
+    return End(head.epoch, head.sequence, head.writer) < End(row.epoch, row.sequence, row.writer)
 
 
 async def newest_head(store: Store, *, keys: VolumeKeys, public_key: bytes) -> FoundHead | None:

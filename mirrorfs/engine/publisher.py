@@ -12,7 +12,15 @@ from functools import partial
 
 from mirrorfs.engine.branches import End
 from mirrorfs.engine.closed_segments import newest_local_head
-from mirrorfs.engine.heads import FoundHead, HeadRelation, holds_head, newest_head, relate_heads, seal_head
+from mirrorfs.engine.heads import (
+    FoundHead,
+    HeadRelation,
+    holds_head,
+    is_left_behind,
+    newest_head,
+    relate_heads,
+    seal_head,
+)
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
 from mirrorfs.engine.standing import WHAT_NEXT, Known
 from mirrorfs.errors import ChainError, DamagedError, StoreError
@@ -89,7 +97,8 @@ class Heads:
             pinned: whether the newest head on the local disk counts as well.
         Raises: ChainError.
         """
-        if pinned and self.newest is not None and not holds_head(index, self.newest):
+        own = self.newest if pinned else None
+        if own is not None and not holds_head(index, own) and not is_left_behind(index, own):
             raise ChainError(
                 "This machine has seen a later state of the volume than the stores that answer show now: make"
                 " the others reachable, or go on without that state with --take-over."

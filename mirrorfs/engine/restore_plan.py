@@ -15,7 +15,7 @@ from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
-from mirrorfs.engine.heads import FoundHead, holds_head, newest_head
+from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_head
 from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.salvage import CombiningSource
 from mirrorfs.engine.sources import Segments
@@ -134,12 +134,13 @@ class Planner:
         silent = set(await self.main.look()) | set(await self._checkpoints.look())
         if len(silent) == len(self._stores) and not self.main.local_sequences:
             raise StoreUnavailable("No store can be listed: check the network, the disks and the URLs.")
-        head = self._newest_head({name: one for name, one in found.items() if name not in silent})
+        heads = self._heads({name: one for name, one in found.items() if name not in silent})
+        head = max(heads, key=lambda head: (head.epoch, head.counter), default=None)
         if head is not None and head.segment_key:
             segment = parse_segment_object_key(head.segment_key)[1]
             self._vouched = Previous(segment, head.segment_size, head.segment_digest)
         try:
-            index, end = await self._best(moment, head)
+            index, end = await self._best(moment)
         except DamagedError as exc:
             if self._who_failed():
                 raise StoreUnavailable(self._nothing()) from exc
@@ -150,12 +151,10 @@ class Planner:
             raise UsageError("The volume had no commit yet at that moment; choose a later one.")
         inodes, size_bytes = index.totals()
         damage = await self._unreached(end)
-        if damage is None and not self._stopped and not _reaches(index, head):
-            assert head is not None
-            damage = (
-                f"the stores' newest head names position {format_position(head.position)}, and the log that"
-                " leads there is not in them"
-            )
+        beyond = [one for one in heads if not holds_head(index, one) and not is_left_behind(index, one)]
+        if damage is None and not self._stopped and beyond:
+            position = format_position(max(one.position for one in beyond))
+            damage = f"the newest head of a store names position {position}, and no store has the log there"
         if damage is not None and not end.journal_sequence:
             index.close()
             if self._who_failed():
@@ -192,7 +191,7 @@ class Planner:
 
     # --- where from ----------------------------------------------------------------------------
 
-    async def _best(self, moment: Moment, head: Head | None) -> tuple[Index, ReplayEnd]:
+    async def _best(self, moment: Moment) -> tuple[Index, ReplayEnd]:
         """Replay from the newest checkpoint that the log continues, or from nothing."""
         reader = CheckpointReader(self._checkpoints, self._keys, self._writer)
         tried: set[SegmentId] = set()
@@ -211,7 +210,7 @@ class Planner:
                 logger.warning("A checkpoint cannot be used, trying an older one: %s", exc)
                 alone = alone or root
                 continue
-            if await self._is_ours(index, head):
+            if await self._is_followed(index):
                 return index, end
             logger.warning("A checkpoint is of a writer that was fenced; trying an older one.")
             index.close()
@@ -224,13 +223,13 @@ class Planner:
                 index.close()
                 raise
         else:
-            if end.journal_sequence and (astray is None or await self._is_ours(index, head)):
+            if end.journal_sequence and (astray is None or await self._is_followed(index)):
                 return index, end
             if astray is None and alone is None:
                 return index, end
         index.close()
         if astray is not None:
-            # Nothing leads to the newest head: then as far as the log goes, and that is said.
+            # Nothing leads to the newest segment: then as far as the log goes, and that is said.
             return await self._from(reader, astray, moment)
         # No log leads to any checkpoint: then the newest checkpoint by itself is what there is.
         assert alone is not None
@@ -251,14 +250,16 @@ class Planner:
             index.close()
             raise
 
-    async def _is_ours(self, index: Index, head: Head | None) -> bool:
-        """Whether what was replayed lies on the branch that the newest head is of, as far as can be told."""
-        last = index.last_segment()
-        if head is None or last is None or not head.segment_key:
+    async def _is_followed(self, index: Index) -> bool:
+        """Whether what was replayed lies on the branch that readers follow, as far as can be told."""
+        last, segments = index.last_segment(), self.main.by_writer()
+        if last is None or not segments:
             return True
-        if head.sequence <= last.sequence:
-            return holds_head(index, head)
-        end = parse_segment_object_key(head.segment_key)[1]
+        end = segments[0]
+        if end.sequence <= last.sequence:
+            row = index.get_segment(end.sequence)
+            # Of what is before the checkpoint there may be no row.
+            return row is None or (row.epoch, row.writer) == (end.epoch, end.writer)
         start = SegmentId(last.sequence, last.epoch, last.writer)
         return await Branches(self.main, self._keys, self._writer).leads(start, end)
 
@@ -355,8 +356,8 @@ class Planner:
                 found[store.name] = exc
         return found
 
-    def _newest_head(self, found: Mapping[str, FoundHead | MirrorfsError | None]) -> Head | None:
-        """The newest of the heads; a store whose heads cannot be read is passed over."""
+    def _heads(self, found: Mapping[str, FoundHead | MirrorfsError | None]) -> list[Head]:
+        """Those that there are; a store whose heads cannot be read is passed over."""
         heads = []
         for name, one in found.items():
             if isinstance(one, MirrorfsError):
@@ -365,9 +366,4 @@ class Planner:
             elif one is not None:
                 heads.append(one.head)
                 self._bad_heads.update((name, key) for key in one.rejected)
-        return max(heads, key=lambda head: (head.epoch, head.counter), default=None)
-
-
-def _reaches(index: Index, head: Head | None) -> bool:
-    """Whether an index goes as far as a head says; what was in an open segment then may never have come."""
-    return head is None or holds_head(index, head)
+        return heads

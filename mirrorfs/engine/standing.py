@@ -13,6 +13,7 @@ What is none of these is an orphan: the end of a writer that was fenced, which n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import aclosing
 from typing import Final, NamedTuple
@@ -20,16 +21,19 @@ from typing import Final, NamedTuple
 import trio
 
 from mirrorfs.core.held import HeldKeys
+from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.branches import Branches, End
 from mirrorfs.engine.replay import previous_of
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import ChainError
+from mirrorfs.errors import ChainError, DamagedError, StoreTooNew
 from mirrorfs.format.control import Lease
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Index
+
+logger = logging.getLogger(__name__)
 
 _PAGE: Final = 1000
 WHAT_NEXT: Final = (
@@ -98,6 +102,8 @@ class Standing:
         """
         self._index = index
         self._segments = segments
+        self._keys = keys
+        self._writer = writer
         self._branches = Branches(segments, keys, writer)
         self._first = first
         self._held = held
@@ -127,7 +133,8 @@ class Standing:
                 before = row
         # What goes on from our last segment was followed, unless it goes on from another state of it.
         following = [] if before is None else await self._segments.candidates(before.sequence + 1)
-        await self._check_others(following, before, known)
+        others = [one for one in following if not await self._is_no_fork(one, before, known)]
+        await self._check_others(others, before, known)
 
     async def _rows(self) -> AsyncGenerator[SegmentRow, None]:
         sequence = self._first
@@ -136,6 +143,32 @@ class Standing:
                 yield row
             sequence = rows[-1].sequence + 1
             await trio.lowlevel.checkpoint()
+
+    async def _is_no_fork(self, following: SegmentId, before: SegmentRow | None, known: Known) -> bool:
+        """Whether a segment goes on from our very end, and was not followed for a reason that harms nobody.
+
+        Its writer sent it just now, or a crash left it, so that nobody vouches for where it ends.
+        """
+        previous = await self._branches.previous(following)
+        if before is None or previous != previous_of(before):
+            return False
+        if (following.epoch, following.writer) == (known.epoch, known.writer):
+            return True
+        end = (await self._branches.ends([following]))[following]
+        if end.sequence > following.sequence:
+            return False
+        async for _, data in self._segments.copies(following):
+            try:
+                scan = scan_segment(data, self._keys, self._writer)
+            except (DamagedError, StoreTooNew):
+                continue
+            if scan.trailer is None and scan.fault is None:
+                logger.warning(
+                    "Segment %d was left by a crash, and nobody says where it ends: it is left behind.",
+                    following.sequence,
+                )
+                return True
+        return False
 
     async def _check_others(
         self, others: Sequence[SegmentId], before: SegmentRow | None, known: Known

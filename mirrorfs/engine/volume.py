@@ -253,6 +253,9 @@ class MountedVolume:
             )
 
     async def _publish_now_and_then(self) -> None:
+        last = self._local.index.last_segment()
+        if last is not None and not last.sealed:
+            await self._publish()  # a crash left it: nobody else says where it ends, and so no reader has it
         while True:
             await trio.sleep(HEAD_INTERVAL_S)
             await self._publish()

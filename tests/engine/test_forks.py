@@ -23,7 +23,7 @@ from mirrorfs.format.control import LEASE_KEY, open_lease
 from mirrorfs.ports import Store
 from tests.sim.world import InlineOffload
 from tests.support.machine import write_file
-from tests.support.practice import FORKED, SAID, Practice, fenced, names, names_in, save, seen_by_a_new_pc
+from tests.support.practice import FORKED, SAID, Pc, Practice, fenced, names, names_in, save, seen_by_a_new_pc
 from tests.support.volumes import HEADER, KEYS
 
 FOLLOWED = "Another machine wrote since"
@@ -139,6 +139,56 @@ async def test_fenced_then_mounted_without_stores(autojump_clock: MockClock, pra
         assert practice.objects() == before
     for _ in range(2):
         assert await seen_by_a_new_pc(practice) == [b"a", b"by two"]
+
+
+# --- what a crash left -----------------------------------------------------------------------
+
+
+async def crashed(practice: Practice) -> Pc:
+    """A PC after a crash in the midst of a segment, of which the stores have nothing."""
+    one = practice.pc("one")
+    async with one.until_killed(wait=False) as volume:
+        await save(volume, b"a")
+        await volume.flush()
+        one.cut_off()
+        await save(volume, b"b")
+        return practice.copy(one, "one again")
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED)
+async def test_what_a_crash_left_is_vouched_for_at_once(
+    autojump_clock: MockClock, practice: Practice
+) -> None:
+    """The segment has no trailer: were the PC lost before it writes on, nobody could use it."""
+    again = await crashed(practice)
+    async with again.until_killed(wait=False) as volume:
+        await trio.sleep(10)
+        assert not any(state.pending_count for state in volume.status().stores)
+    async with practice.new_pc().mounted(take_over=True) as volume:
+        assert names(volume) == [b"a", b"b"]
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, "was left by a crash")
+@pytest.mark.parametrize("knew", [False, True])
+async def test_what_a_crash_left_keeps_nobody_out(
+    autojump_clock: MockClock, practice: Practice, knew: bool
+) -> None:
+    """Without a head it is no part of the log; who takes over goes on before it."""
+    two = practice.pc("two")
+    if knew:
+        async with two.mounted() as volume:
+            assert names(volume) == []
+    again = await crashed(practice)
+    async with again.until_killed(wait=False) as volume:
+        await trio.sleep(10)
+        epoch = f"-{volume._local.identity.epoch:08x}-"
+    for place in practice.places.values():
+        for key in [key for key in place if epoch in key]:
+            del place[key]
+    async with two.mounted(take_over=True) as volume:
+        assert names(volume) == [b"a"]
+        await save(volume, b"c")
+    assert await seen_by_a_new_pc(practice) == [b"a", b"c"]
 
 
 # --- damage at the end ---------------------------------------------------------------------
@@ -286,8 +336,10 @@ async def test_heads_of_a_fenced_writer(autojump_clock: MockClock, practice: Pra
 
 
 @pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, ENDED)
-async def test_the_only_head_is_of_a_fenced_writer(autojump_clock: MockClock, practice: Practice) -> None:
-    """The first head of the log that is followed goes above it, and names it as the one before."""
+async def test_the_only_head_is_of_a_fenced_writer(
+    autojump_clock: MockClock, practice: Practice, tmp_path: Path
+) -> None:
+    """It misses nothing in what readers follow. Their log's first head goes above it, and names it."""
     one, two = practice.pc("one"), practice.pc("two")
     async with one.until_killed() as volume:
         await save(volume, b"a")
@@ -304,6 +356,7 @@ async def test_the_only_head_is_of_a_fenced_writer(autojump_clock: MockClock, pr
         await trio.sleep(60)
     heads = {store: [key for key in place if "heads/" in key] for store, place in practice.places.items()}
     assert (heads["home"], len(heads["s3"])) == ([], 1)
+    assert await restored(practice.pc("restore").stores, tmp_path) == [b"a", b"by two 1"]
     two = practice.copy(two, "two again")
     async with two.mounted() as volume:
         await save(volume, b"by two 2")

@@ -440,7 +440,7 @@ async def test_a_head_tells_that_the_end_is_missing(filled: Filled, tmp_path: Pa
     assert restored.plan.damage is None and restored.plan.head == head
     del store.objects[names[-1]], store.objects[names[-2]]
     restored = await Restored(tmp_path, [store]).run()
-    assert restored.plan.damage is not None and "newest head" in restored.plan.damage
+    assert restored.plan.damage is not None and "the newest head of" in restored.plan.damage
 
 
 # --- the past, and parts ---------------------------------------------------------------------

@@ -41,8 +41,9 @@ class Chronicle:
         self.states: list[State] = [{}]
         """By id."""
         self.lines: list[Line] = [Line([0])]
-        self.promised = 0
-        """Id of the last state that somebody was told every store holds."""
+        self.promised = [0]
+        """Id of the last state that somebody was told every store holds. After a take-over that could not see
+        it also the state that was gone on from: one of them is in whatever the volume becomes."""
 
     def add(self, line: Line, state: State) -> None:
         """A program made a new state."""
@@ -51,14 +52,20 @@ class Chronicle:
 
     def promise(self, line: Line, state_id: int, *, who: str) -> None:
         """Somebody is told that every store holds a state. Promises lie on one line, each after the last."""
-        if any(one.reaches(self.promised, earlier=state_id) for one in (line, *self.lines)):
-            return  # more was promised already, by whoever went on from there
-        if not line.reaches(state_id, earlier=self.promised):
+        lines = (line, *self.lines)
+        if more := [one for one in self.promised if any(of.reaches(one, earlier=state_id) for of in lines)]:
+            self.promised = more  # already, by whoever went on from there
+            return
+        if not self.keeps_promise(line, state_id):
             raise Violation(
                 f"{who} was told that state {state_id} is safe, and somebody else that {self.promised} is:"
                 f" no volume has both ({line.ids[-8:]})"
             )
-        self.promised = state_id
+        self.promised = [state_id]
+
+    def took_over(self, state_id: int) -> None:
+        """Somebody went on without what stores that are away may have: from this state."""
+        self.promised.append(state_id)
 
     def found(self, state: State) -> int | None:
         """The id of a state that something shows."""
@@ -72,11 +79,11 @@ class Chronicle:
         if preferred is not None and state_id in preferred.ids:
             return preferred
         having = list(self._having(state_id))
-        return next((line for line in having if self.promised in line.ids), having[0])
+        return next((line for line in having if not set(line.ids).isdisjoint(self.promised)), having[0])
 
     def keeps_promise(self, line: Line, state_id: int) -> bool:
         """Whether a state has in it what was promised."""
-        return line.reaches(state_id, earlier=self.promised)
+        return any(line.reaches(state_id, earlier=promised) for promised in self.promised)
 
     def _having(self, state_id: int) -> Iterator[Line]:
         return (line for line in reversed(self.lines) if state_id in line.ids)

@@ -167,7 +167,7 @@ class MirrorSimulation:
                     self._live(self._life)
                 self.weather.heal()
                 self._live(self._heal)
-                newest = self.chronicle.promised
+                newest = self.chronicle.promised[-1]
                 for place in self.weather.places:
                     self._live(lambda place=place: self._look_alone(place, newest))
         finally:
@@ -345,7 +345,7 @@ class MirrorSimulation:
             had_begun = shown == 0 if before is None else shown in before.ids
             is_stale = had_begun and self.weather.is_stormy and bool(machine.disk.list("objects/segments"))
             if may_lack:
-                chronicle.promised = shown
+                chronicle.took_over(shown)
             elif not is_stale:
                 raise Violation(f"{machine.name} shows {shown}, and {chronicle.promised} was promised")
         line = line.upto(shown)
