@@ -168,6 +168,8 @@ class Outage:
             expected |= {(name, key) for key in keys}
         self._compare("A", "B")
         code, output = place.command("verify", self._volume.name, "--deep", "--json", shown_lines=0)
+        if "{\n" not in output:
+            raise Failed(f"verify says: {output.strip()}")
         report = json.loads(output[output.index("{\n") :])
         found = {(bad["place"], bad["key"]) for bad in report["bad"]}
         for where, key in sorted(expected - found)[:DIFFERENCES_SHOWN]:

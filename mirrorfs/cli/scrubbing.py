@@ -39,7 +39,7 @@ async def scrub(volume: MountedVolume, request: Message, say: Say) -> Message:
     ):
         known = ", ".join(volume.scrubber.places)
         raise UsageError(f"There is no such place to look at; there are: {known}.")
-    if volume.scrubbing.locked():
+    if volume.scrubbing.locked() and not volume.daily_look.give_way():
         raise MirrorfsError("The volume is being verified or repaired already; wait for that to end.")
     async with volume.scrubbing:
         sender, receiver = trio.open_memory_channel[Message](math.inf)

@@ -60,6 +60,14 @@ class DailyLook:
         self._clock = clock
         self._doubted = doubted
         self._doubt = trio.Event()
+        self._under_way: trio.CancelScope | None = None
+
+    def give_way(self) -> bool:
+        """Break off a look, which comes again later, for one that a person wants. Whether there was one."""
+        if self._under_way is None:
+            return False
+        self._under_way.cancel()
+        return True
 
     def doubt(self, store: str) -> None:
         """Look at a store soon, whatever is due."""
@@ -73,7 +81,11 @@ class DailyLook:
             due = self._due()
             if due and not self._scrubbing.locked():
                 async with self._scrubbing:
-                    await self._look(due)
+                    try:
+                        with trio.CancelScope() as self._under_way:
+                            await self._look(due)
+                    finally:
+                        self._under_way = None
             await self._sleep(POLL_S)
 
     async def _sleep(self, seconds: float) -> None:

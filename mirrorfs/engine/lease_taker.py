@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import trio
 
@@ -139,11 +139,11 @@ class LeaseTaker:
         lasting = [store.name for store in self._stores if store.name not in self.rotating]
         theirs = 0 if last is None or last.writer in self.own_writers else last.epoch
         seen = await self._see(keepers, lasting, epoch=theirs)
-        is_blind = self._settings.take_over and not all(name in seen.good for name in lasting)
+        is_blind = self._settings.take_over and not all(seen.good.get(name) for name in lasting)
         epoch = next_epoch(seen.good.values(), local=local_epoch, is_blind=is_blind)
         if self._settings.take_over:
             self.notice_s = _notice_s(
-                [seen.good.get(keeper.state().store, _UNSEEN) for keeper in keepers], own=self._gone
+                [seen.good.get(keeper.state().store) for keeper in keepers], own=self._gone
             )
         else:
             self._say_what_is_watched([lease for name in lasting if (lease := seen.good.get(name))])
@@ -335,16 +335,13 @@ async def stores_present(stores: Sequence[Store], settings: VolumeSettings) -> l
     return found
 
 
-_UNSEEN: Final = object()
-
-
-def _notice_s(seen: Sequence[object], *, own: Sequence[bytes]) -> float:
-    """How long a writer that is displaced may go on; what could not be looked at may be anybody's."""
+def _notice_s(seen: Sequence[Lease | None], *, own: Sequence[bytes]) -> float:
+    """How long a writer that is displaced may go on; what does not show, or was lost, may be anybody's."""
     waits_s = [0.0]
     for lease in seen:
-        if lease is _UNSEEN:
+        if lease is None:
             waits_s.append(float(LEASE_PERIOD_S))
-        elif isinstance(lease, Lease) and not lease.released and lease.writer not in own:
+        elif not lease.released and lease.writer not in own:
             waits_s.append(lease.period_ms / 1000)
     return max(waits_s)
 

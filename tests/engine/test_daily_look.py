@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.engine.daily_look import FIRST_S, LOOKED_PATH, POLL_S
+from mirrorfs.engine.scrub import SIZES
 from mirrorfs.errors import DiskError, StoreUnavailable
 from mirrorfs.ports import ObjectInfo
 from tests.support.machine import write_file
@@ -28,11 +29,14 @@ class AskedStore(MemoryStore):
         super().__init__(name)
         self.looks_s: list[float] = []
         self.away = False
+        self.slow = False
 
     async def list(self, prefix: str, *, start_after: str = "") -> Sequence[ObjectInfo]:
         if prefix == "segments/":  # which nobody else lists once the volume is mounted
             if self.away:
                 raise StoreUnavailable(f"Store {self.name} is away.")
+            if self.slow:
+                await trio.sleep(HOUR_S)
             # One look may list it in several pages.
             if not self.looks_s or trio.current_time() - self.looks_s[-1] > 60.0:
                 self.looks_s.append(trio.current_time())
@@ -114,6 +118,26 @@ async def test_a_store_that_was_away_is_looked_at_when_it_is_back(
         await volume.flush()
         assert lost in it.s3.objects
         assert len(it.home.looks_s) == 1
+
+
+async def test_it_gives_way_to_a_person(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Whoever wants to verify need not wait for it; it comes again."""
+    it = Practice(tmp_path)
+    async with it.mounted() as volume:
+        await write_file(volume, b"a", b"x" * 1000)
+        await volume.flush()
+        assert not volume.daily_look.give_way()
+        it.home.looks_s.clear()
+        it.home.slow = True
+        await trio.sleep(FIRST_S + 10)
+        assert volume.scrubbing.locked()
+        it.home.slow = False
+        assert volume.daily_look.give_way()
+        async with volume.scrubbing:
+            await volume.scrubber.run(SIZES)
+        looks = len(it.home.looks_s)
+        await trio.sleep(POLL_S + 10)
+        assert len(it.home.looks_s) > looks
 
 
 @pytest.mark.parametrize("kept", [b"", b"[1]", b"{", b'{"20202020202020202020202020202020": "x"}'])
