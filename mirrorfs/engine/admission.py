@@ -4,6 +4,8 @@ A mount that is refused must leave no trace: a lease taken for nothing would fen
 each store's lease is watched first; what was found is judged once, when every store has shown its own or does
 not answer; and only then are leases written. A store that shows its lease later, when the volume is mounted,
 is judged by itself before anything is sent there, and again when a writer that is displaced has noticed.
+
+The judge changes the index: it runs in a task of its own, which no store's deadline ends.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import trio
 
-from mirrorfs.errors import InUseError, MirrorfsError, StoreError
+from mirrorfs.errors import DiskError, InUseError, MirrorfsError, StoreError
 from mirrorfs.format.control import Lease
 
 Judge = Callable[[Mapping[str, Lease | None], Collection[str]], Awaitable[None]]
@@ -35,24 +37,42 @@ class Admission:
         self._found: dict[str, Lease | None] = {}
         self._silent: set[str] = set()
         self._complete = trio.Event()
-        self._lock = trio.Lock()
-        self._judged = False
+        self._judged = trio.Event()
+        self._late = trio.Lock()
+        self._is_open = False
         self.refusal: MirrorfsError | None = None
         """Why the volume is not to be written from here."""
 
+    async def run(self) -> None:
+        """Judge, when every store was heard of."""
+        await self._complete.wait()
+        if self.refusal is None:
+            try:
+                await self._judge(self._found, self._silent)
+            except MirrorfsError as exc:
+                self.refusal = exc
+        self._judged.set()
+
+    def open(self) -> None:
+        """The volume is mounted: stores that are late are judged from now on."""
+        self._is_open = True
+
     async def admit(self, store: str, lease: Lease | None) -> float:
         """See lease_claim.Admit. Raises: InUseError: the lease of a store may not be replaced."""
-        if self._judged or store not in self._waited_for:
-            await self._complete.wait()
-            await self.settle()
-            await self._judge_late(store, lease)
-            return await self._notice(store, lease)
-        self._found[store] = lease
-        self._silent.discard(store)
-        self._look()
-        await self._complete.wait()
-        await self.settle()
-        return 0.0
+        is_late = self._complete.is_set() or store not in self._waited_for
+        if not is_late:
+            self._found[store] = lease
+            self._silent.discard(store)
+            self._look()
+        await self._judged.wait()
+        if self.refusal is not None:
+            raise InUseError(str(self.refusal)) from self.refusal
+        if not is_late:
+            return 0.0
+        if not self._is_open:
+            raise StoreError(f"Store {store} shows its lease late: the volume is being mounted without it.")
+        await self._judge_late(store, lease)
+        return await self._notice(store, lease)
 
     def give_up(self, store: str, *, answers: bool) -> None:
         """A store has shown no good lease in time; where it `answers`, what else it has is known."""
@@ -68,32 +88,15 @@ class Admission:
         self.refusal = self.refusal or reason
         self._complete.set()
 
-    async def settle(self) -> None:
-        """Judge, unless that was done. Raises: InUseError: the volume is not to be written from here."""
-        async with self._lock:
-            if not self._judged and self.refusal is None:
-                try:
-                    await self._judge(self._found, self._silent)
-                except MirrorfsError as exc:
-                    self.refusal = exc
-            self._judged = True
-        if self.refusal is not None:
-            raise InUseError(str(self.refusal)) from self.refusal
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it was judged: stores that show their lease now are late."""
-        return self._judged
-
     def _look(self) -> None:
         if self._waited_for <= self._found.keys() | self._silent:
             self._complete.set()
 
     async def _judge_late(self, store: str, lease: Lease | None) -> None:
-        async with self._lock:
+        async with self._late:
             try:
                 await self._judge({store: lease}, ())
-            except StoreError:
+            except (StoreError, DiskError):
                 raise  # it cannot be told now
             except MirrorfsError as exc:
                 raise InUseError(str(exc)) from exc

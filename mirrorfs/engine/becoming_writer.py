@@ -138,7 +138,7 @@ class _Judge:
             self.recovered = await self._recovery.go_on(self.recovered)
         found = [lease for lease in leases.values() if lease is not None]
         if not self._mounted:
-            self._found += found
+            self._found = found
         known = await self._stand(stores, found)
         own = self._taker.own_writers
         if self._mounted or not self._taker.takes_over:
@@ -228,6 +228,7 @@ async def become_writer(
             raise InUseError(fenced)
         if _epoch(judge.recovered.index) >= identity.epoch:
             raise InUseError("Another machine wrote meanwhile; unmount the volume there, and mount again.")
+        taker.mounted()
     except BaseException:
         with trio.CancelScope(shield=True):
             await give_back(leases)

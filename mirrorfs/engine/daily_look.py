@@ -81,11 +81,7 @@ class DailyLook:
             due = self._due()
             if due and not self._scrubbing.locked():
                 async with self._scrubbing:
-                    try:
-                        with trio.CancelScope() as self._under_way:
-                            await self._look(due)
-                    finally:
-                        self._under_way = None
+                    await self._look(due)
             await self._sleep(POLL_S)
 
     async def _sleep(self, seconds: float) -> None:
@@ -109,7 +105,14 @@ class DailyLook:
 
     async def _look(self, due: Mapping[str, str]) -> None:
         began_ns = self._clock.now_ns()
-        report = await self._scrubber.run(SIZES, places=list(due))
+        report = None
+        try:
+            with trio.CancelScope() as self._under_way:
+                report = await self._scrubber.run(SIZES, places=list(due))
+        finally:
+            self._under_way = None
+        if report is None:
+            return
         for bad, why in (await self._mender.mend(report.bad)).items():
             logger.warning("Object %s of %s: %s. %s", bad.key, bad.place, bad.fault, why or "Mended.")
         # What could not be mended is known, too: its place is not looked at again for it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -153,12 +154,21 @@ class LeaseTaker:
             name = keeper.state().store
             is_rotating, answers = name in self.rotating, False
             # Nobody waits for another writer's lease on a store that only rotates: the mirror takes it later.
-            with trio.move_on_after(ROTATING_S if is_rotating else LEASE_PERIOD_S + STORE_LOOK_S):
+            limit_s = ROTATING_S if is_rotating else LEASE_PERIOD_S + STORE_LOOK_S
+            with trio.move_on_after(limit_s) as scope:
+
+                async def admit(store: str, lease: Lease | None) -> float:
+                    # The judgement may take as long as reading the log does.
+                    scope.deadline = math.inf
+                    try:
+                        return await admission.admit(store, lease)
+                    finally:
+                        scope.deadline = trio.current_time() + STORE_LOOK_S
+
                 try:
                     await keeper.acquire(
                         epoch=epoch, writer=writer, own_before=self._gone,
-                        own_rebooted=self._rebooted, admit=admission.admit,
-                        take_over=self._settings.take_over,
+                        own_rebooted=self._rebooted, admit=admit, take_over=self._settings.take_over,
                     )  # fmt: skip
                 except InUseError as exc:
                     # What a rotating store holds that was written elsewhere stops nobody.
@@ -170,15 +180,17 @@ class LeaseTaker:
                     answers = not isinstance(exc, StoreError)
             admission.give_up(name, answers=answers)
 
-        async with trio.open_nursery() as nursery:
-            for keeper in keepers:
-                nursery.start_soon(acquire, keeper)
         try:
-            await admission.settle()
-        except InUseError:
-            await give_back(keepers)
-            assert admission.refusal is not None
-            raise admission.refusal from None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(admission.run)
+                for keeper in keepers:
+                    nursery.start_soon(acquire, keeper)
+            if admission.refusal is not None:
+                raise admission.refusal
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await give_back(keepers)
+            raise
         identity = WriterIdentity(
             self._keys,
             load_signer(self._key_set.writer),
@@ -285,6 +297,11 @@ class LeaseTaker:
         if seconds := max(waits_s, default=0.0):
             logger.info("waiting %.0f s, to see whether a writer of before is alive", seconds)
             self._on_watch(seconds)
+
+    def mounted(self) -> None:
+        """After `take_leases`: the end of the log is settled."""
+        assert self._admission is not None
+        self._admission.open()
 
     @property
     def takes_over(self) -> bool:

@@ -144,17 +144,34 @@ class Mender:
         async with self._lock:
             # A store may be removed or replaced meanwhile: its mirror then takes no harm and does none.
             mirrors = dict(self._mirrors())
+            forgotten: set[BadObject] = set()
             try:
-                await self._mend(bad, mirrors, results)
+                await self._mend(bad, mirrors, results, forgotten)
             finally:
+                # Broken off or not: what a store was found to lack is sent there, or nobody would miss it.
+                for one in forgotten:
+                    self._offer(one, mirrors[one.place])
                 for one in bad:
                     if one.place in mirrors:
                         mirrors[one.place].resume(one.key)
         return results
 
+    def _offer(self, one: BadObject, mirror: Mirror) -> None:
+        try:
+            size_bytes = self._objects.stored_size(one.key)
+        except MirrorfsError as exc:
+            logger.info("object %s of %s cannot be sent again: %s", one.key, one.place, exc)
+        else:
+            mirror.offer(one.key, size_bytes, written_ns=self._clock.now_ns())
+
     async def _mend(
-        self, bad: Sequence[BadObject], mirrors: Mapping[str, Mirror], results: dict[BadObject, str | None]
+        self,
+        bad: Sequence[BadObject],
+        mirrors: Mapping[str, Mirror],
+        results: dict[BadObject, str | None],
+        forgotten: set[BadObject],
     ) -> None:
+        """`forgotten`: what is to be offered in the end, whatever happens."""
         to_send: list[tuple[BadObject, Mirror, int]] = []
         for one in bad:
             mirror = mirrors.get(one.place)
@@ -175,6 +192,7 @@ class Mender:
                 continue
             if mirror is not None:
                 mirror.forget(one.key)
+                forgotten.add(one)
             try:
                 size_bytes = await self._keep_here(one.key)
             except MirrorfsError as exc:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from trio.testing import MockClock
 from mirrorfs.engine.admission import Admission
 from mirrorfs.engine.lease import FRESH_S, LEASE_PERIOD_S
 from mirrorfs.engine.lease_documents import BLIND_STEP, next_epoch
-from mirrorfs.errors import ChainError, InUseError, StoreUnavailable
+from mirrorfs.errors import ChainError, DiskFull, InUseError, StoreError, StoreUnavailable
 from mirrorfs.format.control import Lease
 from mirrorfs.ports import ObjectKey, Version
 from tests.support.practice import FORKED, SAID, Practice, fenced, save, seen_by_a_new_pc
@@ -91,9 +92,10 @@ class Court:
         self.verdict: Exception | None = None
         self.admitted: list[str] = []
         self.notice_s = 0.0
+        self.takes_s = 0.0
 
     async def __call__(self, leases: Mapping[str, Lease | None], silent: Collection[str]) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.takes_s)
         self.heard.append((dict(leases), set(silent)))
         if self.verdict is not None:
             raise self.verdict
@@ -106,35 +108,40 @@ class Court:
         self.admitted.append(store)
 
 
+@asynccontextmanager
+async def trial(court: Court, *stores: str) -> AsyncIterator[tuple[Admission, trio.Nursery]]:
+    """An admission that is under way."""
+    admission = Admission(stores, court, court.notice)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(admission.run)
+        yield admission, nursery
+
+
 async def test_nobody_is_admitted_before_all_have_shown_their_leases(autojump_clock: MockClock) -> None:
     court = Court()
-    admission = Admission(["home", "s3"], court, court.notice)
-    async with trio.open_nursery() as nursery:
+    async with trial(court, "home", "s3") as (admission, nursery):
         nursery.start_soon(court.admit, admission, "home", LEASE)
         await trio.sleep(50)
-        assert court.admitted == [] and court.heard == [] and not admission.is_over
+        assert court.admitted == [] and court.heard == []
         nursery.start_soon(court.admit, admission, "s3", None)
     assert sorted(court.admitted) == ["home", "s3"]
     assert court.heard == [({"home": LEASE, "s3": None}, set())], "judged once"
-    assert admission.is_over
 
 
 async def test_a_store_that_was_given_up_is_silent(autojump_clock: MockClock) -> None:
     court = Court()
-    admission = Admission(["home", "s3"], court, court.notice)
-    async with trio.open_nursery() as nursery:
+    async with trial(court, "home", "s3") as (admission, nursery):
         nursery.start_soon(court.admit, admission, "home", LEASE)
         await trio.sleep(50)
         admission.give_up("s3", answers=False)
-    admission.give_up("home", answers=False)  # it has shown its lease, so that this says nothing
+        admission.give_up("home", answers=False)  # it has shown its lease, so that this says nothing
     assert court.heard == [({"home": LEASE}, {"s3"})]
 
 
 async def test_a_store_whose_lease_is_rotten_is_not_silent(autojump_clock: MockClock) -> None:
     """What else it has was read; nobody is waited for there, and no lease of it counts."""
     court = Court()
-    admission = Admission(["home", "s3"], court, court.notice)
-    async with trio.open_nursery() as nursery:
+    async with trial(court, "home", "s3") as (admission, nursery):
         nursery.start_soon(court.admit, admission, "home", LEASE)
         await trio.sleep(50)
         admission.give_up("usb", answers=True)  # it is not waited for
@@ -146,13 +153,12 @@ async def test_whom_the_judge_refuses_is_admitted_nowhere(autojump_clock: MockCl
     """Neither the stores that waited, nor one that shows its lease later."""
     court = Court()
     court.verdict = ChainError("another branch")
-    admission = Admission(["home", "s3"], court, court.notice)
 
     async def refused(store: str) -> None:
         with pytest.raises(InUseError, match="another branch"):
             await admission.admit(store, None)
 
-    async with trio.open_nursery() as nursery:
+    async with trial(court, "home", "s3") as (admission, nursery):
         nursery.start_soon(refused, "home")
         nursery.start_soon(refused, "s3")
     court.verdict = None
@@ -164,13 +170,12 @@ async def test_whom_the_judge_refuses_is_admitted_nowhere(autojump_clock: MockCl
 async def test_a_refusal_needs_no_judge(autojump_clock: MockClock) -> None:
     """A lease that changed while it was watched: those who wait elsewhere hear of it at once."""
     court = Court()
-    admission = Admission(["home", "s3"], court, court.notice)
 
     async def refused() -> None:
         with pytest.raises(InUseError, match="the first reason"):
             await admission.admit("home", None)
 
-    async with trio.open_nursery() as nursery:
+    async with trial(court, "home", "s3") as (admission, nursery):
         nursery.start_soon(refused)
         await trio.sleep(1)
         admission.refuse(InUseError("the first reason"))
@@ -181,31 +186,48 @@ async def test_a_refusal_needs_no_judge(autojump_clock: MockClock) -> None:
 async def test_a_late_store_is_judged_by_itself(autojump_clock: MockClock) -> None:
     """What it shows may fence us; where it cannot be told now, that is no fence, and is asked again."""
     court = Court()
-    admission = Admission(["home"], court, court.notice)
     court.notice_s = 60.0
-    assert await admission.admit("home", None) == 0, "the mount itself waits for whom it displaces"
+    async with trial(court, "home") as (admission, _):
+        assert await admission.admit("home", None) == 0, "the mount itself waits for whom it displaces"
     late = replace(LEASE, epoch=9)
-    court.verdict = StoreUnavailable("away again")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreError, match="is being mounted"):
         await admission.admit("s3", late)
+    admission.open()
+    for error in (StoreUnavailable("away again"), DiskFull("no space for a head")):
+        court.verdict = error
+        with pytest.raises(type(error)):
+            await admission.admit("s3", late)
     court.verdict = ChainError("another branch")
     with pytest.raises(InUseError, match="another branch"):
         await admission.admit("s3", late)
     court.verdict = None
-    court.notice_s = 60.0
     assert await admission.admit("s3", late) == 60
-    assert court.heard == [({"home": None}, set()), *[({"s3": late}, set())] * 3]
+    assert court.heard == [({"home": None}, set()), *[({"s3": late}, set())] * 4]
     assert admission.refusal is None
 
 
-async def test_a_rotating_store_waits_for_the_judgement_of_the_others(autojump_clock: MockClock) -> None:
+async def test_a_judgement_survives_the_deadlines_of_stores(autojump_clock: MockClock) -> None:
+    """It changes the index: begun again in the midst of it, changes would count twice."""
     court = Court()
-    admission = Admission(["home"], court, court.notice)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(court.admit, admission, "usb", LEASE)
-        await trio.sleep(50)
+    court.takes_s = 500.0
+    async with trial(court, "home", "s3") as (admission, _):
+        for store in ("home", "s3"):
+            with trio.move_on_after(80):
+                await admission.admit(store, None)
+    assert len(court.heard) == 1
+
+
+async def test_a_rotating_store_is_late(autojump_clock: MockClock) -> None:
+    court = Court()
+    async with trial(court, "home") as (admission, _):
+        with trio.move_on_after(50):
+            await admission.admit("usb", LEASE)
         assert court.heard == []
         await admission.admit("home", None)
+        with pytest.raises(StoreError, match="is being mounted"):
+            await admission.admit("usb", LEASE)
+        admission.open()
+        await admission.admit("usb", LEASE)
     assert court.heard == [({"home": None}, set()), ({"usb": LEASE}, set())]
 
 
