@@ -19,7 +19,7 @@ import trio
 from mirrorfs.engine.heads import HEADS_PREFIX
 from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.lease import LeaseKeeper
-from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings, give_back, stores_present
+from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings, give_back
 from mirrorfs.engine.local import World
 from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.recovery import Recovered, Recovery
@@ -70,8 +70,9 @@ async def open_as_writer(
     Raises: InUseError: another writer has the volume. DamagedError: the local log cannot be used.
     """
     public_key = header.public_keys.writer
-    # A rotating store that is not there is not missed: it gets what it lacks when it is back.
-    present = await stores_present(stores, settings)
+    # What a rotating store alone has was written where the others were out of reach: nobody was told that it
+    # is safe, and it overrules nothing. It gets what it lacks when the volume is mounted.
+    present = [store for store in stores if store.name not in settings.rotating] or list(stores)
     recovery = Recovery(
         world.disk,
         files,
@@ -113,7 +114,7 @@ class _Judge:
         keys: VolumeKeys,
         writer: WriterPublicKey,
     ) -> None:
-        """`present` are those of the stores that are there; `segments` makes a listing of some."""
+        """`present` are those that are read, and do not rotate; `segments` makes a listing of some stores."""
         self.recovered = recovered
         self._recovery = recovery
         self._heads = heads
@@ -139,8 +140,9 @@ class _Judge:
         found = [lease for lease in leases.values() if lease is not None]
         if not self._mounted:
             self._found = found
-        known = await self._stand(stores, found)
-        own = self._taker.own_writers
+        lasting = [lease for name, lease in leases.items() if lease and name not in self._taker.rotating]
+        known = await self._stand(stores, lasting)
+        own = {*self._taker.own_writers, self._taker.writer}
         if self._mounted or not self._taker.takes_over:
             for lease in found:
                 if lease.writer not in own and not known.has(lease):
@@ -172,12 +174,15 @@ class _Judge:
         index, places = self.recovered.index, self._taker.places
         held = {name: await known_held(index, place.instance) for name, place in places.items()}
         self._held_heads = {name: keys.last(HEADS_PREFIX) for name, keys in held.items()}
+        counts = {name: keys for name, keys in held.items() if name not in self._taker.rotating} or held
         first = await first_unsent(index, [held[store.name] for store in stores])
+        if not any(store.name in counts for store in stores):
+            first = min(first, max([await first_unsent(index, [keys]) for keys in counts.values()]))
         segments = self._segments(stores)
         silent = await segments.look(from_sequence=first)
         if self._mounted and silent:
             raise StoreUnavailable(f"Store {silent[0]} cannot be listed; nothing is sent there yet.")
-        standing = Standing(index, segments, self._keys, self._writer, first=first, held=list(held.values()))
+        standing = Standing(index, segments, self._keys, self._writer, first=first, held=counts)
         known = await standing.known(leases, self._taker.own_writers)
         known = max(known, self._taken)
         await standing.check(known)

@@ -28,9 +28,10 @@ from mirrorfs.errors import (
 )
 from mirrorfs.format.control import Head, head_key, open_head, parse_head_key, seal_control
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
-from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
+from mirrorfs.format.ids import SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import INTEGER_MAX
+from mirrorfs.format.segment import Previous
 from mirrorfs.ports import LIST_PAGE_MAX, Index, ObjectInfo, ObjectKey, Sealed, Store
 
 HEADS_PREFIX = "heads/"
@@ -121,6 +122,13 @@ def holds_head(index: Index, head: Head) -> bool:
         return False
     key = segment_object_key(Stream.MAIN, SegmentId(row.sequence, row.epoch, row.writer))
     return (key, row.size, row.digest) == (head.segment_key, head.segment_size, head.segment_digest)
+
+
+def vouched_by(head: Head) -> Previous | None:
+    """The end of the log that a head names, as a next header would attest it."""
+    if not head.segment_key:
+        return None
+    return Previous(parse_segment_object_key(head.segment_key)[1], head.segment_size, head.segment_digest)
 
 
 def is_left_behind(index: Index, head: Head) -> bool:

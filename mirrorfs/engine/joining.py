@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
+from mirrorfs.engine.heads import newest_head, vouched_by
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import Replayer, previous_of
 from mirrorfs.engine.restore_plan import NEWEST, Planner
@@ -100,6 +102,22 @@ class Joiner:
         assert row is not None and isinstance(sequence, int) and isinstance(digest, bytes)
         return LogPosition(row.sequence + 1, previous_of(row), sequence, digest)
 
+    def _replayer(self, index: Index, segments: Segments, vouched: Collection[Previous] = ()) -> Replayer:
+        return Replayer(
+            index, segments, self._keys, self._writer,
+            vouched=vouched, whole=True, on_progress=self._on_progress,
+        )  # fmt: skip
+
+    async def _vouched(self) -> list[Previous]:
+        """What the stores' newest heads say of the ends of the log that they name."""
+        found: list[Previous] = []
+        for store in self.stores:
+            with suppress(StoreError, DamagedError):
+                head = await newest_head(store, keys=self._keys, public_key=self._public_key)
+                if head is not None and (end := vouched_by(head.head)) is not None:
+                    found.append(end)
+        return found
+
     async def follow(
         self, index: Index, start: LogPosition, undecided: frozenset[int]
     ) -> tuple[LogPosition, frozenset[int]]:
@@ -114,10 +132,14 @@ class Joiner:
         silent = await segments.look(from_sequence=start.next_sequence)
         if not segments.sequences:
             return start, undecided
-        replayer = Replayer(
-            index, segments, self._keys, self._writer, whole=True, on_progress=self._on_progress
+        end = await self._replayer(index, segments).follow(
+            start.previous, next_sequence=start.next_sequence, undecided=undecided
         )
-        end = await replayer.follow(start.previous, next_sequence=start.next_sequence, undecided=undecided)
+        if any(sequence >= end.next_sequence for sequence in segments.sequences):
+            # Only a head may say how the last segment of all was, which is damaged, or which a crash left.
+            end = await self._replayer(index, segments, await self._vouched()).follow(
+                end.last, next_sequence=end.next_sequence, undecided=end.undecided
+            )
         if end.damage is not None and (unreached := segments.unreached.union(silent)):
             raise StoreUnavailable(_unreached(unreached))
         if end.damage is not None:

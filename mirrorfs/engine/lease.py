@@ -99,6 +99,7 @@ class LeaseKeeper:
         self._lease: Lease | None = None
         self._found: Found | None = None
         self._attempts: deque[bytes] = deque(maxlen=ATTEMPTS_KEPT)
+        self._displaced: Lease | None = None
         self._held_before = False
         self._renewed_ns = 0
         self._clock_offset_ns = 0
@@ -183,16 +184,19 @@ class LeaseKeeper:
                         said = str(exc)
                         _logger.info("lease of store %s not renewed: %s", self._store.name, exc)
 
-    async def release(self) -> None:
+    async def release(self, *, unused: bool = False) -> None:
         """Give the lease back: the next mount need not watch it. Nothing to release is success.
 
+        `unused`: nothing was written under it. Then what it displaced is put back: ours would say to all
+        others that there are changes which they do not have.
         Raises: StoreError, DamagedError: it stays, and will expire. InUseError: it was taken over.
         """
         async with self._lock:
             lease, self._lease = self._lease, None
             try:
                 if lease is not None and self._fenced is None:
-                    await self._write(replace(lease, released=True, counter=lease.counter + 1))
+                    given = replace(lease, released=True, counter=lease.counter + 1)
+                    await self._write(self._displaced if unused and self._displaced else given)
             finally:
                 self._claim = None
 
@@ -208,8 +212,7 @@ class LeaseKeeper:
                 await self._take(self._claim)
             else:
                 await self._renew(self._lease)
-            now_ns = self._clock.boottime_ns()
-            await self._notice.end(self._store.name, self._ask_leave, now_ns=now_ns)
+            await self._notice.end(self._store.name, self._ask_leave, now_ns=self._clock.boottime_ns())
         except MirrorfsError as exc:
             self._fault = exc
             raise
@@ -221,6 +224,9 @@ class LeaseKeeper:
         written = await self._write(renewed)
         if self._doubt.is_open:
             await self._settle(written)
+        if started_ns - self._renewed_ns >= LEASE_PERIOD_S * _NS:
+            # It had expired. That it was still there does not prove that nobody came: a store can go back.
+            await self._ask_leave(lease)
         self._lease = renewed
         self._mark(started_ns)
 
@@ -250,17 +256,13 @@ class LeaseKeeper:
         if found is None or found.data not in self._attempts:
             displaced = None if found is None or rotten else self._documents.open(found.data)
             self._notice.give(displaced, await self._ask_leave(displaced))
+            self._displaced = displaced
         self._found = found
         started_ns = self._clock.boottime_ns()
         taken = Lease(
-            writer=claim.writer,
-            epoch=claim.epoch,
-            parent=parent,
-            counter=counter,
-            released=False,
-            period_ms=LEASE_PERIOD_S * 1000,
-            box=b"",
-        )
+            writer=claim.writer, epoch=claim.epoch, parent=parent, counter=counter, released=False,
+            period_ms=LEASE_PERIOD_S * 1000, box=b"",
+        )  # fmt: skip
         written = await self._write(taken)
         await self._settle(written)
         self._lease = taken
@@ -327,7 +329,10 @@ class LeaseKeeper:
         if found is not None and (lease := self._open_or_doubt(found)) is not None:
             self._judge(found, lease)
         if self._lease is not None:
-            await self._ask_leave(lease)
+            wait_s = await self._ask_leave(lease)
+            if found is None:
+                # Nothing was watched here: somebody may have taken it over whose lease got lost.
+                self._notice.give(None, wait_s)
 
     def _judge(self, found: Found, lease: Lease) -> None:
         if self._lease is None and self._claim is not None and lease.epoch < self._claim.epoch:

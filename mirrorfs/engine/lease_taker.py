@@ -27,14 +27,14 @@ from mirrorfs.engine.own_writers import (
 )
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.errors import DamagedError, InUseError, LimitError, MirrorfsError, StoreDenied, StoreError
-from mirrorfs.format.control import INSTANCE_KEY, Lease
+from mirrorfs.format.control import Lease
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.ids import STREAM_PREFIX, Stream
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
 from mirrorfs.format.signing import load_signer
 from mirrorfs.format.slot import KeySet
-from mirrorfs.ports import ObjectKey, Store
+from mirrorfs.ports import Store
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,8 @@ class LeaseTaker:
             "", keys=keys, seed=key_set.writer, public_key=header.public_keys.writer,
             entropy=world.entropy, host=settings.host,
         )  # fmt: skip
+        self.writer = b""
+        """Of this mount."""
         self.notice_s = 0.0
         """After `take_leases`: how long a writer that was displaced may go on before it has noticed."""
 
@@ -132,7 +134,7 @@ class LeaseTaker:
         Raises: MirrorfsError: what `judge` raised. InUseError: a lease is another's. No lease was taken then.
         """
         self._before = read_own_writers(self._world)
-        writer = self._world.entropy(WRITER_SIZE)
+        self.writer = writer = self._world.entropy(WRITER_SIZE)
         # Written before any lease is: after a crash in between, the lease is still known as ours.
         ours = OwnWriter(writer, boot_tag(self._settings.boot_id))
         await write_own_writers(self._world, [*self._before, ours])
@@ -334,24 +336,6 @@ class LeaseTaker:
         )
 
 
-async def stores_present(stores: Sequence[Store], settings: VolumeSettings) -> list[Store]:
-    """Those that are there, and all that do not rotate: what is wrong with these is to be said."""
-    found: list[Store] = []
-    for store in stores:
-        if store.name in settings.rotating:
-            answered = False
-            with trio.move_on_after(STORE_LOOK_S):
-                try:
-                    await store.head(ObjectKey(INSTANCE_KEY))
-                    answered = True
-                except StoreError as exc:
-                    logger.info("store %s is away: %s", store.name, exc)
-            if not answered:
-                continue
-        found.append(store)
-    return found
-
-
 def _notice_s(seen: Sequence[Lease | None], *, own: Sequence[bytes]) -> float:
     """How long a writer that is displaced may go on; what does not show, or was lost, may be anybody's."""
     waits_s = [0.0]
@@ -364,10 +348,10 @@ def _notice_s(seen: Sequence[Lease | None], *, own: Sequence[bytes]) -> float:
 
 
 async def give_back(keepers: Sequence[LeaseKeeper]) -> None:
-    """Release leases that are of no use after all; one that stays expires."""
+    """Release leases under which nothing was written; one that stays expires."""
     for keeper in keepers:
         with trio.move_on_after(RELEASE_S):
             try:
-                await keeper.release()
+                await keeper.release(unused=True)
             except MirrorfsError as exc:
                 logger.warning("A lease could not be given back: %s", exc)

@@ -138,13 +138,18 @@ class Heads:
 
     async def _adopt(self, found: FoundHead) -> None:
         """Go on from a head of this very log, if it is newer than ours."""
-        newest = self.newest
-        if newest is not None and (found.head.epoch, found.head.counter) <= (newest.epoch, newest.counter):
+        if not self._is_newer(found.head):
             return
         path = LOCAL_PREFIX + found.key
         await self._offload.sync(lambda: self._disk.write_whole(path, found.data))
+        if not self._is_newer(found.head):
+            return  # one was published meanwhile
         self.newest, self._digest = found.head, found.digest
         self.checkpoint = (found.head.checkpoint, found.head.checkpoint_digest)
+
+    def _is_newer(self, head: Head) -> bool:
+        newest = self.newest
+        return newest is None or (head.epoch, head.counter) > (newest.epoch, newest.counter)
 
     async def publish(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,15 +86,14 @@ class Replayer:
         writer: WriterPublicKey,
         *,
         stop_after: Callable[[int, Journal], bool] | None = None,
-        vouched: Previous | None = None,
+        vouched: Collection[Previous] = (),
         whole: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """`stop_after(position, journal)` is asked before a commit is applied; True ends replay before it.
 
-        `vouched`: a segment as a head names it. `whole`: a last segment with damage that nobody vouches for
-        is not applied; whoever wrote on would vouch for the damage. `on_progress(sequence, time_ns)` hears of
-        each segment.
+        `vouched`: segments as heads name them. `whole`: a last segment with damage that nobody vouches for
+        is not applied: who wrote on would vouch for it. `on_progress(sequence, time_ns)` hears of each one.
         """
         self._index = index
         self._source = source
@@ -253,8 +252,9 @@ class Replayer:
 
     async def _attested_digest(self, segment: SegmentId, *, size: int) -> bytes | None:
         """What the header of the next segment, or a head, says of a damaged one of this size."""
-        if self._vouched is not None and (self._vouched.segment, self._vouched.size) == (segment, size):
-            return self._vouched.digest
+        for end in self._vouched:
+            if (end.segment, end.size) == (segment, size):
+                return end.digest
         for following in await self._source.candidates(segment.sequence + 1):
             previous = await self._branches.previous(following)
             if previous is not None and previous.segment == segment and previous.size == size:
@@ -270,9 +270,9 @@ class Replayer:
             if _begins_as(current.data, previous):
                 following = await self._load(segment.sequence, previous, check=True)
                 return None if following is None else (following, previous)
-        end = self._vouched
-        if end is not None and end.segment == current.segment and _begins_as(current.data, end):
-            return None, end
+        for end in self._vouched:
+            if end.segment == current.segment and _begins_as(current.data, end):
+                return None, end
         return None
 
     def _apply_segment(self, loaded: _Loaded, end: int) -> str | None:

@@ -15,14 +15,14 @@ from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
-from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_head
+from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_head, vouched_by
 from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.salvage import CombiningSource
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, MirrorfsError, StoreError, StoreUnavailable, UsageError
 from mirrorfs.format.checkpoint import Root
 from mirrorfs.format.control import Head
-from mirrorfs.format.ids import SegmentId, Stream, format_position, parse_segment_object_key
+from mirrorfs.format.ids import SegmentId, Stream, format_position
 from mirrorfs.format.journal import Journal
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import ROOT_INODE
@@ -114,7 +114,7 @@ class Planner:
         self._disk = disk
         self._stopped = False
         self._bad_heads: set[tuple[str, str]] = set()
-        self._vouched: Previous | None = None
+        self._vouched: list[Previous] = []
         self._are_heads_known = True
         self.main = Segments(Stream.MAIN, disk=disk, offload=offload, stores=stores)
         self._checkpoints = Segments(Stream.CHECKPOINT, disk=disk, offload=offload, stores=stores)
@@ -136,9 +136,7 @@ class Planner:
             raise StoreUnavailable("No store can be listed: check the network, the disks and the URLs.")
         heads = self._heads({name: one for name, one in found.items() if name not in silent})
         head = max(heads, key=lambda head: (head.epoch, head.counter), default=None)
-        if head is not None and head.segment_key:
-            segment = parse_segment_object_key(head.segment_key)[1]
-            self._vouched = Previous(segment, head.segment_size, head.segment_digest)
+        self._vouched = [vouched for one in heads if (vouched := vouched_by(one)) is not None]
         try:
             index, end = await self._best(moment)
         except DamagedError as exc:
@@ -299,7 +297,7 @@ class Planner:
         count = len(later) - 1
         if later[0] > end.next_sequence:
             missing = f"segment {end.next_sequence} is in no store, {count + 1} later ones cannot be used"
-            if self._vouched is not None and self._are_heads_known:
+            if self._vouched and self._are_heads_known:
                 # Segments are sent several at a time. What was never all there, no head vouches for.
                 logger.warning("The log ends where its writer was cut off: %s.", missing)
                 return None

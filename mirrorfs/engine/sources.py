@@ -132,6 +132,10 @@ class Segments:
             found, key=lambda segment: (segment.epoch, segment.sequence, segment.writer), reverse=True
         )
 
+    def stores_of(self, segment: SegmentId) -> list[str]:
+        """Names of the stores that list a segment."""
+        return [store.name for store in self._places.get(segment, ())]
+
     async def candidates(self, sequence: int) -> list[SegmentId]:
         """See SegmentSource."""
         found = self._by_sequence.get(sequence, ())

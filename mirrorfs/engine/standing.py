@@ -14,7 +14,7 @@ What is none of these is an orphan: the end of a writer that was fenced, which n
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final, NamedTuple
 
@@ -92,13 +92,14 @@ class Standing:
         writer: WriterPublicKey,
         *,
         first: int,
-        held: Sequence[HeldKeys],
+        held: Mapping[str, HeldKeys],
     ) -> None:
         """
         Args:
             segments: of the main stream, already looked at from `first` on.
             first: a number before which every segment is in the stores that were looked at.
-            held: what each of all the volume's stores is known to hold.
+            held: what each of the stores that count is known to hold, by name: those that do not rotate. A
+                disk that travels with one machine keeps nobody else from writing.
         """
         self._index = index
         self._segments = segments
@@ -116,8 +117,8 @@ class Standing:
         async with aclosing(self._rows()) as rows:
             async for row in rows:
                 key = segment_object_key(Stream.MAIN, _id(row))
-                is_held = any(key in one for one in self._held)
-                if is_held or _id(row) in await self._segments.candidates(row.sequence):
+                is_held = any(key in one for one in self._held.values())
+                if is_held or not self._held.keys().isdisjoint(self._segments.stores_of(_id(row))):
                     found = Known(row.epoch, row.sequence, row.writer)
         return max(
             [found, *(Known(lease.epoch, -1, lease.writer) for lease in leases if lease.writer in own)]

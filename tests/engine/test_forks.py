@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,19 @@ from mirrorfs.engine import checkpointer, lease_documents
 from mirrorfs.engine.heads import newest_head
 from mirrorfs.engine.lease import LEASE_PERIOD_S
 from mirrorfs.engine.lease_taker import RELEASE_S
+from mirrorfs.engine.mend import AGAIN_S
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner
-from mirrorfs.engine.scrub import DEEP
+from mirrorfs.engine.scrub import DEEP, SIZES
+from mirrorfs.engine.volume import MountedVolume
+from mirrorfs.errors import ReadOnlyVolume as ReadOnly
 from mirrorfs.format.control import LEASE_KEY, open_lease
 from mirrorfs.ports import Store
 from tests.sim.world import InlineOffload
 from tests.support.machine import write_file
 from tests.support.practice import FORKED, SAID, Pc, Practice, fenced, names, names_in, save, seen_by_a_new_pc
+from tests.support.store_simulated import NO_FAULTS, Faults
 from tests.support.volumes import HEADER, KEYS
 
 FOLLOWED = "Another machine wrote since"
@@ -189,6 +194,153 @@ async def test_what_a_crash_left_keeps_nobody_out(
         assert names(volume) == [b"a"]
         await save(volume, b"c")
     assert await seen_by_a_new_pc(practice) == [b"a", b"c"]
+
+
+# --- judged once -----------------------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED)
+async def test_a_take_over_over_a_slow_line(autojump_clock: MockClock, practice: Practice) -> None:
+    """The log grows meanwhile, and reading it takes longer than any store is waited for."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted() as volume:
+        await save(volume, b"a")
+    async with two.mounted() as volume:
+        await save(volume, b"b")
+    for link in two.links.values():
+        link.faults = Faults(latency_min_s=2.5, latency_max_s=3.0)
+
+    async def write(volume: MountedVolume) -> None:
+        """Directories and links: what counts twice is seen by their numbers."""
+        filesystem = volume.filesystem
+        for number in count():
+            try:
+                filesystem.create(1, b"d%d" % number, mode=0o40755, uid=0, gid=0, umask=0)
+                made = filesystem.create(1, b"f%d" % number, mode=0o100644, uid=0, gid=0, umask=0)
+                filesystem.link(made.inode, 1, b"hard%d" % number)
+                await volume.flush()
+            except ReadOnly:
+                return
+            await trio.sleep(2)
+
+    async with one.mounted(wait=False) as volume, trio.open_nursery() as nursery:
+        nursery.start_soon(write, volume)
+        async with two.mounted(wait=False, take_over=True) as second:
+            found = second.filesystem
+            directories = [name for name in names(second) if name.startswith(b"d")]
+            assert len(directories) > 20
+            assert found.getattr(1).nlink == 2 + len(directories)
+            for name in names(second):
+                if name.startswith(b"f"):
+                    assert found.getattr(found.lookup(1, name).inode).nlink == 2
+        nursery.cancel_scope.cancel()
+
+
+# --- a disk that travels ---------------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, ENDED)
+@pytest.mark.parametrize("trips", [1, 2, 3])
+async def test_what_only_a_rotating_disk_has_overrules_nothing(
+    autojump_clock: MockClock, practice: Practice, trips: int
+) -> None:
+    """A PC travels with it and mounts there, however often; meanwhile another one works at home."""
+    one, two = practice.pc("one"), practice.pc("two")
+    one.rotating = two.rotating = frozenset({"s3"})
+    for pc, name in ((one, b"a"), (two, b"b"), (one, b"c")):
+        async with pc.mounted() as volume:
+            await save(volume, name)
+    one.cut_off("home")
+    for number in range(trips):
+        async with one.mounted(wait=False) as volume:
+            await save(volume, b"travel %d" % number)
+            await trio.sleep(60)
+    two.cut_off("s3")
+    async with two.mounted() as volume:
+        await save(volume, b"a week of work")
+        await volume.flush()
+    one.reconnect()
+    assert "--from-state" in await one.refusal()
+    two.reconnect()
+    async with two.mounted(wait=False) as volume:
+        assert names(volume) == [b"a", b"a week of work", b"b", b"c"]
+
+
+# --- a take-over, and then --------------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, "old lease")
+@pytest.mark.parametrize("lost_s", [30, 41, 50, 58])
+async def test_a_take_over_whose_leases_are_lost(
+    autojump_clock: MockClock, practice: Practice, lost_s: float
+) -> None:
+    """The displaced PC was away, and finds no lease: nothing is safe there before it is sure."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted(wait=False) as first, trio.open_nursery() as nursery:
+        await save(first, b"common")
+        await first.flush()
+        await trio.sleep(100)
+        one.cut_off()
+
+        async def lose() -> None:
+            await trio.sleep(lost_s)
+            for place in practice.places.values():
+                del place[LEASE_KEY]
+            one.reconnect()
+
+        nursery.start_soon(lose)
+        async with two.mounted(take_over=True, wait=False) as second:
+            with trio.move_on_after(20) as told_first:
+                await save(first, b"by one")
+                await first.flush()
+            with trio.move_on_after(120) as told_second:
+                await save(second, b"by two")
+                await second.flush()
+            assert told_first.cancelled_caught or told_second.cancelled_caught
+            await trio.sleep(300)
+            assert (first.status().fenced is None) != (second.status().fenced is None)
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED)
+async def test_a_take_over_that_is_broken_off(autojump_clock: MockClock, practice: Practice) -> None:
+    """While the displaced PC is given notice: nobody misses changes that were never made."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with two.mounted() as volume:
+        await save(volume, b"0")
+    async with one.mounted(wait=False) as first:
+        await save(first, b"a")
+        await first.flush()
+        with trio.move_on_after(30):
+            async with two.mounted(take_over=True):
+                pytest.fail("it waits a minute")
+        await trio.sleep(LEASE_PERIOD_S)
+    async with practice.pc("three").mounted() as volume:
+        assert names(volume) == [b"0", b"a"]
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, "does not verify")
+@pytest.mark.parametrize("harm", ["none", "rot"])
+async def test_a_head_helps_a_pc_with_an_older_state(
+    autojump_clock: MockClock, practice: Practice, harm: str
+) -> None:
+    """It says how the last segment was: one that a crash left, or one with a bad frame in every store."""
+    two = practice.pc("two")
+    async with two.mounted():
+        pass
+    if harm == "none":
+        again = await crashed(practice)
+        again.mirror_delay_s = 60.0
+        async with again.until_killed() as volume:
+            await trio.sleep(20)
+    else:
+        async with practice.pc("one").until_killed() as volume:
+            await write_file(volume, b"b", random.Random(1).randbytes(50_000))
+            await volume.flush()
+        for place in practice.places.values():
+            key = max(key for key in place if key.startswith("segments/") and len(place[key]) > 50_000)
+            place[key] = place[key][:2000] + bytes([place[key][2000] ^ 1]) + place[key][2001:]
+    async with two.mounted(take_over=True, wait=False) as volume:
+        assert b"b" in names(volume)
 
 
 # --- damage at the end ---------------------------------------------------------------------
@@ -406,8 +558,8 @@ async def test_checkpoints_of_a_fenced_writer(
     orphans = set(practice.places["s3"]) - set(practice.places["home"])
     assert any(key.startswith("checkpoints/") for key in orphans)
     expected = [b"a", b"by two 1", b"by two 2"]
-    for count, moment in enumerate((NEWEST, Moment(time_ns=1 << 62))):
-        viewer = practice.pc(f"viewer {count}")
+    for number, moment in enumerate((NEWEST, Moment(time_ns=1 << 62))):
+        viewer = practice.pc(f"viewer {number}")
         async with trio.open_nursery() as nursery:
             view = await ReadOnlyVolume.open(
                 nursery=nursery, world=viewer.world, files=viewer.files, keys=KEYS,
@@ -603,3 +755,31 @@ async def test_the_index_lost_its_wal_after_following(
     async with again.mounted(wait=False) as volume:
         assert names(volume) == expected
         await save(volume, b"d")
+
+
+# --- mending that is broken off --------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings("is damaged|is mended|holds other bytes|missing|truncated|wrong size")
+@pytest.mark.parametrize("after_s", [0, 1, 2, 3, 5, 7, 9, 11])
+async def test_mending_that_is_broken_off(
+    autojump_clock: MockClock, practice: Practice, after_s: float
+) -> None:
+    """The program that wanted it ends: what was found bad is not forgotten."""
+    pc = practice.pc("one")
+    async with pc.mounted() as volume:
+        for name in (b"a", b"b"):
+            await save(volume, name)
+            await volume.flush()
+        place = practice.places["s3"]
+        key = max(key for key in place if key.startswith("segments/"))
+        place[key] = place[key][:-10]
+        bad = (await volume.scrubber.run(SIZES)).bad
+        pc.links["s3"].faults = Faults(latency_min_s=1.0, latency_max_s=1.0)
+        with trio.move_on_after(after_s):
+            await volume.mender.mend(bad)
+        pc.links["s3"].faults = NO_FAULTS
+        await trio.sleep(AGAIN_S)
+        await volume.mender.mend((await volume.scrubber.run(SIZES)).bad)
+        await volume.flush()
+        assert place[key] == practice.places["home"][key]

@@ -38,7 +38,12 @@ async def standing(log: MadeUpLog, index: Index, ours: Sequence[SegmentId], *, f
     for segment in ours:
         index.put_segment(log.rows[segment])
     return Standing(
-        index, await log.segments(), KEYS, PUBLIC, first=first, held=await held_by(index, HOME, S3)
+        index,
+        await log.segments(),
+        KEYS,
+        PUBLIC,
+        first=first,
+        held=dict(zip(("home", "s3"), await held_by(index, HOME, S3), strict=True)),
     )
 
 
