@@ -183,7 +183,7 @@ class _Judge:
         if self._mounted and silent:
             raise StoreUnavailable(f"Store {silent[0]} cannot be listed; nothing is sent there yet.")
         standing = Standing(index, segments, self._keys, self._writer, first=first, held=counts)
-        known = await standing.known(leases, self._taker.own_writers)
+        known = await standing.known(leases, self._taker.settled_writers)
         known = max(known, self._taken)
         await standing.check(known)
         return known
@@ -233,7 +233,7 @@ async def become_writer(
             raise InUseError(fenced)
         if _epoch(judge.recovered.index) >= identity.epoch:
             raise InUseError("Another machine wrote meanwhile; unmount the volume there, and mount again.")
-        taker.mounted()
+        await taker.mounted(holds_one=any(state.fresh for state in lasting))
     except BaseException:
         with trio.CancelScope(shield=True):
             await give_back(leases)

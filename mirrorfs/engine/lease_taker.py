@@ -113,6 +113,7 @@ class LeaseTaker:
         self._key_set = key_set
         self.rotating = settings.rotating
         self._before: list[OwnWriter] = []
+        self._ours: OwnWriter | None = None
         self._admission: Admission | None = None
         self.places = {store.name: Place(store, settings.instances[store.name]) for store in stores}
         """By name, the stores that there are now; it is set anew when they change under the mount."""
@@ -136,8 +137,8 @@ class LeaseTaker:
         self._before = read_own_writers(self._world)
         self.writer = writer = self._world.entropy(WRITER_SIZE)
         # Written before any lease is: after a crash in between, the lease is still known as ours.
-        ours = OwnWriter(writer, boot_tag(self._settings.boot_id))
-        await write_own_writers(self._world, [*self._before, ours])
+        self._ours = OwnWriter(writer, boot_tag(self._settings.boot_id), settled=False)
+        await write_own_writers(self._world, [*self._before, self._ours])
         keepers = [await self.keeper(store, rotating=store.name in self.rotating) for store in self._stores]
         lasting = [store.name for store in self._stores if store.name not in self.rotating]
         theirs = 0 if last is None or last.writer in self.own_writers else last.epoch
@@ -152,41 +153,11 @@ class LeaseTaker:
             self._say_what_is_watched([lease for name in lasting if (lease := seen.good.get(name))])
         self._admission = admission = Admission(lasting, judge, self._late_notice_s)
 
-        async def acquire(keeper: LeaseKeeper) -> None:
-            name = keeper.state().store
-            is_rotating, answers = name in self.rotating, False
-            # Nobody waits for another writer's lease on a store that only rotates: the mirror takes it later.
-            limit_s = ROTATING_S if is_rotating else LEASE_PERIOD_S + STORE_LOOK_S
-            with trio.move_on_after(limit_s) as scope:
-
-                async def admit(store: str, lease: Lease | None) -> float:
-                    # The judgement may take as long as reading the log does.
-                    scope.deadline = math.inf
-                    try:
-                        return await admission.admit(store, lease)
-                    finally:
-                        scope.deadline = trio.current_time() + STORE_LOOK_S
-
-                try:
-                    await keeper.acquire(
-                        epoch=epoch, writer=writer, own_before=self._gone,
-                        own_rebooted=self._rebooted, admit=admit, take_over=self._settings.take_over,
-                    )  # fmt: skip
-                except InUseError as exc:
-                    # What a rotating store holds that was written elsewhere stops nobody.
-                    if not is_rotating:
-                        admission.refuse(exc)
-                except (StoreError, DamagedError, LimitError) as exc:
-                    # The mirror goes on trying; nothing is sent there before the lease is held.
-                    logger.log(self._level(name), "The lease of store %s is not held yet: %s", name, exc)
-                    answers = not isinstance(exc, StoreError)
-            admission.give_up(name, answers=answers)
-
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(admission.run)
                 for keeper in keepers:
-                    nursery.start_soon(acquire, keeper)
+                    nursery.start_soon(self._acquire, keeper, admission, epoch, writer)
             if admission.refusal is not None:
                 raise admission.refusal
         except BaseException:
@@ -203,6 +174,36 @@ class LeaseTaker:
             self._settings.header_bytes,
         )
         return keepers, identity
+
+    async def _acquire(self, keeper: LeaseKeeper, admission: Admission, epoch: int, writer: bytes) -> None:
+        name = keeper.state().store
+        is_rotating, answers = name in self.rotating, False
+        # Nobody waits for another writer's lease on a store that only rotates: the mirror takes it later.
+        limit_s = ROTATING_S if is_rotating else LEASE_PERIOD_S + STORE_LOOK_S
+        with trio.move_on_after(limit_s) as scope:
+
+            async def admit(store: str, lease: Lease | None) -> float:
+                # The judgement may take as long as reading the log does.
+                scope.deadline = math.inf
+                try:
+                    return await admission.admit(store, lease)
+                finally:
+                    scope.deadline = trio.current_time() + STORE_LOOK_S
+
+            try:
+                await keeper.acquire(
+                    epoch=epoch, writer=writer, own_before=self._gone,
+                    own_rebooted=self._rebooted, admit=admit, take_over=self._settings.take_over,
+                )  # fmt: skip
+            except InUseError as exc:
+                # What a rotating store holds that was written elsewhere stops nobody.
+                if not is_rotating:
+                    admission.refuse(exc)
+            except (StoreError, DamagedError, LimitError) as exc:
+                # The mirror goes on trying; nothing is sent there before the lease is held.
+                logger.log(self._level(name), "The lease of store %s is not held yet: %s", name, exc)
+                answers = not isinstance(exc, StoreError)
+        admission.give_up(name, answers=answers)
 
     async def _see(self, keepers: Sequence[LeaseKeeper], lasting: Sequence[str], *, epoch: int) -> Seen:
         """The leases that stores show, once it is seen whether a writer is alive whose lease is lost.
@@ -300,9 +301,17 @@ class LeaseTaker:
             logger.info("waiting %.0f s, to see whether a writer of before is alive", seconds)
             self._on_watch(seconds)
 
-    def mounted(self) -> None:
-        """After `take_leases`: the end of the log is settled."""
-        assert self._admission is not None
+    @property
+    def settled_writers(self) -> list[bytes]:
+        """Those of `own_writers` whose lease proves that nobody else wrote before."""
+        return [one.writer for one in self._before if one.settled]
+
+    async def mounted(self, *, holds_one: bool) -> None:
+        """After `take_leases`: the end of the log was read again. `holds_one`: under the lease of a store."""
+        assert self._admission is not None and self._ours is not None
+        if holds_one:
+            self._ours = self._ours._replace(settled=True)
+            await write_own_writers(self._world, [*self._before, self._ours])
         self._admission.open()
 
     @property

@@ -1,10 +1,12 @@
 """The writer ids of the last mounts from a state directory, and in which boot of the machine each was.
 
 They tell our own leases from those of others after a crash. The boot is kept with them because a state
-directory can be copied, or put back, while the PC it is from is alive (engine/lease_watch.py).
+directory can be copied, or put back, while the PC it is from is alive (engine/lease_watch.py). And a lease of
+ours proves that nobody else wrote before it only if the log was read again while it was held, once who was
+displaced had noticed: that is noted, too.
 
-Local file: MAGIC, then RECORD_SIZE bytes for each mount, newest last: the writer id and the tag of the boot.
-One without MAGIC is of an earlier version, and has ids alone.
+Local file: MAGIC, then RECORD_SIZE bytes for each mount, newest last: the writer id, the tag of the boot, and
+1 if settled. With MAGIC_2 it is of an earlier version, without that last byte; with neither it has ids alone.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ WRITERS_PATH: Final = "writers"
 WRITERS_KEPT: Final = 8
 CREATED_PATH: Final = "created"
 """There from the beginning on the machine that created the volume: no other can have begun it before."""
-MAGIC: Final = b"writers2"
+MAGIC: Final = b"writers3"
+MAGIC_2: Final = b"writers2"
 BOOT_SIZE: Final = 16
-RECORD_SIZE: Final = WRITER_SIZE + BOOT_SIZE
+RECORD_SIZE: Final = WRITER_SIZE + BOOT_SIZE + 1
 _UNKNOWN: Final = bytes(BOOT_SIZE)
 
 
@@ -31,6 +34,8 @@ class OwnWriter(NamedTuple):
     writer: bytes
     boot: bytes
     """Tag of the boot of the machine (`boot_tag`); zeros: not known."""
+    settled: bool = True
+    """Whether it has read the end of the log while it held the lease of a store."""
 
 
 def boot_tag(boot_id: str) -> bytes:
@@ -59,13 +64,17 @@ def read_own_writers(world: World) -> list[OwnWriter]:
         file.close()
     if data.startswith(MAGIC):
         records = _cut(data[len(MAGIC) :], RECORD_SIZE)
-        return [OwnWriter(record[:WRITER_SIZE], record[WRITER_SIZE:]) for record in records]
+        return [OwnWriter(one[:WRITER_SIZE], one[WRITER_SIZE:-1], one[-1:] == b"\x01") for one in records]
+    if data.startswith(MAGIC_2):
+        records = _cut(data[len(MAGIC_2) :], RECORD_SIZE - 1)
+        return [OwnWriter(one[:WRITER_SIZE], one[WRITER_SIZE:]) for one in records]
     return [OwnWriter(record, _UNKNOWN) for record in _cut(data, WRITER_SIZE)][-WRITERS_KEPT:]
 
 
 async def write_own_writers(world: World, writers: list[OwnWriter]) -> None:
     """Keep the last WRITERS_KEPT of them, durably."""
-    data = MAGIC + b"".join(b"".join(one) for one in writers[-WRITERS_KEPT:])
+    records = (one.writer + one.boot + bytes([one.settled]) for one in writers[-WRITERS_KEPT:])
+    data = MAGIC + b"".join(records)
     await world.offload.sync(lambda: world.disk.write_whole(WRITERS_PATH, data))
 
 

@@ -110,7 +110,7 @@ class Standing:
         self._held = held
 
     async def known(self, leases: Iterable[Lease], own: Collection[bytes]) -> Known:
-        """Args: leases: those found in stores. own: writer ids of this machine's mounts."""
+        """Args: leases: those found in stores. own: writer ids of this machine's mounts that were settled."""
         found = NOBODY
         if self._first and (row := self._index.get_segment(self._first - 1)) is not None:
             found = Known(row.epoch, row.sequence, row.writer)

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.engine.lease_watch import OWN_WATCH_S
-from mirrorfs.engine.own_writers import BOOT_SIZE, WRITERS_PATH, OwnWriter, read_own_writers
+from mirrorfs.engine.own_writers import BOOT_SIZE, MAGIC_2, WRITERS_PATH, OwnWriter, read_own_writers
 from tests.support.practice import FORKED, Practice, names, save
 
 
@@ -75,6 +75,9 @@ async def test_writer_ids_of_an_earlier_version_are_of_no_known_boot(
     again = practice.copy(one, "one again")
     path = again.root / WRITERS_PATH
     (writer,) = read_own_writers(again.world)
+    assert writer.settled
+    path.write_bytes(MAGIC_2 + writer.writer + writer.boot)
+    assert read_own_writers(again.world) == [writer]
     path.write_bytes(writer.writer)
     assert read_own_writers(again.world) == [OwnWriter(writer.writer, bytes(BOOT_SIZE))]
     async with again.mounted():
