@@ -77,7 +77,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 async def replayed(index: Index, *segments: list[bytes], vouched: Previous | None = None) -> ReplayEnd:
-    replayer = Replayer(index, Copies(*segments), KEYS, PUBLIC, vouched=vouched)
+    replayer = Replayer(index, Copies(*segments), KEYS, PUBLIC, vouched=() if vouched is None else [vouched])
     return await replayer.run(keep_tail=False)
 
 
