@@ -159,7 +159,7 @@ class Mender:
     def _offer(self, one: BadObject, mirror: Mirror) -> None:
         try:
             size_bytes = self._objects.stored_size(one.key)
-        except MirrorfsError as exc:
+        except (MirrorfsError, FileNotFoundError) as exc:
             logger.info("object %s of %s cannot be sent again: %s", one.key, one.place, exc)
         else:
             mirror.offer(one.key, size_bytes, written_ns=self._clock.now_ns())
@@ -197,6 +197,7 @@ class Mender:
                 size_bytes = await self._keep_here(one.key)
             except MirrorfsError as exc:
                 results[one] = f"no good copy could be had: {exc}"
+                forgotten.discard(one)
                 row = self._objects.row_of(one.key)
                 if mirror is not None and row is not None:
                     # The store lacks the object; where there is a good copy later, the mirror finds it.
