@@ -15,6 +15,9 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from typing import Final
+
+import trio
 
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
@@ -33,6 +36,15 @@ from mirrorfs.ports import Index, IndexFiles, ObjectKey, Offload, Store
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+
+
+BEGINNING_LOOKS: Final = 2
+BEGINNING_S: Final = 10.0
+"""Segments are sent several at a time: before the first head, a later one may be there alone for a while."""
+
+
+class _Beginning(DamagedError):
+    """The log is not whole, but nobody has vouched for any of it yet."""
 
 
 class Joiner:
@@ -68,14 +80,25 @@ class Joiner:
             a second beginning of the log be written. DamagedError: the stores' log is not
             whole: going on from its good part would leave the rest behind for ever.
         """
+        for _ in range(BEGINNING_LOOKS):
+            try:
+                return await self._fill(files, is_attached=is_attached)
+            except _Beginning as exc:
+                logger.info("the log is just being begun, it seems: %s", exc)
+                await trio.sleep(BEGINNING_S)
+        return await self._fill(files, is_attached=is_attached)
+
+    async def _fill(self, files: IndexFiles, *, is_attached: bool) -> Index | None:
         planner = Planner(
             self.stores, files, self._offload, self._keys, self._public_key,
             on_progress=self._on_progress, on_loaded=self._on_loaded,
         )  # fmt: skip
         try:
             index, plan = await planner.run(NEWEST)
-        except BaseException:
+        except BaseException as exc:
             files.remove()  # a part of a state is not to be taken for one of this machine
+            if isinstance(exc, DamagedError) and planner.has_no_head:
+                raise _Beginning(str(exc)) from exc
             raise
         # Damage that ends no log, as it is the end, must not be vouched for by what we write behind it.
         damage = plan.damage or planner.end.damage
@@ -84,7 +107,7 @@ class Joiner:
             files.remove()
             if plan.unreached:
                 raise StoreUnavailable(_unreached(plan.unreached))
-            raise DamagedError(
+            raise (_Beginning if planner.has_no_head else DamagedError)(
                 f"The stores' log is not whole: {damage}. Make the other store reachable, or restore"
                 " what there is with `mirrorfs restore`."
             )

@@ -121,6 +121,11 @@ class Planner:
         self.end: ReplayEnd
         """After `run`: where replay ended."""
 
+    @property
+    def has_no_head(self) -> bool:
+        """After `run`: whether the stores that were asked answered, and none has a head."""
+        return self._are_heads_known and not self._vouched
+
     async def run(self, moment: Moment) -> tuple[Index, RestorePlan]:
         """The index at the moment, open, and what it means.
 

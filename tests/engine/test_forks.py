@@ -808,3 +808,35 @@ async def test_mending_that_is_broken_off(
         await volume.mender.mend((await volume.scrubber.run(SIZES)).bad)
         await volume.flush()
         assert place[key] == practice.places["home"][key]
+
+
+# --- a log that is just being begun ----------------------------------------------------------
+
+
+@pytest.mark.expects_warnings(*SAID, FOLLOWED)
+@pytest.mark.parametrize("comes", [True, False])
+async def test_the_second_segment_came_first(
+    autojump_clock: MockClock, practice: Practice, comes: bool
+) -> None:
+    """Before the first head a gap may be what is on its way: it is waited for a little, and then said."""
+    async with practice.pc("one").until_killed() as volume:
+        for name in (b"a", b"b"):
+            await save(volume, name)
+            await trio.sleep(60)
+    assert not any(key.startswith("heads/") for key in practice.places["home"])
+    first = min(key for key in practice.places["home"] if key.startswith("segments/"))
+    data = [place.pop(first) for place in practice.places.values()]
+
+    async def arrive() -> None:
+        await trio.sleep(5)
+        for place, one in zip(practice.places.values(), data, strict=True):
+            place[first] = one
+
+    two = practice.pc("two")
+    async with trio.open_nursery() as nursery:
+        if comes:
+            nursery.start_soon(arrive)
+            async with two.mounted(take_over=True) as volume:
+                assert names(volume) == [b"a", b"b"]
+        else:
+            assert "segment 0 is in no store" in await two.refusal(take_over=True)

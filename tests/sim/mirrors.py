@@ -567,10 +567,11 @@ class MirrorSimulation:
         for name in state:
             row = index.get_dentry(1, name)
             assert row is not None
+            count = self.weather.change_count
             try:
                 state[name] = await volume.filesystem.read(row.inode, 0, 1 << 30)
             except ReadFailed:
-                if not self.weather.is_troubled:
+                if not self.weather.troubles_since(count):
                     raise
                 # Names and sizes still say which state it is.
         return state
@@ -670,10 +671,11 @@ class MirrorSimulation:
         inode = volume.filesystem.lookup(1, name).inode
         volume._local.reader.cache._frames.clear()
         volume._local.reader.cache.size_bytes = 0
+        count = self.weather.change_count
         try:
             found = await volume.filesystem.read(inode, 0, 1 << 30)
         except ReadFailed:
-            if not self.weather.is_troubled:
+            if not self.weather.troubles_since(count):
                 raise
             return
         if found != state[name]:

@@ -45,6 +45,10 @@ class Weather:
         """Whether a request may fail, or bad copies may be about."""
         return self.is_stormy or bool(self._harmed)
 
+    def troubles_since(self, change_count: int) -> bool:
+        """Whether a request may have failed since there were so many changes, or bad copies be about."""
+        return self.is_troubled or self.change_count != change_count
+
     @property
     def is_stormy(self) -> bool:
         """Whether a request may fail."""
@@ -65,6 +69,7 @@ class Weather:
 
     def heal(self) -> None:
         """All requests succeed from now on."""
+        self.change_count += 1
         for place in self.places:
             place.outage = place.full = place.denied = False
             place.faults = NO_FAULTS
