@@ -45,6 +45,7 @@ class Admission:
 
     async def run(self) -> None:
         """Judge, when every store was heard of."""
+        self._look()  # there may be nobody to wait for
         await self._complete.wait()
         if self.refusal is None:
             try:

@@ -217,6 +217,15 @@ async def test_a_judgement_survives_the_deadlines_of_stores(autojump_clock: Mock
     assert len(court.heard) == 1
 
 
+async def test_where_all_stores_rotate(autojump_clock: MockClock) -> None:
+    """Nobody is waited for."""
+    court = Court()
+    async with trial(court) as (admission, _):
+        with trio.fail_after(10), pytest.raises(StoreError, match="is being mounted"):
+            await admission.admit("usb", LEASE)
+    assert court.heard == [({}, set())]
+
+
 async def test_a_rotating_store_is_late(autojump_clock: MockClock) -> None:
     court = Court()
     async with trial(court, "home") as (admission, _):
