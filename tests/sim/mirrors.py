@@ -297,7 +297,9 @@ class MirrorSimulation:
             raise Refused from None
         except InUseError as exc:
             self._began = began_before  # a mount that is refused leaves nothing behind
-            if was_alone and not stormy and not self.weather.is_stormy:
+            # A store that went back may show the lease of a mount that came to nothing.
+            is_calm = not stormy and not self.weather.is_stormy and not self.weather.went_back
+            if was_alone and is_calm:
                 raise
             raise Refused from exc
         except _REFUSALS as exc:
