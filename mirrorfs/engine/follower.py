@@ -16,10 +16,10 @@ from typing import Final
 
 import trio
 
-from mirrorfs.engine.heads import holds_head, is_left_behind, newest_head
+from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_heads
 from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError, StoreError
+from mirrorfs.errors import DamagedError, MirrorfsError
 from mirrorfs.format.control import Head
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.kdf import VolumeKeys
@@ -91,8 +91,8 @@ class Follower:
 
     async def look(self, *, heads: bool = True) -> None:
         """Apply what has come. Raises: DamagedError: it is damaged in every place that has it."""
-        # Heads before the listing: the writer is at work, and what a head names was sent before it.
-        found = await self._all_heads() if heads else {}
+        asked = self._stores if heads else ()
+        found = await newest_heads(asked, keys=self._keys, public_key=self._public_key)
         segments = Segments(Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores)
         end = self._end
         # An open segment is read again from its beginning: what is known of it is passed over.
@@ -112,21 +112,12 @@ class Follower:
         self.fault = None
         self._compare(found)
 
-    async def _all_heads(self) -> dict[str, Head | None]:
-        """Of each store whose heads can be read the newest one, None if it has none."""
-        heads: dict[str, Head | None] = {}
-        for store in self._stores:
-            try:
-                found = await newest_head(store, keys=self._keys, public_key=self._public_key)
-            except (StoreError, DamagedError) as exc:
-                logger.info("the heads of store %s cannot be read: %s", store.name, exc)
-            else:
-                heads[store.name] = found.head if found is not None else None
-        return heads
-
-    def _compare(self, heads: Mapping[str, Head | None]) -> None:
-        for name, head in heads.items():
-            seen = self._seen.get(name)
+    def _compare(self, found: Mapping[str, FoundHead | MirrorfsError | None]) -> None:
+        for name, one in found.items():
+            if isinstance(one, MirrorfsError):
+                logger.info("the heads of store %s cannot be read: %s", name, one)
+                continue
+            seen, head = self._seen.get(name), None if one is None else one.head
             if seen is not None and (head is None or (head.epoch, head.counter) < (seen.epoch, seen.counter)):
                 self._fail(f"Store {name} shows an older state than before: it was rolled back.")
             elif head is not None:

@@ -23,7 +23,9 @@ from mirrorfs.errors import (
     DamagedError,
     FormatError,
     LimitError,
+    MirrorfsError,
     ObjectNotFound,
+    StoreError,
     StoreUnavailable,
 )
 from mirrorfs.format.control import Head, head_key, open_head, parse_head_key, seal_control
@@ -140,6 +142,22 @@ def is_left_behind(index: Index, head: Head) -> bool:
     if row is None or (head.epoch, head.writer) == (row.epoch, row.writer):
         return False
     return End(head.epoch, head.sequence, head.writer) < End(row.epoch, row.sequence, row.writer)
+
+
+async def newest_heads(
+    stores: Sequence[Store], *, keys: VolumeKeys, public_key: bytes
+) -> dict[str, FoundHead | MirrorfsError | None]:
+    """By store `newest_head`, or why it cannot be had.
+
+    To be asked for before the log is listed: its writer may be at work, and sends a head after what it names.
+    """
+    found: dict[str, FoundHead | MirrorfsError | None] = {}
+    for store in stores:
+        try:
+            found[store.name] = await newest_head(store, keys=keys, public_key=public_key)
+        except (StoreError, DamagedError) as exc:
+            found[store.name] = exc
+    return found
 
 
 async def newest_head(store: Store, *, keys: VolumeKeys, public_key: bytes) -> FoundHead | None:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
 from typing import Final
 
 import trio
 
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
-from mirrorfs.engine.heads import newest_head, vouched_by
+from mirrorfs.engine.heads import FoundHead, newest_heads, vouched_by
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import Replayer, previous_of
 from mirrorfs.engine.restore_plan import NEWEST, Planner
@@ -133,13 +132,9 @@ class Joiner:
 
     async def _vouched(self) -> list[Previous]:
         """What the stores' newest heads say of the ends of the log that they name."""
-        found: list[Previous] = []
-        for store in self.stores:
-            with suppress(StoreError, DamagedError):
-                head = await newest_head(store, keys=self._keys, public_key=self._public_key)
-                if head is not None and (end := vouched_by(head.head)) is not None:
-                    found.append(end)
-        return found
+        heads = await newest_heads(self.stores, keys=self._keys, public_key=self._public_key)
+        ends = (vouched_by(one.head) for one in heads.values() if isinstance(one, FoundHead))
+        return [end for end in ends if end is not None]
 
     async def follow(
         self, index: Index, start: LogPosition, undecided: frozenset[int]

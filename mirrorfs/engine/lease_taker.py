@@ -112,6 +112,7 @@ class LeaseTaker:
         self._settings = settings
         self._key_set = key_set
         self.rotating = settings.rotating
+        """As `places`: what there is now."""
         self._before: list[OwnWriter] = []
         self._ours: OwnWriter | None = None
         self._admission: Admission | None = None
@@ -320,7 +321,7 @@ class LeaseTaker:
         return self._settings.take_over
 
     def _level(self, name: str) -> int:
-        return logging.INFO if name in self._settings.rotating else logging.WARNING
+        return logging.INFO if name in self.rotating else logging.WARNING
 
     async def keeper(self, store: Store, *, rotating: bool) -> LeaseKeeper:
         """One that holds nothing yet, of a store that is probed if it answers."""

@@ -17,13 +17,13 @@ from mirrorfs.engine.heads import (
     HeadRelation,
     holds_head,
     is_left_behind,
-    newest_head,
+    newest_heads,
     relate_heads,
     seal_head,
 )
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
 from mirrorfs.engine.standing import WHAT_NEXT, Known
-from mirrorfs.errors import ChainError, DamagedError, StoreError
+from mirrorfs.errors import ChainError, MirrorfsError
 from mirrorfs.format.control import Head, parse_head_key
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
@@ -64,17 +64,15 @@ class Heads:
             self.checkpoint = (self.newest.checkpoint, self.newest.checkpoint_digest)
 
     async def of_stores(self, stores: Sequence[Store]) -> dict[str, FoundHead | None]:
-        """The newest head of each store whose heads can be read; None: it has none.
-
-        To be asked for before the log is listed: what a head names was sent before it.
-        """
-        found: dict[str, FoundHead | None] = {}
-        for store in stores:
-            try:
-                found[store.name] = await newest_head(store, keys=self._keys, public_key=self._public_key)
-            except (StoreError, DamagedError) as exc:
-                logger.warning("The heads of store %s cannot be read: %s", store.name, exc)
-        return found
+        """`newest_heads`, of the stores whose heads can be read."""
+        shown: dict[str, FoundHead | None] = {}
+        found = await newest_heads(stores, keys=self._keys, public_key=self._public_key)
+        for name, one in found.items():
+            if isinstance(one, MirrorfsError):
+                logger.warning("The heads of store %s cannot be read: %s", name, one)
+            else:
+                shown[name] = one
+        return shown
 
     async def compare(
         self,

@@ -15,11 +15,11 @@ from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
-from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_head, vouched_by
+from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_heads, vouched_by
 from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.salvage import CombiningSource
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError, MirrorfsError, StoreError, StoreUnavailable, UsageError
+from mirrorfs.errors import DamagedError, MirrorfsError, StoreUnavailable, UsageError
 from mirrorfs.format.checkpoint import Root
 from mirrorfs.format.control import Head
 from mirrorfs.format.ids import SegmentId, Stream, format_position
@@ -134,8 +134,7 @@ class Planner:
             UsageError: the volume had no commit yet at that moment.
             DamagedError: the stores hold segments, but nothing can be restored from them.
         """
-        # Heads before the listing: a writer may be at work, and what a head names was sent before it.
-        found = await self._all_heads()
+        found = await newest_heads(self._stores, keys=self._keys, public_key=self._writer_key)
         silent = set(await self.main.look()) | set(await self._checkpoints.look())
         if len(silent) == len(self._stores) and not self.main.local_sequences:
             raise StoreUnavailable("No store can be listed: check the network, the disks and the URLs.")
@@ -348,16 +347,6 @@ class Planner:
                 break
         # The checkpoint alone, or a first segment whose predecessor is gone: the newest writer's.
         return candidates[0] if candidates else None
-
-    async def _all_heads(self) -> dict[str, FoundHead | MirrorfsError | None]:
-        """Of each store the newest valid head, None if it has none, or why it cannot be read."""
-        found: dict[str, FoundHead | MirrorfsError | None] = {}
-        for store in self._stores:
-            try:
-                found[store.name] = await newest_head(store, keys=self._keys, public_key=self._writer_key)
-            except (StoreError, DamagedError) as exc:
-                found[store.name] = exc
-        return found
 
     def _heads(self, found: Mapping[str, FoundHead | MirrorfsError | None]) -> list[Head]:
         """Those that there are; a store whose heads cannot be read is passed over."""

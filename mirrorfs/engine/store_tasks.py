@@ -318,6 +318,7 @@ class StoreTasks:
         members = [known.get(instance) or added[instance] for instance in instances]
         # In place: others have this very list.
         self.members.members[:] = members
+        self._taker.rotating = frozenset(wanted.rotating)
         self._taker.places = {one.store.name: Place(one.store, one.instance) for one in members}
         self._records.keep_only(instances)
         for one in members:

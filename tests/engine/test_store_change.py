@@ -135,6 +135,23 @@ async def until(condition: Callable[[], bool], *, within_s: float) -> None:
 # --- add -------------------------------------------------------------------------------------
 
 
+async def test_who_judges_late_stores_hears_which_rotate(
+    autojump_clock: MockClock, machine: Practice, stores: list[SimulatedStore]
+) -> None:
+    """What one alone has overrules nothing; and a store that does not rotate any more counts."""
+    usb = place(USB)
+    async with machine.mounted() as volume:
+        taker = volume._tasks_of_stores._taker
+        assert taker.rotating == frozenset()
+        machine.rotating = frozenset({"usb"})
+        await machine.change(volume, HOME, S3, USB, opens=[usb])
+        assert taker.rotating == {"usb"} and taker.places.keys() == {"home", "s3", "usb"}
+        machine.rotating = frozenset()
+        await machine.change(volume, HOME, S3, USB)
+        assert taker.rotating == frozenset()
+        await volume.flush()
+
+
 async def test_a_store_is_added_while_files_are_written(
     autojump_clock: MockClock, machine: Practice, stores: list[SimulatedStore]
 ) -> None:
