@@ -23,7 +23,6 @@ import trio
 from mirrorfs.cli import volume_lock
 from mirrorfs.cli.config import (
     StoreConfig,
-    TokenConfig,
     VolumeConfig,
     VolumePaths,
     load_config,
@@ -35,7 +34,7 @@ from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.restore import confirmed, unlock_newest
 from mirrorfs.cli.restore_stores import StoreFound, check_members, find_stores, name_stores, newest_published
-from mirrorfs.cli.tokens import SecretSources
+from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens
 from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.process import harden_process
@@ -46,7 +45,6 @@ from mirrorfs.format.header import header_key
 from mirrorfs.format.ids import format_position
 from mirrorfs.format.kdf import format_fingerprint
 
-DEFAULT_TOKEN: Final = "pkcs11:"  # noqa: S105  # any token; no secret
 EXIT_FAILED: Final = 1
 
 
@@ -79,12 +77,12 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     if not arguments.yes and not sys.stdin.isatty():
         raise UsageError("There is no terminal to ask on; check the volume's fingerprint and use --yes.")
     urls = arguments.store or [store.url for store in known.stores] if known else arguments.store
-    token = _token(arguments, known)
+    tokens = chosen_tokens(arguments.token, arguments.module, known.tokens if known else ANY_TOKEN)
     found = trio.run(find_stores, name_stores(urls, destination=str(paths.state)))
     for sentence in found.unreachable:
         _say(f"{sentence} Going on without it.")
     sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
-    unlocked = unlock_newest(found, token, sources)
+    unlocked = unlock_newest(found, tokens, sources)
     for sentence in check_members(found.found, unlocked):
         _say(sentence)
     if known is not None and (unlocked.header.volume, unlocked.keys.fingerprint) != (
@@ -100,7 +98,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         volume=unlocked.header.volume,
         fingerprint=unlocked.keys.fingerprint,
         stores=_stores(found.found, unlocked, known),
-        token=token,
+        tokens=tokens,
     )
     _write(paths, config, unlocked, head, environment=environment, again=arguments.again)
     print(f"Volume {paths.name} is attached. Next: mirrorfs mount {paths.name} MOUNTPOINT")
@@ -109,12 +107,6 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 def _say(sentence: str) -> None:
     print(f"mirrorfs: {one_line(sentence)}", file=sys.stderr)
-
-
-def _token(arguments: argparse.Namespace, known: VolumeConfig | None) -> TokenConfig:
-    if arguments.token is None and arguments.module is None and known is not None:
-        return known.token
-    return TokenConfig(arguments.token or DEFAULT_TOKEN, arguments.module)
 
 
 def _describe(unlocked: Unlocked, head: FoundHead | None, *, has_one_store: bool) -> None:

@@ -32,6 +32,7 @@ CONFIG_SIZE_MAX_BYTES = 64 * 1024
 NAME_LENGTH_MAX = 64
 STORES_MAX = 16
 MIRROR_DELAY_MIN_S = 0.1
+TOKENS_MAX = 32
 MIRROR_DELAY_MAX_S = 3600.0
 DEFAULT_MIRROR_DELAY_S = 10.0
 
@@ -190,7 +191,8 @@ class VolumeConfig:
     fingerprint: bytes
     """Pinned: a header whose key has another is refused."""
     stores: tuple[StoreConfig, ...]
-    token: TokenConfig
+    tokens: tuple[TokenConfig, ...]
+    """In the order in which they are tried."""
     mirror_delay_s: float = DEFAULT_MIRROR_DELAY_S
     cache_bytes: int = CACHE_SIZE
     """Bound of what is kept locally of segments that every store holds."""
@@ -209,12 +211,11 @@ class VolumeConfig:
             f"mirror_delay_s = {self.mirror_delay_s!r}",
             f"cache_size = {quoted(format_size(self.cache_bytes))}",
             f"prefetch = {str(self.prefetch).lower()}",
-            "",
-            "[token]",
-            f"uri = {quoted(self.token.uri)}",
         ]
-        if self.token.module_path is not None:
-            lines.append(f"module_path = {quoted(self.token.module_path)}")
+        for token in self.tokens:
+            lines += ["", "[[token]]", f"uri = {quoted(token.uri)}"]
+            if token.module_path is not None:
+                lines.append(f"module_path = {quoted(token.module_path)}")
         for store in self.stores:
             lines += [
                 "",
@@ -248,7 +249,7 @@ class VolumeConfig:
             volume=read.identifier("volume"),
             fingerprint=read.identifier("fingerprint"),
             stores=_stores(table.get("store")),
-            token=_token(table.get("token")),
+            tokens=_tokens(table.get("token")),
             mirror_delay_s=float(delay_s),
             cache_bytes=read.size("cache_size", default=CACHE_SIZE, least=CACHE_SIZE_MIN),
             prefetch=read.switch("prefetch", default=True),
@@ -257,9 +258,17 @@ class VolumeConfig:
         )
 
 
+def _tokens(value: object) -> tuple[TokenConfig, ...]:
+    # A single table is what programs wrote that knew one token.
+    items = [value] if isinstance(value, dict) else value
+    if not isinstance(items, list) or not 1 <= len(items) <= TOKENS_MAX:
+        raise ConfigError(f"The volume's configuration must have 1 to {TOKENS_MAX} [[token]] tables.")
+    return tuple(_token(item) for item in items)
+
+
 def _token(value: object) -> TokenConfig:
     if not isinstance(value, dict):
-        raise ConfigError("The volume's configuration has no [token] table; add it with the token's uri.")
+        raise ConfigError("A [[token]] of the volume's configuration is not a table.")
     read = Table(value, where="token.", known={"uri", "module_path"})
     read.check()
     path = read.text("module_path") if "module_path" in value else None

@@ -30,7 +30,14 @@ from mirrorfs.format.header import STORES_MAX
 from mirrorfs.format.kdf import VOLUME_ID_SIZE_BYTES, format_fingerprint
 from mirrorfs.format.slot import MEMORY_MAX_KIB, MEMORY_MIN_KIB, KdfParameters
 from mirrorfs.keys.prompts import read_password
-from mirrorfs.keys.slots import available_memory_bytes, check_new_password, new_kdf_parameters, new_salt
+from mirrorfs.keys.slots import (
+    available_memory_bytes,
+    check_new_password,
+    new_kdf_parameters,
+    new_salt,
+    stretch_password,
+    token_authorisation,
+)
 from mirrorfs.ports import ObjectKey
 
 STORES_MIN = 2
@@ -127,14 +134,18 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     )
     check_new_password(password)
     volume = secrets.token_bytes(VOLUME_ID_SIZE_BYTES)
-    enrolment = token.enrol(volume=volume, entropy=secrets.token_bytes)
+    kdf = _kdf(arguments.kdf_memory_mib)
+    stretched = stretch_password(password, kdf)
+    enrolment = token.enrol(
+        volume=volume, entropy=secrets.token_bytes, authorise=lambda: token_authorisation(stretched, kdf)
+    )
     new = make_volume(
         volume,
         planned,
         token=token_config,
-        password=password,
+        stretched=stretched,
         enrolment=enrolment,
-        kdf=_kdf(arguments.kdf_memory_mib),
+        kdf=kdf,
     )
     trio.run(_write, paths, new, arguments.create_store)
     _print_outcome(arguments.volume, new, label=enrolment.fields.label, is_software=is_software)

@@ -23,7 +23,6 @@ import trio
 from mirrorfs.cli import volume_lock
 from mirrorfs.cli.alarm import check_command
 from mirrorfs.cli.config import (
-    TokenConfig,
     VolumeConfig,
     VolumePaths,
     load_config,
@@ -37,7 +36,7 @@ from mirrorfs.cli.progress import LINE_INTERVAL_S
 from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
 from mirrorfs.cli.systemd import notify
-from mirrorfs.cli.tokens import SecretSources, make_token
+from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens
 from mirrorfs.cli.unlock import check_pinned, find_header, newest_local_generation, unlock_header
 from mirrorfs.cli.views import new_view, remove_dead_views
 from mirrorfs.cli.when import parse_moment
@@ -190,16 +189,9 @@ def unlocked_session(
             _say(f"Store {look.store.name} is away; it gets what it lacks when it is back.")
         elif look.unreachable is not None:
             _say(f"{look.unreachable} What it lacks is sent when it is back.")
-    token_config = config.token
-    if arguments.token is not None or arguments.module is not None:
-        uri = arguments.token if arguments.token is not None else config.token.uri
-        module = arguments.module
-        if module is None and arguments.token is None:
-            module = config.token.module_path
-        token_config = TokenConfig(uri=uri, module_path=module)
     sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
-    token = make_token(token_config, sources)
-    unlocked = unlock_header(data, name=paths.name, token=token, sources=sources)
+    tokens = make_tokens(chosen_tokens(arguments.token, arguments.module, config.tokens), sources)
+    unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
     check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
     for sentence in check_instances(looks, keys=unlocked.keys, writer=unlocked.header.public_keys.writer):
         _say(sentence)

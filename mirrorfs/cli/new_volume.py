@@ -68,15 +68,15 @@ def make_volume(
     planned: Sequence[PlannedStore],
     *,
     token: TokenConfig,
-    password: bytes,
+    stretched: bytes,
     enrolment: Enrolment,
     kdf: KdfParameters,
 ) -> NewVolume:
-    """Make keys, the first slot with all roles, and the documents. Blocks for one Argon2id.
+    """Make keys, the first slot with all roles, and the documents.
 
     Args:
         volume: the new UUID, 16 bytes, for which the token was enrolled.
-    Raises: UsageError: weak password.
+        stretched: of the password, with `kdf`.
     """
     entropy = secrets.token_bytes
     now_ns = time.time_ns()
@@ -88,7 +88,7 @@ def make_volume(
         key_generation=1,
         name=FIRST_SLOT_NAME,
         roles=tuple(Role),
-        password=password,
+        stretched=stretched,
         enrolment=enrolment,
         kdf=kdf,
         created_ns=now_ns,
@@ -117,7 +117,7 @@ def make_volume(
         for store in stores
     }
     return NewVolume(
-        config=VolumeConfig(volume=volume, fingerprint=keys.fingerprint, stores=stores, token=token),
+        config=VolumeConfig(volume=volume, fingerprint=keys.fingerprint, stores=stores, tokens=(token,)),
         header=seal_header(header, keys=keys, seed=key_set.writer),
         instances=instances,
     )

@@ -9,7 +9,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -29,7 +29,7 @@ from mirrorfs.cli.restore_stores import (
     name_stores,
     opened,
 )
-from mirrorfs.cli.tokens import SecretSources, make_token
+from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens, make_tokens
 from mirrorfs.cli.unlock import Unlocked, unlock_header
 from mirrorfs.cli.when import parse_moment
 from mirrorfs.drivers.index_files import SqliteIndexFiles
@@ -41,7 +41,6 @@ from mirrorfs.errors import DamagedError, LimitError, MirrorfsError, UsageError,
 from mirrorfs.format.header import parse_header
 from mirrorfs.format.kdf import format_fingerprint
 
-DEFAULT_TOKEN: Final = "pkcs11:"  # noqa: S105  # any token; no secret
 WARNINGS_SHOWN_MAX: Final = 20
 
 
@@ -60,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VOLUME|DIRECTORY",
         help="as the local state of a volume, or one that was set aside, has it: with what was never sent",
     )
-    parser.add_argument("--token", default=DEFAULT_TOKEN, metavar="URI", help="the token; default: any")
+    parser.add_argument("--token", metavar="URI", help="the token; default: any")
     parser.add_argument("--module", metavar="PATH", help="the PKCS#11 module to use for the token")
     parser.add_argument(
         "--at",
@@ -125,7 +124,8 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     found = trio.run(find_stores, stores)
     for sentence in found.unreachable:
         say(f"{sentence} Going on without it.")
-    unlocked = unlock_newest(found, TokenConfig(arguments.token, arguments.module), sources)
+    tokens = chosen_tokens(arguments.token, arguments.module, ANY_TOKEN)
+    unlocked = unlock_newest(found, tokens, sources)
     for sentence in check_members(found.found, unlocked):
         say(sentence)
     print(f"Volume:      {unlocked.header.volume.hex()}")
@@ -137,25 +137,23 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
 def _from_state(
     arguments: argparse.Namespace, environment: Mapping[str, str], sources: SecretSources, started_s: float
 ) -> int:
-    token = TokenConfig(arguments.token, arguments.module)
+    tokens = make_tokens(chosen_tokens(arguments.token, arguments.module, ANY_TOKEN), sources)
     with local_state(arguments.from_state, environment) as state:
-        unlocked = unlock_header(
-            state.header(), name=state.name, token=make_token(token, sources), sources=sources
-        )
+        unlocked = unlock_header(state.header(), name=state.name, tokens=tokens, sources=sources)
         print(f"Volume:      {unlocked.header.volume.hex()}")
         print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
         command = _Command(arguments, environment, unlocked, state.stores(arguments.store))
         return trio.run(command.run_from_state, state, started_s)
 
 
-def unlock_newest(found: StoresFound, token: TokenConfig, sources: SecretSources) -> Unlocked:
+def unlock_newest(found: StoresFound, tokens: Sequence[TokenConfig], sources: SecretSources) -> Unlocked:
     """Unlock the newest header that opens: a store can plant one that does not, which stops nobody."""
     failure: MirrorfsError | None = None
     for data in found.headers():
         header = parse_header(data)
         name = f"{header.volume.hex()[:8]}..."
         try:
-            return unlock_header(data, name=name, token=make_token(token, sources), sources=sources)
+            return unlock_header(data, name=name, tokens=make_tokens(tokens, sources), sources=sources)
         except (DamagedError, LimitError, WrongToken) as exc:
             if failure is not None:
                 say(f"Header generation {header.generation}: {exc}")

@@ -47,7 +47,7 @@ from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.store_session import Serving, find_session
 from mirrorfs.cli.store_steps import carry_out, claim_place
 from mirrorfs.cli.stores import bare_store, directory_of
-from mirrorfs.cli.tokens import SecretSources, make_token
+from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens
 from mirrorfs.cli.unlock import Unlocked, check_pinned, find_header, newest_local_generation, unlock_header
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.errors import UsageError
@@ -236,10 +236,8 @@ class _Change:
         arguments, config, paths = self._arguments, self._config, self._paths
         data = trio.run(find_header, paths, config)
         sources = SecretSources(arguments.password_file, arguments.pin_file, self._environment)
-        token = config.token
-        if arguments.token is not None or arguments.module is not None:
-            token = replace(token, uri=arguments.token or token.uri, module_path=arguments.module)
-        unlocked = unlock_header(data, name=paths.name, token=make_token(token, sources), sources=sources)
+        tokens = make_tokens(chosen_tokens(arguments.token, arguments.module, config.tokens), sources)
+        unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
         check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
         return unlocked
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from mirrorfs.cli.config import TokenConfig
 from mirrorfs.errors import TokenMissing, UnlockError, UsageError
@@ -12,6 +13,9 @@ from mirrorfs.keys.pkcs11_token import Pkcs11Token
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri, parse_pkcs11_uri
 from mirrorfs.keys.prompts import read_pin
 from mirrorfs.keys.token import Token
+
+ANY_TOKEN: Final = (TokenConfig("pkcs11:"),)
+"""Whatever token is there, for a machine on which nothing is configured."""
 
 _SOFTWARE = "softhsm"
 
@@ -23,6 +27,10 @@ class SecretSources:
     password_file: str | None
     pin_file: str | None
     environment: Mapping[str, str]
+
+
+def _scheme(config: TokenConfig) -> str:
+    return config.uri.partition(":")[0].lower()
 
 
 def token_uri(config: TokenConfig) -> Pkcs11Uri:
@@ -40,12 +48,32 @@ def token_uri(config: TokenConfig) -> Pkcs11Uri:
     return replace(uri, module_path=config.module_path, module_name=None)
 
 
+def chosen_tokens(
+    uri: str | None, module: str | None, configured: Sequence[TokenConfig]
+) -> tuple[TokenConfig, ...]:
+    """The tokens to try: the one that the command line names, or else those that are configured.
+
+    Args:
+        module: path of a PKCS#11 module, for the token named or for all configured ones of that kind.
+    """
+    if uri is not None:
+        return (TokenConfig(uri, module),)
+    if module is None:
+        return tuple(configured)
+    return tuple(replace(token, module_path=module) for token in configured if _scheme(token) == "pkcs11")
+
+
+def make_tokens(configs: Sequence[TokenConfig], sources: SecretSources) -> list[Token]:
+    """Raises: UsageError."""
+    return [make_token(config, sources) for config in configs]
+
+
 def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = False) -> Token:
     """The token that a URI names; `create` as for Pkcs11Token. Raises: UsageError."""
     uri = token_uri(config)
     pin_file = sources.pin_file if sources.pin_file is not None else uri.pin_source
 
-    def ask_pin(label: str, *, final_try: bool) -> str:
+    def ask_pin(label: str, *, final_try: bool, tries_left: int | None = None) -> str:
         return read_pin(label, path=pin_file, environment=sources.environment, final_try=final_try)
 
     return Pkcs11Token(uri, ask_pin=ask_pin, create=create)

@@ -18,8 +18,12 @@ from mirrorfs.errors import (
     ChainError,
     DamagedError,
     LimitError,
+    ModuleMissing,
     StoreError,
     StoreUnavailable,
+    TokenMissing,
+    UnlockError,
+    WrongToken,
     WrongVolume,
 )
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
@@ -31,9 +35,9 @@ from mirrorfs.format.header import (
     verify_successor,
 )
 from mirrorfs.format.kdf import VolumeKeys, format_fingerprint
-from mirrorfs.format.slot import KeySet, Slot
+from mirrorfs.format.slot import KdfParameters, KeySet, Slot
 from mirrorfs.keys.prompts import read_password
-from mirrorfs.keys.slots import open_slot
+from mirrorfs.keys.slots import check_token_secret, open_slot, stretch_password, token_authorisation
 from mirrorfs.keys.token import Token
 from mirrorfs.ports import ObjectKey, Store
 
@@ -50,35 +54,76 @@ class Unlocked:
     header: VolumeHeader
     key_set: KeySet
     keys: VolumeKeys
+    slot: Slot
+    """The one that was opened."""
 
 
-def unlock_header(data: bytes, *, name: str, token: Token, sources: SecretSources) -> Unlocked:
+class AskedPassword:
+    """The volume password for one slot: asked for once, at the moment it is needed, and stretched at once."""
+
+    def __init__(self, name: str, kdf: KdfParameters, sources: SecretSources) -> None:
+        self._name = name
+        self._kdf = kdf
+        self._sources = sources
+        self._stretched: bytes | None = None
+
+    def stretched(self) -> bytes:
+        """See `slots.stretch_password`. Raises: UsageError: no source for it. UnlockError."""
+        if self._stretched is None:
+            sources = self._sources
+            password = read_password(self._name, path=sources.password_file, environment=sources.environment)
+            self._stretched = stretch_password(password, self._kdf)
+        return self._stretched
+
+    def authorisation(self) -> bytes:
+        """See `token.Authorise`."""
+        return token_authorisation(self.stretched(), self._kdf)
+
+
+def unlock_header(data: bytes, *, name: str, tokens: Sequence[Token], sources: SecretSources) -> Unlocked:
     """Open a header with a token and a password, and authenticate it. Blocks.
 
     The caller compares fingerprint and generation with what it has pinned (`check_pinned`), or shows them.
     Args:
         name: of the volume, for the prompt.
+        tokens: tried in this order; the first that is present and has a slot is used, and no other is asked.
     Raises: UnlockError and its kinds. UsageError: no source for a secret. DamagedError, LimitError: the
         header is not what was written.
     """
     header = parse_header(data)
-    slot = _chosen_slot(header, token)
-    secret = token.secret_for(slot.token, volume=header.volume)
-    password = read_password(name, path=sources.password_file, environment=sources.environment)
+    slot, token = choose_slot(header, tokens)
+    password = AskedPassword(name, slot.kdf, sources)
+    secret = token.secret_for(slot.token, volume=header.volume, authorise=password.authorisation)
+    check_token_secret(slot, secret)
     key_set = open_slot(
         slot,
         volume=header.volume,
         key_generation=header.key_generation,
-        password=password,
+        stretched=password.stretched(),
         token_secret=secret,
     )
     verified, keys = verify_header(data, key_set)
-    return Unlocked(data=data, header=verified, key_set=key_set, keys=keys)
+    return Unlocked(data=data, header=verified, key_set=key_set, keys=keys, slot=slot)
 
 
-def _chosen_slot(header: VolumeHeader, token: Token) -> Slot:
-    fields = token.choose([slot.token for slot in header.slots])
-    return next(slot for slot in header.slots if slot.token == fields)
+def choose_slot(header: VolumeHeader, tokens: Sequence[Token]) -> tuple[Slot, Token]:
+    """The first slot whose token is present, and that token; nothing secret is asked for.
+
+    Raises: UnlockError: there is none; of several reasons a token that is there and has no slot comes first.
+    """
+    failures: list[UnlockError] = []
+    for token in tokens:
+        slots = [slot for slot in header.slots if slot.kind is token.kind]
+        if not slots:
+            failures.append(WrongToken(f"The volume has no slot for {token.describe()}; use another token."))
+            continue
+        try:
+            fields = token.choose([slot.token for slot in slots])
+        except (TokenMissing, WrongToken, ModuleMissing) as exc:
+            failures.append(exc)
+            continue
+        return next(slot for slot in slots if slot.token == fields), token
+    raise next((exc for exc in failures if isinstance(exc, WrongToken)), failures[0])
 
 
 def check_pinned(unlocked: Unlocked, config: VolumeConfig, *, generation_min: int) -> None:

@@ -31,9 +31,6 @@ from mirrorfs.format.slot import (
     PublicKeys,
     Role,
     Slot,
-    SlotKind,
-    TokenFields,
-    TokenMechanism,
 )
 
 __all__ = [
@@ -43,10 +40,7 @@ __all__ = [
     "PublicKeys",
     "Role",
     "Slot",
-    "SlotKind",
     "StoreEntry",
-    "TokenFields",
-    "TokenMechanism",
     "VolumeHeader",
     "header_key",
     "parse_header",
@@ -64,7 +58,7 @@ INSTANCE_SIZE_BYTES = 16
 HASH_SIZE_BYTES = 32
 
 _KEY_HASH_DIGITS = 32
-_OLD_ROOT_SIZE_BYTES = NONCE_SIZE_BYTES + 32 + TAG_SIZE_BYTES
+_OLD_KEYS_SIZE_BYTES = NONCE_SIZE_BYTES + 2 * 32 + TAG_SIZE_BYTES
 _HEADER_KEY = re.compile(r"header/([0-9a-f]{8})-([0-9a-f]{32})")
 _STORE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HEADER_FIELDS = (
@@ -81,12 +75,13 @@ def check_store_name(name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KeyGeneration:
-    """From which segment on a root key is used, and, for an old one, the root under its successor."""
+    """From which segment on a root key is used, and, for an old one, its keys under its successor."""
 
     generation: int
     from_sequence: int
     wrapped: bytes
-    """Empty for the newest generation; nonce and ciphertext (60 bytes) for those before it."""
+    """Empty for the newest generation; for those before it nonce and ciphertext (92 bytes) of the root key
+    and the writer's public key."""
 
     def to_body(self) -> dict[str, object]:
         return {
@@ -102,7 +97,7 @@ class KeyGeneration:
         return cls(
             generation=read.integer("generation", low=1, high=KEY_GENERATION_MAX),
             from_sequence=read.integer("from_sequence"),
-            wrapped=read.hexadecimal("wrapped", low=_OLD_ROOT_SIZE_BYTES, empty=True),
+            wrapped=read.hexadecimal("wrapped", low=_OLD_KEYS_SIZE_BYTES, empty=True),
         )
 
 
@@ -210,6 +205,11 @@ class VolumeHeader:
             raise FormatError("The key generations of a header do not follow one another.")
         if newest.wrapped or not all(entry.wrapped for entry in self.generations[:-1]):
             raise FormatError("A header wraps every key generation but the newest.")
+        for slot in self.slots:
+            if (slot.key_generation < self.key_generation) != bool(slot.boxed) or (
+                slot.key_generation > self.key_generation
+            ):
+                raise FormatError("A slot of a header does not hold its newest keys, or holds them twice.")
         for found in (
             [store.name for store in self.stores],
             [store.instance for store in self.stores],

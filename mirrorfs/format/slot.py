@@ -7,7 +7,7 @@ the machine), and nothing here names a path, command or address.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,15 +15,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mirrorfs.errors import FormatError, LimitError
 from mirrorfs.format.body import BodyReader
 from mirrorfs.format.document import SEED_SIZE_BYTES
-from mirrorfs.format.kdf import ROOT_SIZE_BYTES
+from mirrorfs.format.kdf import KEY_GENERATION_MAX, ROOT_SIZE_BYTES
+from mirrorfs.format.slot_token import SlotKind, TokenFields, token_fields
 
-SLOT_VERSION = 1
+SLOT_VERSION = 2
+SLOT_VERSION_FIRST = 1
+"""The slots of programs that could not rotate keys: always of key generation 1, and without a box."""
 SLOT_NAME_SIZE_MAX_BYTES = 64
 SLOT_ID_SIZE_BYTES = 16
 TOKEN_SECRET_SIZE_BYTES = 32
 TOKEN_CHECK_SIZE_BYTES = 8
-TOKEN_HINT_SIZE_MAX_BYTES = 96
-KEY_ID_SIZE_MAX_BYTES = 64
 COMMITMENT_SIZE_BYTES = 32
 NONCE_SIZE_BYTES = 12
 TAG_SIZE_BYTES = 16
@@ -33,16 +34,16 @@ ITERATIONS_MAX = 16
 MEMORY_MIN_KIB = 64 * 1024
 MEMORY_MAX_KIB = 2 * 1024 * 1024
 LANES_MAX = 8
-EC_POINT_SIZE_BYTES = 65
-RSA_SIZE_MIN_BYTES = 256
-RSA_SIZE_MAX_BYTES = 512
 KEY_SET_SIZE_BYTES = ROOT_SIZE_BYTES + 3 * SEED_SIZE_BYTES
 WRAPPED_SIZE_BYTES = KEY_SET_SIZE_BYTES + TAG_SIZE_BYTES
+BOX_KEY_SIZE_BYTES = 32
+BOXED_SIZE_BYTES = BOX_KEY_SIZE_BYTES + NONCE_SIZE_BYTES + WRAPPED_SIZE_BYTES
 
-_SLOT_FIELDS = (
+_FIRST_FIELDS = (
     "id", "version", "kind", "name", "roles", "created_ns", "kdf", "token", "token_check",
     "commitment", "wrap_nonce", "wrapped",
 )  # fmt: skip
+_FIELDS = (*_FIRST_FIELDS, "key_generation", "box_key", "boxed")
 
 
 class Role(StrEnum):
@@ -51,19 +52,6 @@ class Role(StrEnum):
     WRITER = "writer"
     PRUNER = "pruner"
     DRILL = "drill"
-
-
-class SlotKind(StrEnum):
-    """What stands beside the password."""
-
-    PKCS11 = "pkcs11"
-
-
-class TokenMechanism(StrEnum):
-    """How a PKCS#11 token yields its secret."""
-
-    ECDH_P256 = "ecdh-p256"
-    RSA_PKCS1 = "rsa-pkcs1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,66 +165,10 @@ class KdfParameters:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenFields:
-    """What a slot knows of its PKCS#11 key. Only the hash of the public key identifies it."""
-
-    mechanism: TokenMechanism
-    spki_sha256: bytes
-    """SHA-256 of the DER SubjectPublicKeyInfo."""
-    key_id: bytes
-    """CKA_ID at enrolment, a hint."""
-    challenge: bytes
-    """ecdh-p256: the ephemeral point, 65 bytes 04 X Y; rsa-pkcs1: the ciphertext."""
-    label: str
-    """Label of the token at enrolment, a hint."""
-    serial: str
-    """Serial of the token at enrolment, a hint."""
-
-    def _challenge_name(self) -> str:
-        return "ephemeral" if self.mechanism is TokenMechanism.ECDH_P256 else "ciphertext"
-
-    def to_body(self) -> dict[str, object]:
-        return {
-            "mechanism": self.mechanism.value,
-            "spki_sha256": self.spki_sha256.hex(),
-            "key_id": self.key_id.hex(),
-            self._challenge_name(): self.challenge.hex(),
-            "label": self.label,
-            "serial": self.serial,
-        }
-
-    @classmethod
-    def from_body(cls, body: object) -> TokenFields:
-        """Raises: FormatError, LimitError."""
-        names = ("mechanism", "spki_sha256", "key_id", "label", "serial")
-        if isinstance(body, dict) and body.get("mechanism") == TokenMechanism.ECDH_P256:
-            read = BodyReader(body, what="slot's token", names=(*names, "ephemeral"))
-            mechanism = TokenMechanism.ECDH_P256
-            challenge = read.hexadecimal("ephemeral", low=EC_POINT_SIZE_BYTES)
-            if challenge[0] != 4:
-                raise FormatError("A slot holds a point that is not in uncompressed form.")
-        elif isinstance(body, dict) and body.get("mechanism") == TokenMechanism.RSA_PKCS1:
-            read = BodyReader(body, what="slot's token", names=(*names, "ciphertext"))
-            mechanism = TokenMechanism.RSA_PKCS1
-            challenge = read.hexadecimal("ciphertext", low=RSA_SIZE_MIN_BYTES, high=RSA_SIZE_MAX_BYTES)
-        else:
-            raise FormatError("A slot names a token mechanism that this program does not know.")
-        return cls(
-            mechanism=mechanism,
-            spki_sha256=read.hexadecimal("spki_sha256", low=32),
-            key_id=read.hexadecimal("key_id", low=0, high=KEY_ID_SIZE_MAX_BYTES),
-            challenge=challenge,
-            label=read.text("label", size_max_bytes=TOKEN_HINT_SIZE_MAX_BYTES),
-            serial=read.text("serial", size_max_bytes=TOKEN_HINT_SIZE_MAX_BYTES),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Slot:
     """One way to unlock: a password and one token."""
 
     slot_id: bytes
-    kind: SlotKind
     name: str
     roles: tuple[Role, ...]
     created_ns: int
@@ -248,12 +180,27 @@ class Slot:
     """32 bytes that bind the key that unwraps, for AES-GCM alone does not."""
     wrap_nonce: bytes
     wrapped: bytes
+    """The key set of `key_generation` under the slot's own key."""
+    key_generation: int = 1
+    box_key: bytes = b""
+    """X25519 public key, 32 bytes, whose private half follows from the slot's own key: so later keys can be
+    put into the slot while its token lies in the safe. Empty in a slot of version 1."""
+    boxed: bytes = b""
+    """The key set of the header's generation, where that is a later one: ephemeral key, nonce, ciphertext."""
+
+    @property
+    def kind(self) -> SlotKind:
+        return self.token.kind
+
+    @property
+    def version(self) -> int:
+        return SLOT_VERSION if self.box_key else SLOT_VERSION_FIRST
 
     def to_body(self) -> dict[str, object]:
         """The slot as it stands in the header. Raises: FormatError, LimitError."""
         body: dict[str, object] = {
             "id": self.slot_id.hex(),
-            "version": SLOT_VERSION,
+            "version": self.version,
             "kind": self.kind.value,
             "name": self.name,
             "roles": [role.value for role in self.roles],
@@ -265,29 +212,44 @@ class Slot:
             "wrap_nonce": self.wrap_nonce.hex(),
             "wrapped": self.wrapped.hex(),
         }
+        if self.version != SLOT_VERSION_FIRST:
+            body |= {
+                "key_generation": self.key_generation,
+                "box_key": self.box_key.hex(),
+                "boxed": self.boxed.hex(),
+            }
         Slot.from_body(body)
         return body
 
     @classmethod
     def from_body(cls, body: object) -> Slot:
         """Raises: FormatError, LimitError."""
-        read = BodyReader(body, what="slot", names=_SLOT_FIELDS)
-        if read.integer("version") != SLOT_VERSION or read.string("kind") != SlotKind.PKCS11:
+        is_first = isinstance(body, dict) and body.get("version") == SLOT_VERSION_FIRST
+        read = BodyReader(body, what="slot", names=_FIRST_FIELDS if is_first else _FIELDS)
+        kinds = {SlotKind.PKCS11.value} if is_first else {kind.value for kind in SlotKind}
+        if (not is_first and read.integer("version") != SLOT_VERSION) or read.string("kind") not in kinds:
             raise FormatError("A slot is of a version or kind that this program does not know.")
         names = read.items("roles", low=0, high=len(Role))
         roles = tuple(role for role in Role if role.value in names)
         if [role.value for role in roles] != names:
             raise FormatError("A slot's roles are unknown or out of order.")
-        return cls(
+        slot = cls(
             slot_id=read.hexadecimal("id", low=SLOT_ID_SIZE_BYTES),
-            kind=SlotKind.PKCS11,
             name=read.text("name", size_min_bytes=1, size_max_bytes=SLOT_NAME_SIZE_MAX_BYTES),
             roles=roles,
             created_ns=read.integer("created_ns"),
             kdf=KdfParameters.from_body(read.raw("kdf")),
-            token=TokenFields.from_body(read.raw("token")),
+            token=token_fields(SlotKind(read.string("kind")), read.raw("token")),
             token_check=read.hexadecimal("token_check", low=TOKEN_CHECK_SIZE_BYTES),
             commitment=read.hexadecimal("commitment", low=COMMITMENT_SIZE_BYTES),
             wrap_nonce=read.hexadecimal("wrap_nonce", low=NONCE_SIZE_BYTES),
             wrapped=read.hexadecimal("wrapped", low=WRAPPED_SIZE_BYTES),
+        )
+        if is_first:
+            return slot
+        return replace(
+            slot,
+            key_generation=read.integer("key_generation", low=1, high=KEY_GENERATION_MAX),
+            box_key=read.hexadecimal("box_key", low=BOX_KEY_SIZE_BYTES),
+            boxed=read.hexadecimal("boxed", low=BOXED_SIZE_BYTES, empty=True),
         )

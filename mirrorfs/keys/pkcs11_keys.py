@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, _pkcs11
 from pkcs11 import exceptions as p11
 
-from mirrorfs.format.slot import EC_POINT_SIZE_BYTES, RSA_SIZE_MAX_BYTES, RSA_SIZE_MIN_BYTES
+from mirrorfs.format.slot_token import EC_POINT_SIZE_BYTES, RSA_SIZE_MAX_BYTES, RSA_SIZE_MIN_BYTES
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from typing import ClassVar
 
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -32,9 +33,11 @@ from mirrorfs.errors import (
     WrongToken,
 )
 from mirrorfs.format.kdf import hkdf
-from mirrorfs.format.slot import (
+from mirrorfs.format.slot import TOKEN_SECRET_SIZE_BYTES
+from mirrorfs.format.slot_token import (
     TOKEN_HINT_SIZE_MAX_BYTES,
-    TOKEN_SECRET_SIZE_BYTES,
+    Pkcs11Fields,
+    SlotKind,
     TokenFields,
     TokenMechanism,
 )
@@ -49,7 +52,7 @@ from mirrorfs.keys.pkcs11_module import (
     translated,
 )
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri
-from mirrorfs.keys.token import AskPin, Enrolment
+from mirrorfs.keys.token import AskPin, Authorise, Enrolment
 from mirrorfs.ports import Entropy
 
 NEW_KEY_ID_SIZE_BYTES = 16
@@ -71,10 +74,12 @@ class Pkcs11Token:
         self._ask_pin = ask_pin
         self._create = create
 
+    kind: ClassVar[SlotKind] = SlotKind.PKCS11
+
     def describe(self) -> str:
         return self._uri.describe()
 
-    def enrol(self, *, volume: bytes, entropy: Entropy) -> Enrolment:
+    def enrol(self, *, volume: bytes, entropy: Entropy, authorise: Authorise) -> Enrolment:
         """See `token.Token`. UsageError when several tokens or keys match the URI, or no key does."""
         with self._only_token() as token:
             mechanisms = _mechanisms(token)
@@ -95,11 +100,26 @@ class Pkcs11Token:
 
     def choose(self, candidates: Sequence[TokenFields]) -> TokenFields:
         """See `token.Token`."""
-        with self._holder(candidates) as (_, fields):
-            return fields
+        with self._holder([fields for fields in candidates if isinstance(fields, Pkcs11Fields)]) as (
+            _,
+            found,
+        ):
+            return found
 
-    def secret_for(self, fields: TokenFields, *, volume: bytes) -> bytes:
+    def is_present(self, fields: TokenFields) -> bool:
+        """See `token.Token`."""
+        if not isinstance(fields, Pkcs11Fields):
+            return False
+        try:
+            with self._holder([fields]):
+                return True
+        except (TokenMissing, WrongToken):
+            return False
+
+    def secret_for(self, fields: TokenFields, *, volume: bytes, authorise: Authorise) -> bytes:
         """See `token.Token`. FormatError when the slot's point is not on the curve."""
+        if not isinstance(fields, Pkcs11Fields):
+            raise WrongToken("That slot is not one of a PKCS#11 token; name another token.")
         _check_point(fields)
         with self._holder([fields]) as (token, _):
             pin = self._pin(token)
@@ -154,7 +174,7 @@ class Pkcs11Token:
         raise TokenMissing(f"No token matches {self.describe()}; insert it and try again.")
 
     @contextmanager
-    def _holder(self, candidates: Sequence[TokenFields]) -> Iterator[tuple[pkcs11.Token, TokenFields]]:
+    def _holder(self, candidates: Sequence[Pkcs11Fields]) -> Iterator[tuple[pkcs11.Token, Pkcs11Fields]]:
         """The token that holds one of these keys, found without a PIN."""
         labels: list[str] = []
         with closing(self._modules()) as modules:
@@ -210,8 +230,8 @@ def _mechanisms(token: pkcs11.Token) -> set[Mechanism]:
 
 
 def _find_holder(
-    tokens: list[pkcs11.Token], candidates: Sequence[TokenFields]
-) -> tuple[pkcs11.Token, TokenFields] | None:
+    tokens: list[pkcs11.Token], candidates: Sequence[Pkcs11Fields]
+) -> tuple[pkcs11.Token, Pkcs11Fields] | None:
     """Pair a token with the first candidate whose key it shows, or failing that, seems to hide."""
     shown: list[set[bytes]] = []
     for token in tokens:
@@ -250,7 +270,7 @@ def _ecdh_secret(shared: bytes, *, point: bytes, spki_sha256: bytes, volume: byt
 
 def _challenge(
     key: TokenKey, token: pkcs11.Token, *, volume: bytes, entropy: Entropy
-) -> tuple[TokenFields, bytes]:
+) -> tuple[Pkcs11Fields, bytes]:
     """Make, with the public key alone, a secret that the token can yield again."""
     if isinstance(key.public, rsa.RSAPublicKey):
         mechanism = TokenMechanism.RSA_PKCS1
@@ -264,7 +284,7 @@ def _challenge(
         challenge = ephemeral.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
         shared = ephemeral.exchange(ec.ECDH(), key.public)
         secret = _ecdh_secret(shared, point=challenge, spki_sha256=key.spki_sha256, volume=volume)
-    fields = TokenFields(
+    fields = Pkcs11Fields(
         mechanism=mechanism,
         spki_sha256=key.spki_sha256,
         key_id=key.key_id,
@@ -275,7 +295,7 @@ def _challenge(
     return fields, secret
 
 
-def _check_point(fields: TokenFields) -> None:
+def _check_point(fields: Pkcs11Fields) -> None:
     """Refuse a point off the curve: a token that did not check would give its key away bit by bit."""
     if fields.mechanism is TokenMechanism.ECDH_P256:
         try:
@@ -284,7 +304,7 @@ def _check_point(fields: TokenFields) -> None:
             raise FormatError("A slot of the volume header holds a point that is not on the curve.") from exc
 
 
-def _yielded(private: pkcs11.Object, fields: TokenFields, *, volume: bytes) -> bytes:
+def _yielded(private: pkcs11.Object, fields: Pkcs11Fields, *, volume: bytes) -> bytes:
     """The secret as the token yields it; empty when it gives something of another length."""
     if fields.mechanism is TokenMechanism.RSA_PKCS1:
         secret = pkcs11_keys.decrypted(private, fields.challenge)

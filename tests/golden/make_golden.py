@@ -12,11 +12,13 @@ import json
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import trio
 import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
@@ -34,16 +36,17 @@ from mirrorfs.format.control import (
     seal_control,
     seal_lease_box,
 )
+from mirrorfs.format.document import canonical_json
 from mirrorfs.format.frame import Body, Kind, make_body
 from mirrorfs.format.header import KeyGeneration, StoreEntry, VolumeHeader, header_key, seal_header
 from mirrorfs.format.ids import SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.journal import GENESIS_HASH, Journal, encode_journal, journal_hash
-from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.kdf import VolumeKeys, hkdf
 from mirrorfs.format.record import Epoch, encode_record
 from mirrorfs.format.segment import Previous
-from mirrorfs.format.slot import KdfParameters, KeySet, Role, TokenFields, TokenMechanism
-from mirrorfs.keys.slots import make_slot
-from mirrorfs.keys.token import Enrolment
+from mirrorfs.format.slot import KdfParameters, KeySet, Role, Slot
+from mirrorfs.format.slot_token import Pkcs11Fields, TokenMechanism
+from mirrorfs.keys.slots import stretch_password
 from tests.golden import hostile
 from tests.golden.expected_tree import TREE
 from tests.golden.material import Material
@@ -241,7 +244,7 @@ class Builder:
 
 def make_header(key_set: KeySet, keys: VolumeKeys, entropy: FixedEntropy) -> bytes:
     """The volume header, with one slot that PASSWORD and TOKEN_SECRET open."""
-    fields = TokenFields(
+    fields = Pkcs11Fields(
         mechanism=TokenMechanism.ECDH_P256,
         spki_sha256=hashlib.sha256(b"golden spki").digest(),
         key_id=b"\x01",
@@ -249,18 +252,7 @@ def make_header(key_set: KeySet, keys: VolumeKeys, entropy: FixedEntropy) -> byt
         label="golden card",
         serial="0001",
     )
-    slot = make_slot(
-        key_set,
-        volume=VOLUME,
-        key_generation=1,
-        name="carte n°1",
-        roles=tuple(Role),
-        password=PASSWORD.encode(),
-        enrolment=Enrolment(fields, TOKEN_SECRET),
-        kdf=KdfParameters(iterations=2, memory_kib=64 * 1024, lanes=1, salt=entropy(16)),
-        created_ns=t(0),
-        entropy=entropy,
-    )
+    slot = first_slot(key_set, fields, entropy)
     header = VolumeHeader(
         volume=VOLUME,
         generation=1,
@@ -275,6 +267,31 @@ def make_header(key_set: KeySet, keys: VolumeKeys, entropy: FixedEntropy) -> byt
         slots=(slot,),
     )
     return seal_header(header, keys=keys, seed=key_set.writer)
+
+
+def first_slot(key_set: KeySet, fields: Pkcs11Fields, entropy: FixedEntropy) -> Slot:
+    """A slot of version 1, which this program reads and makes no more."""
+    kdf = KdfParameters(iterations=2, memory_kib=64 * 1024, lanes=1, salt=entropy(16))
+    kek = hkdf(
+        stretch_password(PASSWORD.encode(), kdf) + TOKEN_SECRET, salt=kdf.salt, info=b"mirrorfs v1 kek"
+    )
+    nonce = entropy(12)
+    slot = Slot(
+        slot_id=entropy(16),
+        name="carte n°1",
+        roles=tuple(Role),
+        created_ns=t(0),
+        kdf=kdf,
+        token=fields,
+        token_check=hkdf(TOKEN_SECRET, salt=kdf.salt, info=b"mirrorfs v1 token check")[:8],
+        commitment=hkdf(kek, salt=kdf.salt, info=b"mirrorfs v1 kek commitment"),
+        wrap_nonce=nonce,
+        wrapped=bytes(144),
+    )
+    body = slot.to_body()
+    del body["wrapped"]
+    aad = b"mirrorfs v1 slot" + VOLUME + b"\1\0\0\0" + canonical_json(body)
+    return replace(slot, wrapped=AESGCM(kek).encrypt(nonce, key_set.encode(), aad))
 
 
 def checkpoint(builder: Builder, objects: dict[str, bytes], scratch: Path) -> WrittenCheckpoint:

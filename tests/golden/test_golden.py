@@ -25,7 +25,7 @@ from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.record import decode_records
 from mirrorfs.format.segment import check_sealed, decode_header, header_copy, read_footer
 from mirrorfs.format.signing import WriterPublicKey, load_public_key
-from mirrorfs.keys.slots import open_slot
+from mirrorfs.keys.slots import open_slot, stretch_password
 from tests.golden import example
 from tests.golden.independent_log import Reader
 from tests.golden.independent_reader import read_tree
@@ -54,7 +54,7 @@ def keys() -> VolumeKeys:
         header.slots[0],
         volume=header.volume,
         key_generation=1,
-        password=PASSWORD.encode(),
+        stretched=stretch_password(PASSWORD.encode(), header.slots[0].kdf),
         token_secret=TOKEN_SECRET,
     )
     return verify_header(OBJECTS[HEADER_KEY], key_set)[1]
@@ -237,7 +237,7 @@ def read_header(data: bytes, opens: str | None) -> None:
             header.slots[0],
             volume=header.volume,
             key_generation=1,
-            password=PASSWORD.encode(),
+            stretched=stretch_password(PASSWORD.encode(), header.slots[0].kdf),
             token_secret=TOKEN_SECRET,
         )
         verify_header(data, key_set)

@@ -7,15 +7,8 @@ import hashlib
 from mirrorfs.format.control import Head, Instance, Lease
 from mirrorfs.format.header import KeyGeneration, StoreEntry, VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.slot import (
-    KdfParameters,
-    KeySet,
-    Role,
-    Slot,
-    SlotKind,
-    TokenFields,
-    TokenMechanism,
-)
+from mirrorfs.format.slot import KdfParameters, KeySet, Role, Slot
+from mirrorfs.format.slot_token import Pkcs11Fields, TokenMechanism
 
 VOLUME = bytes(range(16))
 KEY_SET = KeySet(root=b"\x01" * 32, writer=b"\x02" * 32, pruner=b"\x03" * 32, drill=b"\x04" * 32)
@@ -24,12 +17,11 @@ WRITER = bytes.fromhex("00112233445566ff")
 
 SLOT = Slot(
     slot_id=b"\x10" * 16,
-    kind=SlotKind.PKCS11,
     name="carte n°1",
     roles=tuple(Role),
     created_ns=1_700_000_000_000_000_000,
     kdf=KdfParameters(iterations=2, memory_kib=65536, lanes=1, salt=b"\x11" * 16),
-    token=TokenFields(
+    token=Pkcs11Fields(
         mechanism=TokenMechanism.ECDH_P256,
         spki_sha256=b"\x12" * 32,
         key_id=b"\x01\x02",
@@ -41,6 +33,7 @@ SLOT = Slot(
     commitment=b"\x15" * 32,
     wrap_nonce=b"\x16" * 12,
     wrapped=b"\x17" * 144,
+    box_key=b"\x18" * 32,
 )
 
 HEADER = VolumeHeader(

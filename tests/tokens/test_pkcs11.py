@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pkcs11
 import pytest
@@ -28,7 +29,8 @@ from mirrorfs.errors import (
     WrongPin,
     WrongToken,
 )
-from mirrorfs.format.slot import KdfParameters, KeySet, Role, TokenFields, TokenMechanism
+from mirrorfs.format.slot import KdfParameters, KeySet, Role
+from mirrorfs.format.slot_token import Pkcs11Fields, TokenMechanism
 from mirrorfs.keys import slots
 from mirrorfs.keys.pkcs11_module import token_error
 from mirrorfs.keys.pkcs11_token import Pkcs11Token
@@ -46,9 +48,17 @@ class PinPad:
     pin: str = PIN
     asked: list[tuple[str, bool]] = field(default_factory=list)
 
-    def __call__(self, label: str, *, final_try: bool) -> str:
+    def __call__(self, label: str, *, final_try: bool, tries_left: int | None = None) -> str:
         self.asked.append((label, final_try))
         return self.pin
+
+
+def unasked() -> bytes:
+    raise AssertionError("a PKCS#11 token has no need of the password")
+
+
+UNLOCKING: dict[str, Any] = {"volume": VOLUME, "authorise": unasked}
+ENROLLING: dict[str, Any] = {"entropy": os.urandom, **UNLOCKING}
 
 
 def token_at(uri: str, pad: PinPad | None = None, *, create: bool = False) -> Pkcs11Token:
@@ -71,8 +81,8 @@ def card(hsm: SoftHsm) -> SoftToken:
 
 
 @pytest.fixture(scope="module")
-def enrolled(card: SoftToken) -> TokenFields:
-    return token_at(card.uri(attributes=";object=ec")).enrol(volume=VOLUME, entropy=os.urandom).fields
+def enrolled(card: SoftToken) -> Pkcs11Fields:
+    return token_at(card.uri(attributes=";object=ec")).enrol(**ENROLLING).fields
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,7 @@ def enrolled(card: SoftToken) -> TokenFields:
 def test_enrolled_keys_yield_the_same_secret_again(
     card: SoftToken, attributes: str, mechanism: TokenMechanism, key_id: bytes
 ) -> None:
-    enrolment = token_at(card.uri(attributes=attributes)).enrol(volume=VOLUME, entropy=os.urandom)
+    enrolment = token_at(card.uri(attributes=attributes)).enrol(**ENROLLING)
     assert enrolment.fields.mechanism is mechanism
     assert enrolment.fields.key_id == key_id
     assert (enrolment.fields.label, enrolment.fields.serial) == ("card", card.serial)
@@ -98,56 +108,56 @@ def test_enrolled_keys_yield_the_same_secret_again(
     token = token_at(f"pkcs11:?module-path={MODULE}", pad)
     assert token.choose([enrolment.fields]) == enrolment.fields
     assert pad.asked == []
-    assert token.secret_for(enrolment.fields, volume=VOLUME) == enrolment.secret
+    assert token.secret_for(enrolment.fields, **UNLOCKING) == enrolment.secret
     assert pad.asked == [("card", False)]
 
 
 def test_two_enrolments_of_one_key_share_no_secret(card: SoftToken) -> None:
     token = token_at(card.uri(attributes=";object=ec"))
-    first = token.enrol(volume=VOLUME, entropy=os.urandom)
-    second = token.enrol(volume=VOLUME, entropy=os.urandom)
+    first = token.enrol(**ENROLLING)
+    second = token.enrol(**ENROLLING)
     assert first.secret != second.secret
     assert first.fields.spki_sha256 == second.fields.spki_sha256
-    assert token.secret_for(first.fields, volume=bytes(16)) != first.secret
+    assert token.secret_for(first.fields, volume=bytes(16), authorise=unasked) != first.secret
 
 
 def test_a_new_key_never_leaves_the_token(hsm: SoftHsm) -> None:
     blank = hsm.add_token("blank")
-    enrolment = token_at(blank.uri(), create=True).enrol(volume=VOLUME, entropy=os.urandom)
+    enrolment = token_at(blank.uri(), create=True).enrol(**ENROLLING)
     names = [Attribute.EXTRACTABLE, Attribute.SENSITIVE, Attribute.TOKEN, Attribute.PRIVATE, Attribute.LABEL]
     found = blank.attributes(key_id=enrolment.fields.key_id, names=names)
     assert list(found.values()) == [False, True, True, True, "mirrorfs"]
     assert len(enrolment.fields.key_id) == 16
-    assert token_at(blank.uri()).secret_for(enrolment.fields, volume=VOLUME) == enrolment.secret
+    assert token_at(blank.uri()).secret_for(enrolment.fields, **UNLOCKING) == enrolment.secret
 
     with pytest.raises(UsageError, match="already has a key"):
         id_of_it = "".join(f"%{byte:02x}" for byte in enrolment.fields.key_id)
-        token_at(blank.uri(attributes=f";id={id_of_it}"), create=True).enrol(
-            volume=VOLUME, entropy=os.urandom
-        )
+        token_at(blank.uri(attributes=f";id={id_of_it}"), create=True).enrol(**ENROLLING)
 
 
 def test_a_slot_opens_with_the_token_and_tells_its_failures_apart(card: SoftToken, hsm: SoftHsm) -> None:
     key_set = KeySet(root=b"\1" * 32, writer=b"\2" * 32, pruner=b"\3" * 32, drill=b"\4" * 32)
     token = token_at(card.uri(attributes=";object=rsa"))
+    kdf = KdfParameters(iterations=2, memory_kib=65536, lanes=1, salt=os.urandom(16))
     slot = slots.make_slot(
         key_set,
         volume=VOLUME,
         key_generation=1,
         name="card",
         roles=tuple(Role),
-        password=b"correct horse battery",
-        enrolment=token.enrol(volume=VOLUME, entropy=os.urandom),
-        kdf=KdfParameters(iterations=2, memory_kib=65536, lanes=1, salt=os.urandom(16)),
+        stretched=slots.stretch_password(b"correct horse battery", kdf),
+        enrolment=token.enrol(**ENROLLING),
+        kdf=kdf,
         created_ns=1,
         entropy=os.urandom,
     )
-    secret = token.secret_for(slot.token, volume=VOLUME)
+    secret = token.secret_for(slot.token, **UNLOCKING)
     slots.check_token_secret(slot, secret)
 
     def open_with(password: bytes, token_secret: bytes) -> KeySet:
+        stretched = slots.stretch_password(password, kdf)
         return slots.open_slot(
-            slot, volume=VOLUME, key_generation=1, password=password, token_secret=token_secret
+            slot, volume=VOLUME, key_generation=1, stretched=stretched, token_secret=token_secret
         )
 
     assert open_with(b"correct horse battery", secret).encode() == key_set.encode()
@@ -156,82 +166,84 @@ def test_a_slot_opens_with_the_token_and_tells_its_failures_apart(card: SoftToke
     # Another token's RSA key "decrypts" the challenge to an error or to nonsense, never to the secret.
     other = hsm.add_token("other")
     other.add_rsa_key(label="rsa", key_id=b"\x02")
-    fields = token_at(other.uri()).enrol(volume=VOLUME, entropy=os.urandom).fields
+    fields = token_at(other.uri()).enrol(**ENROLLING).fields
     planted = replace(slot.token, spki_sha256=fields.spki_sha256)
     with pytest.raises(WrongToken):
-        slots.check_token_secret(slot, token_at(other.uri()).secret_for(planted, volume=VOLUME))
+        slots.check_token_secret(slot, token_at(other.uri()).secret_for(planted, **UNLOCKING))
 
 
 # --- what goes wrong -------------------------------------------------------------------------
 
 
-def test_a_wrong_pin_is_sent_once_and_named(card: SoftToken, enrolled: TokenFields) -> None:
+def test_a_wrong_pin_is_sent_once_and_named(card: SoftToken, enrolled: Pkcs11Fields) -> None:
     pad = PinPad(pin="654321")
     with pytest.raises(WrongPin, match="'card' refused the PIN") as caught:
-        token_at(card.uri(), pad).secret_for(enrolled, volume=VOLUME)
+        token_at(card.uri(), pad).secret_for(enrolled, **UNLOCKING)
     assert pad.asked == [("card", False)]
     assert "654321" not in str(caught.value)
     # The module is free again although the error, and with it the traceback, is still held.
     assert token_at(card.uri()).choose([enrolled]) == enrolled
 
 
-def test_a_pin_of_impossible_length_is_a_wrong_pin(card: SoftToken, enrolled: TokenFields) -> None:
+def test_a_pin_of_impossible_length_is_a_wrong_pin(card: SoftToken, enrolled: Pkcs11Fields) -> None:
     with pytest.raises(WrongPin):
-        token_at(card.uri(), PinPad(pin="1")).secret_for(enrolled, volume=VOLUME)
+        token_at(card.uri(), PinPad(pin="1")).secret_for(enrolled, **UNLOCKING)
 
 
-def test_a_missing_token(card: SoftToken, enrolled: TokenFields) -> None:
+def test_a_missing_token(card: SoftToken, enrolled: Pkcs11Fields) -> None:
     pad = PinPad()
     token = token_at(card.uri(), pad)
     with card.removed():
         with pytest.raises(TokenMissing, match="token=card"):
-            token.secret_for(enrolled, volume=VOLUME)
+            token.secret_for(enrolled, **UNLOCKING)
         with pytest.raises(TokenMissing, match="token=card"):
             token.choose([enrolled])
         with pytest.raises(TokenMissing, match="token=card"):
-            token.enrol(volume=VOLUME, entropy=os.urandom)
+            token.enrol(**ENROLLING)
     assert pad.asked == []
-    assert len(token_at(card.uri()).secret_for(enrolled, volume=VOLUME)) == 32
+    assert len(token_at(card.uri()).secret_for(enrolled, **UNLOCKING)) == 32
 
 
-def test_a_token_removed_while_the_pin_is_asked_for(card: SoftToken, enrolled: TokenFields) -> None:
+def test_a_token_removed_while_the_pin_is_asked_for(card: SoftToken, enrolled: Pkcs11Fields) -> None:
     class Removing(PinPad):
-        def __call__(self, label: str, *, final_try: bool) -> str:
+        def __call__(self, label: str, *, final_try: bool, tries_left: int | None = None) -> str:
             card.remove()
             return super().__call__(label, final_try=final_try)
 
     try:
         with pytest.raises(UnlockError) as caught:
-            token_at(card.uri(), Removing()).secret_for(enrolled, volume=VOLUME)
+            token_at(card.uri(), Removing()).secret_for(enrolled, **UNLOCKING)
     finally:
         card.insert()
     assert isinstance(caught.value, TokenFailed | TokenMissing | WrongToken)
     assert "card" in str(caught.value)
 
 
-def test_the_pin_never_goes_to_a_wrong_token(hsm: SoftHsm, enrolled: TokenFields) -> None:
+def test_the_pin_never_goes_to_a_wrong_token(hsm: SoftHsm, enrolled: Pkcs11Fields) -> None:
     stranger = hsm.add_token("stranger")
     stranger.add_ec_key(label="ec", key_id=enrolled.key_id)
     pad = PinPad()
     with pytest.raises(WrongToken, match="stranger"):
-        token_at(stranger.uri(), pad).secret_for(enrolled, volume=VOLUME)
+        token_at(stranger.uri(), pad).secret_for(enrolled, **UNLOCKING)
     assert pad.asked == []
 
 
 def test_the_key_is_found_by_its_hash_not_by_label_serial_or_id(
-    card: SoftToken, enrolled: TokenFields
+    card: SoftToken, enrolled: Pkcs11Fields
 ) -> None:
     misled = replace(enrolled, label="nothing", serial="0", key_id=b"\x77")
     token = token_at(f"pkcs11:?module-path={MODULE}")
-    assert token.secret_for(misled, volume=VOLUME) == token.secret_for(enrolled, volume=VOLUME)
+    assert token.secret_for(misled, **UNLOCKING) == token.secret_for(
+        enrolled, volume=VOLUME, authorise=unasked
+    )
 
 
 def test_of_several_slots_the_one_whose_token_is_present_is_chosen(
-    hsm: SoftHsm, card: SoftToken, enrolled: TokenFields
+    hsm: SoftHsm, card: SoftToken, enrolled: Pkcs11Fields
 ) -> None:
     spare = hsm.add_token("spare")
     spare.add_ec_key(label="ec", key_id=b"\x01")
-    second = token_at(spare.uri()).enrol(volume=VOLUME, entropy=os.urandom).fields
+    second = token_at(spare.uri()).enrol(**ENROLLING).fields
     anywhere = token_at(f"pkcs11:?module-path={MODULE}")
     with spare.removed():
         assert anywhere.choose([second, enrolled]) == enrolled
@@ -242,21 +254,23 @@ def test_of_several_slots_the_one_whose_token_is_present_is_chosen(
 def test_a_private_key_that_is_gone_is_a_wrong_token(hsm: SoftHsm) -> None:
     emptied = hsm.add_token("emptied")
     emptied.add_ec_key(label="ec", key_id=b"\x01")
-    fields = token_at(emptied.uri()).enrol(volume=VOLUME, entropy=os.urandom).fields
+    fields = token_at(emptied.uri()).enrol(**ENROLLING).fields
     emptied.destroy_private_key(key_id=b"\x01")
     with pytest.raises(WrongToken, match="'emptied'"):
-        token_at(emptied.uri()).secret_for(fields, volume=VOLUME)
+        token_at(emptied.uri()).secret_for(fields, **UNLOCKING)
 
 
 def test_a_token_that_hides_its_public_keys_is_known_by_both_hints(hsm: SoftHsm) -> None:
     shy = hsm.add_token("shy")
     shy.add_ec_key(label="ec", key_id=b"\x01")
-    enrolment = token_at(shy.uri()).enrol(volume=VOLUME, entropy=os.urandom)
+    enrolment = token_at(shy.uri()).enrol(**ENROLLING)
     shy.hide_public_keys()
-    assert token_at(shy.uri()).secret_for(enrolment.fields, volume=VOLUME) == enrolment.secret
+    assert token_at(shy.uri()).secret_for(enrolment.fields, **UNLOCKING) == enrolment.secret
     pad = PinPad()
     with pytest.raises(WrongToken):
-        token_at(shy.uri(), pad).secret_for(replace(enrolment.fields, label="else"), volume=VOLUME)
+        token_at(shy.uri(), pad).secret_for(
+            replace(enrolment.fields, label="else"), volume=VOLUME, authorise=unasked
+        )
     assert pad.asked == []
 
 
@@ -266,52 +280,52 @@ def test_two_tokens_with_one_label_need_a_serial(hsm: SoftHsm) -> None:
         twin.add_ec_key(label="ec", key_id=b"\x01")
     pad = PinPad()
     with pytest.raises(UsageError, match="Several tokens") as caught:
-        token_at(f"pkcs11:token=twin?module-path={MODULE}", pad).enrol(volume=VOLUME, entropy=os.urandom)
+        token_at(f"pkcs11:token=twin?module-path={MODULE}", pad).enrol(**ENROLLING)
     assert all(twin.serial in str(caught.value) for twin in twins)
     assert pad.asked == []
     # Unlocking needs no serial: the key decides which of the two is asked for its PIN.
     for twin in twins:
-        enrolment = token_at(twin.uri()).enrol(volume=VOLUME, entropy=os.urandom)
+        enrolment = token_at(twin.uri()).enrol(**ENROLLING)
         anywhere = token_at(f"pkcs11:token=twin?module-path={MODULE}")
-        assert anywhere.secret_for(enrolment.fields, volume=VOLUME) == enrolment.secret
+        assert anywhere.secret_for(enrolment.fields, **UNLOCKING) == enrolment.secret
 
 
 def test_enrolling_needs_exactly_one_usable_key(hsm: SoftHsm, card: SoftToken) -> None:
     with pytest.raises(UsageError, match="Several keys") as caught:
-        token_at(card.uri()).enrol(volume=VOLUME, entropy=os.urandom)
+        token_at(card.uri()).enrol(**ENROLLING)
     assert "id=%01" in str(caught.value)
     with pytest.raises(UsageError, match="no key"):
-        token_at(card.uri(attributes=";object=absent")).enrol(volume=VOLUME, entropy=os.urandom)
+        token_at(card.uri(attributes=";object=absent")).enrol(**ENROLLING)
 
     odd = hsm.add_token("odd")
     odd.add_ec_key(label="p384", key_id=b"\x01", curve=P384_PARAMETERS)
     odd.add_rsa_key(label="small", key_id=b"\x02", bits=1024)
     odd.add_rsa_key(label="each-use", key_id=b"\x03", always_authenticate=True)
     with pytest.raises(UsageError, match="no key"):
-        token_at(odd.uri()).enrol(volume=VOLUME, entropy=os.urandom)
+        token_at(odd.uri()).enrol(**ENROLLING)
 
 
-def test_a_point_off_the_curve_is_refused_before_the_pin(card: SoftToken, enrolled: TokenFields) -> None:
+def test_a_point_off_the_curve_is_refused_before_the_pin(card: SoftToken, enrolled: Pkcs11Fields) -> None:
     point = bytearray(enrolled.challenge)
     point[-1] ^= 1
     pad = PinPad()
     with pytest.raises(FormatError):
-        token_at(card.uri(), pad).secret_for(replace(enrolled, challenge=bytes(point)), volume=VOLUME)
+        token_at(card.uri(), pad).secret_for(replace(enrolled, challenge=bytes(point)), **UNLOCKING)
     assert pad.asked == []
 
 
-def test_another_point_yields_a_secret_that_the_slot_refuses(card: SoftToken, enrolled: TokenFields) -> None:
+def test_another_point_yields_a_secret_that_the_slot_refuses(card: SoftToken, enrolled: Pkcs11Fields) -> None:
     point = (
         ec.generate_private_key(ec.SECP256R1())
         .public_key()
         .public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     )
     token = token_at(card.uri())
-    right = token.secret_for(enrolled, volume=VOLUME)
-    assert token.secret_for(replace(enrolled, challenge=point), volume=VOLUME) != right
+    right = token.secret_for(enrolled, **UNLOCKING)
+    assert token.secret_for(replace(enrolled, challenge=point), **UNLOCKING) != right
 
 
-def test_modules_that_are_missing_or_none(tmp_path: Path, enrolled: TokenFields) -> None:
+def test_modules_that_are_missing_or_none(tmp_path: Path, enrolled: Pkcs11Fields) -> None:
     not_a_library = tmp_path / "text.so"
     not_a_library.write_text("no library")
     not_a_module = next(Path("/usr/lib").glob("*/libz.so.1"))
@@ -322,7 +336,7 @@ def test_modules_that_are_missing_or_none(tmp_path: Path, enrolled: TokenFields)
         token_at("pkcs11:?module-name=nowhere").choose([enrolled])
 
 
-def test_a_module_that_others_can_write_is_not_loaded(tmp_path: Path, enrolled: TokenFields) -> None:
+def test_a_module_that_others_can_write_is_not_loaded(tmp_path: Path, enrolled: Pkcs11Fields) -> None:
     planted = tmp_path / "module.so"
     shutil.copy(MODULE, planted)
     planted.chmod(0o666)
@@ -334,7 +348,7 @@ def test_a_module_that_others_can_write_is_not_loaded(tmp_path: Path, enrolled: 
         token_at(f"pkcs11:?module-path={planted}").choose([enrolled])
 
 
-def test_modules_are_found_by_name_and_at_well_known_places(card: SoftToken, enrolled: TokenFields) -> None:
+def test_modules_are_found_by_name_and_at_well_known_places(card: SoftToken, enrolled: Pkcs11Fields) -> None:
     by_name = token_at("pkcs11:token=card?module-name=softhsm2")
     by_place = token_at("pkcs11:token=card")
     assert by_name.choose([enrolled]) == by_place.choose([enrolled]) == enrolled

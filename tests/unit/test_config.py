@@ -35,7 +35,7 @@ CONFIG = VolumeConfig(
         StoreConfig("home", "file:///mnt/disk/volume", b"\x01" * 16),
         StoreConfig("s3", 's3://bucket/prefix?endpoint=https://host:9000&region="x\\y"', b"\x02" * 16),
     ),
-    token=TokenConfig("pkcs11:token=card", "/usr/lib/module.so"),
+    tokens=(TokenConfig("pkcs11:token=card", "/usr/lib/module.so"),),
     mirror_delay_s=2.5,
     cache_bytes=20 << 30,
     alarm=AlarmConfig(max_lag_s=60, max_pending_bytes=5 << 30, command=("/bin/mail", 'a "b"'), user="x"),
@@ -62,7 +62,7 @@ def environment(directory: Path) -> dict[str, str]:
 
 def test_text_and_back() -> None:
     assert VolumeConfig.from_toml(TEXT) == CONFIG
-    bare = replace(CONFIG, token=TokenConfig("pkcs11:"))
+    bare = replace(CONFIG, tokens=(TokenConfig("pkcs11:"),))
     assert VolumeConfig.from_toml(bare.to_toml()) == bare
     usb = StoreConfig("usb", "file:///media/usb", b"\x03" * 16, rotating=True)
     rotating = replace(CONFIG, stores=(*CONFIG.stores, usb), alarm=AlarmConfig(max_absent_days=60))
@@ -93,7 +93,7 @@ def test_stores_that_rotate(line: str, words: str) -> None:
         ("format = 1", "format = 2", "another version"),
         ("format = 1", "format = ", "TOML"),
         ("format = 1", "format = 1\nhook = 'rm'", "unknown field hook"),
-        ("[token]", "[token]\npin = '1'", "unknown field token.pin"),
+        ("[[token]]", "[[token]]\npin = '1'", "unknown field token.pin"),
         ('name = "home"', 'name = "home"\nsize = 1', "unknown field store.size"),
         ('name = "home"', 'name = "../home"', "name"),
         ('name = "home"', 'name = "s3"', "one name"),
@@ -111,7 +111,7 @@ def test_stores_that_rotate(line: str, words: str) -> None:
         ("mirror_delay_s = 2.5", "mirror_delay_s = true", "number of seconds"),
         ('"/usr/lib/module.so"', '"module.so"', "absolute"),
         ('uri = "pkcs11:token=card"', "", "token.uri"),
-        ("[token]", "[tokens]", "unknown field tokens"),
+        ("[[token]]", "[[tokens]]", "unknown field tokens"),
     ],
 )
 def test_what_is_refused(old: str, new: str, words: str) -> None:

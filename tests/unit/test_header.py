@@ -22,7 +22,8 @@ from mirrorfs.format.header import (
     verify_header,
 )
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.slot import KdfParameters, KeySet, PublicKeys, Role, Slot, TokenMechanism
+from mirrorfs.format.slot import KdfParameters, KeySet, PublicKeys, Role, Slot
+from mirrorfs.format.slot_token import TokenMechanism
 from tests.support.volumes import HEADER, KEY_SET, KEYS, SLOT, VOLUME
 
 Change = Callable[[dict[str, Any]], object]
@@ -69,13 +70,13 @@ def test_the_body_is_that_of_the_specification() -> None:
 
 
 def test_two_generations_and_many_slots_read_back() -> None:
-    slots = tuple(replace(SLOT, slot_id=bytes([number]) * 16) for number in range(32))
+    slots = tuple(replace(SLOT, slot_id=bytes([number]) * 16, boxed=bytes(188)) for number in range(32))
     header = replace(
         HEADER,
         generation=2,
         previous=hashlib.sha256(sealed()).digest(),
         key_generation=2,
-        generations=(KeyGeneration(1, 0, bytes(60)), KeyGeneration(2, 900, b"")),
+        generations=(KeyGeneration(1, 0, bytes(92)), KeyGeneration(2, 900, b"")),
         slots=slots,
     )
     assert VolumeHeader.from_body(VOLUME, header.to_body()) == header
@@ -190,7 +191,7 @@ CHANGES: dict[str, Change] = {
     "key generation without entry": lambda body: body.update(key_generation=2),
     "no key generations": lambda body: body.update(generations=[]),
     "key generation from 1": lambda body: body["generations"][0].update(from_sequence=1),
-    "newest generation wrapped": lambda body: body["generations"][0].update(wrapped="00" * 60),
+    "newest generation wrapped": lambda body: body["generations"][0].update(wrapped="00" * 92),
     "wrapped of wrong size": lambda body: body["generations"][0].update(wrapped="00"),
     "no stores": lambda body: body.update(stores=[]),
     "too many stores": lambda body: body.update(
@@ -211,8 +212,13 @@ CHANGES: dict[str, Change] = {
     ),
     "slot twice": lambda body: body["slots"].append(slot_of(body)),
     "slot no object": lambda body: body.update(slots=[[]]),
-    "slot version": lambda body: slot_of(body).update(version=2),
-    "slot kind": lambda body: slot_of(body).update(kind="fido2"),
+    "slot version": lambda body: slot_of(body).update(version=3),
+    "slot kind": lambda body: slot_of(body).update(kind="fido3"),
+    "slot of one kind with another's token": lambda body: slot_of(body).update(kind="fido2"),
+    "slot of version 1 with later fields": lambda body: slot_of(body).update(version=1),
+    "slot of a later key generation": lambda body: slot_of(body).update(key_generation=2),
+    "slot with its keys twice": lambda body: slot_of(body).update(boxed="00" * 188),
+    "slot without a box": lambda body: slot_of(body).update(box_key=""),
     "slot name empty": lambda body: slot_of(body).update(name=""),
     "slot name long": lambda body: slot_of(body).update(name="é" * 33),
     "slot name with an escape": lambda body: slot_of(body).update(name="\x1b[2J"),
@@ -257,10 +263,10 @@ def test_what_a_header_may_not_say(change: Change) -> None:
     "generations",
     [
         (KeyGeneration(1, 0, b""), KeyGeneration(2, 5, b"")),
-        (KeyGeneration(1, 0, bytes(60)), KeyGeneration(2, 0, b"")),
-        (KeyGeneration(2, 0, bytes(60)), KeyGeneration(1, 5, b"")),
-        (KeyGeneration(1, 0, bytes(60)), KeyGeneration(3, 5, b"")),
-        (KeyGeneration(1, 0, bytes(60)), KeyGeneration(2, 5, bytes(60))),
+        (KeyGeneration(1, 0, bytes(92)), KeyGeneration(2, 0, b"")),
+        (KeyGeneration(2, 0, bytes(92)), KeyGeneration(1, 5, b"")),
+        (KeyGeneration(1, 0, bytes(92)), KeyGeneration(3, 5, b"")),
+        (KeyGeneration(1, 0, bytes(92)), KeyGeneration(2, 5, bytes(92))),
     ],
 )
 def test_key_generations_must_follow_one_another(generations: tuple[KeyGeneration, ...]) -> None:
