@@ -25,7 +25,7 @@ from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.branches import Branches, End
 from mirrorfs.engine.replay import previous_of
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import ChainError, DamagedError, StoreTooNew
+from mirrorfs.errors import ChainError, DamagedError, InUseError, StoreTooNew
 from mirrorfs.format.control import Lease
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
@@ -125,7 +125,9 @@ class Standing:
         )
 
     async def check(self, known: Known) -> None:
-        """Raises: ChainError: the stores' log does not go on from this machine's."""
+        """Raises: ChainError: the stores' log does not go on from this machine's. InUseError: another machine
+        goes on from its end just now.
+        """
         before = self._index.get_segment(self._first - 1) if self._first else None
         async with aclosing(self._rows()) as rows:
             async for row in rows:
@@ -135,7 +137,7 @@ class Standing:
         # What goes on from our last segment was followed, unless it goes on from another state of it.
         following = [] if before is None else await self._segments.candidates(before.sequence + 1)
         others = [one for one in following if not await self._is_no_fork(one, before, known)]
-        await self._check_others(others, before, known)
+        await self._check_others(others, before, known, is_end=True)
 
     async def _rows(self) -> AsyncGenerator[SegmentRow, None]:
         sequence = self._first
@@ -172,7 +174,12 @@ class Standing:
         return False
 
     async def _check_others(
-        self, others: Sequence[SegmentId], before: SegmentRow | None, known: Known
+        self,
+        others: Sequence[SegmentId],
+        before: SegmentRow | None,
+        known: Known,
+        *,
+        is_end: bool = False,
     ) -> None:
         for other in others:
             previous = await self._branches.previous(other)
@@ -189,6 +196,11 @@ class Standing:
                 continue
             end = (await self._branches.ends([other]))[other]
             if known.loses_to(end):
+                if is_end:
+                    # It came after the log was read, and has all that ours has: it could be followed.
+                    raise InUseError(
+                        "Another machine writes to the volume just now; unmount it there, and mount again."
+                    )
                 raise ChainError(
                     f"Another machine went on from an earlier state than this one's; {WHAT_NEXT}"
                 )

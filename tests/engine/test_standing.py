@@ -14,7 +14,7 @@ from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.standing import NOBODY, Known, Standing, first_unsent
-from mirrorfs.errors import ChainError
+from mirrorfs.errors import ChainError, InUseError
 from mirrorfs.format.ids import SegmentId
 from mirrorfs.ports import Index
 from tests.support.made_up_log import MadeUpLog, writer_of
@@ -134,6 +134,18 @@ async def test_overtaken_from_the_very_beginning(autojump_clock: MockClock, inde
     it = await standing(log, index, [ours])
     with pytest.raises(ChainError, match=OVERTAKEN):
         await it.check(await it.known([], own=[]))
+
+
+async def test_a_machine_that_goes_on_from_our_end_just_now(autojump_clock: MockClock, index: Index) -> None:
+    """It came after our log was read, and has all that we have: nothing of ours is an earlier state."""
+    log = MadeUpLog()
+    root = log.add(0, 1)
+    log.add(2, 3, log.add(1, 3, root))
+    it = await standing(log, index, [root])
+    await it.check(known(4))
+    for before in (at(root), NOBODY):
+        with pytest.raises(InUseError, match="just now"):
+            await it.check(before)
 
 
 async def test_an_orphan_is_no_fault(autojump_clock: MockClock, index: Index) -> None:

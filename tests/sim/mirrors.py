@@ -342,6 +342,9 @@ class MirrorSimulation:
         if was_last and before is not None:
             if not line.reaches(shown, earlier=machine.synced):
                 raise Violation(f"{machine.name} shows {shown}, and {machine.synced} was synced on it")
+            if may_lack and not chronicle.keeps_promise(line, shown):
+                # It was the last to mount, not to write: the one before it went on for all it could see.
+                chronicle.took_over(shown)
         elif not chronicle.keeps_promise(line, shown):
             # A machine that has been away cannot know better while no store answers.
             had_begun = shown == 0 if before is None else shown in before.ids
