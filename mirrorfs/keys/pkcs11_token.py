@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import Mechanism, TokenFlag
 from pkcs11 import exceptions as p11
-from pkcs11._pkcs11 import lib as Module
 
 from mirrorfs.errors import (
     FormatError,
@@ -138,22 +137,22 @@ class Pkcs11Token:
 
     # --- finding the token ---------------------------------------------------------------
 
-    def _modules(self) -> Generator[Module, None, None]:
-        """Each module that can be loaded, open while the caller holds it.
+    def _modules(self) -> Generator[list[pkcs11.Token], None, None]:
+        """The tokens that match of each module that answers, the module open while the caller holds it.
 
-        Raises: the first failure, when none can.
+        Raises: the first failure, when none answers.
         """
         failures: list[UnlockError] = []
         paths = module_paths(self._uri)
         for path in paths:
             with ExitStack() as stack:
                 try:
-                    module = stack.enter_context(opened_module(path))
+                    tokens = present_tokens(stack.enter_context(opened_module(path)), self._uri)
                 except UnlockError as exc:
                     # Without a module named, one that is installed but has no reader is passed over.
                     failures.append(exc)
                     continue
-                yield module
+                yield tokens
         if len(failures) == len(paths):
             raise failures[0]
 
@@ -161,8 +160,7 @@ class Pkcs11Token:
     def _only_token(self) -> Iterator[pkcs11.Token]:
         # `closing`, because an error's traceback would keep the module open for as long as it is kept.
         with closing(self._modules()) as modules:
-            for module in modules:
-                tokens = present_tokens(module, self._uri)
+            for tokens in modules:
                 if len(tokens) > 1:
                     serials = ", ".join(token_serial(token) for token in tokens)
                     raise UsageError(
@@ -178,8 +176,7 @@ class Pkcs11Token:
         """The token that holds one of these keys, found without a PIN."""
         labels: list[str] = []
         with closing(self._modules()) as modules:
-            for module in modules:
-                tokens = present_tokens(module, self._uri)
+            for tokens in modules:
                 labels += [repr(token.label) for token in tokens]
                 found = _find_holder(tokens, candidates)
                 if found is not None:
