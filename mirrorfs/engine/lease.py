@@ -239,7 +239,9 @@ class LeaseKeeper:
         if found is not None and found.data not in self._attempts:
             lease = self._open_or_doubt(found)
             rotten = lease is None
-            if lease is not None and not claim.take_over:
+            # A later epoch's is not to be outlived: it fences us, whether its writer is alive or not.
+            may_end = lease is not None and (lease.epoch < claim.epoch or lease.writer == claim.writer)
+            if lease is not None and may_end and not claim.take_over:
                 found = await watch(
                     found, lease, self._read, self._documents, began_ns=self._clock.boottime_ns(),
                     gone=claim.own_before, rebooted=claim.own_rebooted,
@@ -263,8 +265,7 @@ class LeaseKeeper:
             writer=claim.writer, epoch=claim.epoch, parent=parent, counter=counter, released=False,
             period_ms=LEASE_PERIOD_S * 1000, box=b"",
         )  # fmt: skip
-        written = await self._write(taken)
-        await self._settle(written)
+        await self._settle(await self._write(taken))
         self._lease = taken
         self._mark(started_ns)
 

@@ -791,6 +791,23 @@ async def test_own_one_that_was_not_given_back_is_watched(
     assert trio.current_time() - began_s >= LEASE_PERIOD_S
 
 
+async def test_a_later_epoch_fences_while_its_writer_is_alive(
+    autojump_clock: MockClock, alpha: Machine, beta: Machine, store: SimulatedStore
+) -> None:
+    """Who was mounted without the store, and finds it taken over, is not left to wait for its turn."""
+    await beta.keeper.acquire(epoch=9, writer=B)
+    async with beta.renewing():
+        store.outage = True
+        with pytest.raises(StoreUnavailable):
+            await alpha.keeper.acquire(epoch=3, writer=A)
+        store.outage = False
+        began_s = trio.current_time()
+        with pytest.raises(InUseError, match="taken over"):
+            await alpha.keeper.fresh()
+    assert alpha.keeper.state().fenced is not None
+    assert trio.current_time() - began_s < 1
+
+
 @pytest.mark.parametrize("weak", [False, True])
 async def test_a_store_that_was_away_is_probed_when_it_is_back(autojump_clock: MockClock, weak: bool) -> None:
     store = SimulatedStore("home", seed=1, weak=weak)
