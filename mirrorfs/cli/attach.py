@@ -34,7 +34,7 @@ from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.restore import confirmed, unlock_newest
 from mirrorfs.cli.restore_stores import StoreFound, check_members, find_stores, name_stores, newest_published
-from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens
+from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens, tokens_to_keep
 from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.process import harden_process
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--again", action="store_true", help="set the local state aside and begin anew from the stores"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--code-file", metavar="FILE", help="read a recovery code from its first line")
     add_unlock_arguments(parser)
 
 
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     found = trio.run(find_stores, name_stores(urls, destination=str(paths.state)))
     for sentence in found.unreachable:
         _say(f"{sentence} Going on without it.")
-    sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
+    sources = SecretSources(arguments.password_file, arguments.pin_file, environment, arguments.code_file)
     unlocked = unlock_newest(found, tokens, sources)
     for sentence in check_members(found.found, unlocked):
         _say(sentence)
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         volume=unlocked.header.volume,
         fingerprint=unlocked.keys.fingerprint,
         stores=_stores(found.found, unlocked, known),
-        tokens=tokens,
+        tokens=tokens_to_keep(tokens),
     )
     _write(paths, config, unlocked, head, environment=environment, again=arguments.again)
     print(f"Volume {paths.name} is attached. Next: mirrorfs mount {paths.name} MOUNTPOINT")

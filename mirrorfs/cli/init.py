@@ -253,7 +253,7 @@ def _print_outcome(name: str, new: NewVolume, *, label: str, is_software: bool) 
     print("Note down volume and fingerprint: a restore shows them for comparison.")
     print(
         "Only this token together with the password opens the volume: if the token is lost, all is lost."
-        " This version enrols one key, so keep a second token with the same key in another place."
+        f" Add another with `mirrorfs key add {name}`, or print a code with `mirrorfs key recovery {name}`."
     )
     if is_software:
         print(

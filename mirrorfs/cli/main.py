@@ -18,7 +18,7 @@ from mirrorfs import __version__
 from mirrorfs.cli.failures import describe, report, sentence_of
 from mirrorfs.errors import MirrorfsError, UsageError
 
-NOT_YET: Final = ("log", "snapshot", "key")
+NOT_YET: Final = ("log", "snapshot")
 """Commands that are part of the contract and come later."""
 
 Run = Callable[[argparse.Namespace, Mapping[str, str], Sequence[str]], int]
@@ -115,6 +115,13 @@ def _mount(parser: argparse.ArgumentParser) -> Run:
     return mount.run
 
 
+def _key(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import key
+
+    key.add_arguments(parser)
+    return lambda arguments, environment, _: key.run(arguments, environment)
+
+
 def _status(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli import status
 
@@ -178,6 +185,7 @@ COMMANDS: Final = {
     "flush": Command("wait until every store holds everything written so far", _flush),
     "umount": Command("unmount a volume and wait for the stores", _umount),
     "restore": Command("restore a volume from one store or more, without mounting it", _restore),
+    "key": Command("show and change what opens a volume: tokens, password, recovery code", _key),
     "store": Command("show, add, remove or replace the stores of a volume", _store),
     "verify": Command("look whether the stores and the local disk hold everything, whole", _verify),
     "repair": Command("mend what is bad in one place from a good copy in another", _repair),

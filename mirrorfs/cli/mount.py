@@ -36,7 +36,7 @@ from mirrorfs.cli.progress import LINE_INTERVAL_S
 from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
 from mirrorfs.cli.systemd import notify
-from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens
+from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
 from mirrorfs.cli.unlock import check_pinned, find_header, newest_local_generation, unlock_header
 from mirrorfs.cli.views import new_view, remove_dead_views
 from mirrorfs.cli.when import parse_moment
@@ -45,6 +45,7 @@ from mirrorfs.drivers.process import harden_process, unencrypted_swap
 from mirrorfs.engine.restore_plan import Moment
 from mirrorfs.errors import MirrorfsError, UsageError
 from mirrorfs.format.header import header_key
+from mirrorfs.format.slot import Role
 from mirrorfs.fuse.mount_table import absolute, check_mountpoint, clean_stale
 
 STOP_WAIT_S: Final = 30.0
@@ -190,9 +191,12 @@ def unlocked_session(
         elif look.unreachable is not None:
             _say(f"{look.unreachable} What it lacks is sent when it is back.")
     sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
-    tokens = make_tokens(chosen_tokens(arguments.token, arguments.module, config.tokens), sources)
-    unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
+    chosen = chosen_tokens(arguments.token, arguments.module, config.tokens)
+    refuse_recovery(chosen, volume=paths.name)
+    unlocked = unlock_header(data, name=paths.name, tokens=make_tokens(chosen, sources), sources=sources)
     check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
+    if not view and Role.WRITER not in unlocked.slot.roles:
+        raise UsageError(f"Slot {unlocked.slot.name} may read and no more; mount with --read-only.")
     for sentence in check_instances(looks, keys=unlocked.keys, writer=unlocked.header.public_keys.writer):
         _say(sentence)
     key = header_key(unlocked.header.generation, data)

@@ -38,8 +38,9 @@ from mirrorfs.drivers.process import harden_process
 from mirrorfs.drivers.restore_directory import RestoreDirectory, check_destination
 from mirrorfs.engine.restore import NEWEST, Moment, Restore, RestoreProgress, RestoreReport
 from mirrorfs.errors import DamagedError, LimitError, MirrorfsError, UsageError, WrongToken
-from mirrorfs.format.header import parse_header
+from mirrorfs.format.header import parse_header, verify_header
 from mirrorfs.format.kdf import format_fingerprint
+from mirrorfs.format.slot import KeySet
 
 WARNINGS_SHOWN_MAX: Final = 20
 
@@ -89,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--password-file", metavar="FILE", help="read the password from its first line")
     parser.add_argument("--pin-file", metavar="FILE", help="read the token's PIN from its first line")
+    parser.add_argument("--code-file", metavar="FILE", help="read a recovery code from its first line")
 
 
 def run_restore(arguments: argparse.Namespace) -> int:
@@ -114,7 +116,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         raise UsageError("There is no terminal to ask on; check the volume's fingerprint and use --yes.")
     if arguments.deep and not arguments.repair:
         raise UsageError("--deep says how closely --repair looks; give both, or neither.")
-    sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
+    sources = SecretSources(arguments.password_file, arguments.pin_file, environment, arguments.code_file)
     if arguments.from_state is not None:
         if arguments.at is not None:
             raise UsageError("--from-state restores the newest local state; leave out --at.")
@@ -147,19 +149,36 @@ def _from_state(
 
 
 def unlock_newest(found: StoresFound, tokens: Sequence[TokenConfig], sources: SecretSources) -> Unlocked:
-    """Unlock the newest header that opens: a store can plant one that does not, which stops nobody."""
+    """Unlock the newest header that opens: a store can plant one that does not, which stops nobody.
+
+    But one that the volume's own writer made stands: a slot that it lacks was taken away.
+    """
     failure: MirrorfsError | None = None
+    newer: list[bytes] = []
     for data in found.headers():
         header = parse_header(data)
         name = f"{header.volume.hex()[:8]}..."
         try:
-            return unlock_header(data, name=name, tokens=make_tokens(tokens, sources), sources=sources)
+            unlocked = unlock_header(data, name=name, tokens=make_tokens(tokens, sources), sources=sources)
         except (DamagedError, LimitError, WrongToken) as exc:
             if failure is not None:
                 say(f"Header generation {header.generation}: {exc}")
             failure = failure or exc
+            newer.append(data)
+            continue
+        if failure is not None and any(_is_genuine(one, unlocked.key_set) for one in newer):
+            raise failure
+        return unlocked
     assert failure is not None
     raise failure
+
+
+def _is_genuine(data: bytes, key_set: KeySet) -> bool:
+    try:
+        verify_header(data, key_set)
+    except (DamagedError, LimitError):
+        return False
+    return True
 
 
 class _Command:

@@ -47,7 +47,7 @@ from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.store_session import Serving, find_session
 from mirrorfs.cli.store_steps import carry_out, claim_place
 from mirrorfs.cli.stores import bare_store, directory_of
-from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens
+from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
 from mirrorfs.cli.unlock import Unlocked, check_pinned, find_header, newest_local_generation, unlock_header
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.errors import UsageError
@@ -236,8 +236,9 @@ class _Change:
         arguments, config, paths = self._arguments, self._config, self._paths
         data = trio.run(find_header, paths, config)
         sources = SecretSources(arguments.password_file, arguments.pin_file, self._environment)
-        tokens = make_tokens(chosen_tokens(arguments.token, arguments.module, config.tokens), sources)
-        unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
+        chosen = chosen_tokens(arguments.token, arguments.module, config.tokens)
+        refuse_recovery(chosen, volume=paths.name)
+        unlocked = unlock_header(data, name=paths.name, tokens=make_tokens(chosen, sources), sources=sources)
         check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
         return unlocked
 

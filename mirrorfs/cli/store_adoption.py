@@ -70,7 +70,7 @@ def read_change(
 def _check_chain(
     paths: VolumePaths, header: VolumeHeader, data: bytes, ours: VolumeHeader, current: bytes
 ) -> None:
-    """Raises: ChainError: `header` is not ours, nor a later one that differs in its stores alone."""
+    """Raises: ChainError: `header` is neither ours nor a later one that differs in stores and slots alone."""
     if header.generation < ours.generation or header.generation - ours.generation > LINKS_MAX:
         raise ChainError("The volume's local header is not one that follows the mounted one; mount again.")
     link, digest = header, hashlib.sha256(data).digest()
@@ -82,9 +82,15 @@ def _check_chain(
             break
     if not hmac.compare_digest(digest, hashlib.sha256(current).digest()):
         raise ChainError("The volume's local header does not continue the mounted one; mount again.")
-    same = replace(header, generation=ours.generation, previous=ours.previous, stores=ours.stores)
+    same = replace(
+        header,
+        generation=ours.generation,
+        previous=ours.previous,
+        stores=ours.stores,
+        slots=ours.slots,
+    )
     if same != ours:
-        raise ChainError("The volume's header has changed in more than its stores; mount it again.")
+        raise ChainError("The volume's header has changed in more than stores and slots; mount it again.")
 
 
 def _header_before(paths: VolumePaths, header: VolumeHeader) -> VolumeHeader:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
-import trio
-
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths, write_config
-from mirrorfs.cli.new_volume import AnyStore
+from mirrorfs.cli.header_change import keep_header, next_header, spread_header
 from mirrorfs.cli.stores import bare_store, check_version
 from mirrorfs.cli.unlock import Unlocked
-from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.store_directory import DirectoryStore
-from mirrorfs.errors import DamagedError, LimitError, ObjectNotFound, StoreError, StoreMismatch
+from mirrorfs.errors import DamagedError, LimitError, ObjectNotFound, StoreMismatch
 from mirrorfs.format.control import INSTANCE_KEY, LEASE_KEY, Instance, open_instance, seal_control
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
-from mirrorfs.format.header import INSTANCE_SIZE_BYTES, StoreEntry, header_key, seal_header
+from mirrorfs.format.header import INSTANCE_SIZE_BYTES, StoreEntry, parse_header
 from mirrorfs.format.ids import STREAM_PREFIX
 from mirrorfs.ports import ObjectKey, Sealed
 
-STORE_DEADLINE_S: Final = 30.0
 _HEADER: Final = "header/"
 _OURS: Final = (_HEADER, "heads/", *STREAM_PREFIX.values())
 
@@ -87,36 +81,9 @@ def _own_instance(document: bytes, name: str, unlocked: Unlocked) -> bytes:
 def carry_out(paths: VolumePaths, config: VolumeConfig, unlocked: Unlocked) -> None:
     """Steps 2 to 4. Raises: DiskError, ConfigError."""
     entries = tuple(StoreEntry(name=store.name, instance=store.instance) for store in config.stores)
-    header, data = unlocked.header, unlocked.data
-    if header.stores != entries:
-        header = replace(
-            header,
-            generation=header.generation + 1,
-            previous=hashlib.sha256(unlocked.data).digest(),
-            stores=entries,
-        )
-        data = seal_header(header, keys=unlocked.keys, seed=unlocked.key_set.writer)
-    key = header_key(header.generation, data)
-    LocalDisk(paths.state).write_whole(f"objects/{key}", data)
-    trio.run(_spread, config.stores, ObjectKey(key), data)
+    data = next_header(unlocked, stores=entries)
+    header = parse_header(data)
+    keep_header(paths, header, data)
+    for name, why in spread_header(config.stores, header, data).items():
+        print(f"mirrorfs: Store {name} learns of the change when it is mirrored to: {why}", file=sys.stderr)
     write_config(paths, config)
-
-
-async def _spread(stores: Sequence[StoreConfig], key: ObjectKey, data: bytes) -> None:
-    for config in stores:
-        store: AnyStore = bare_store(config.name, config.url)
-        try:
-            with trio.move_on_after(STORE_DEADLINE_S) as scope:
-                await store.head(ObjectKey(INSTANCE_KEY))
-                await store.put(key, Sealed(data))
-            failure = "it does not answer" if scope.cancelled_caught else ""
-        except StoreError as exc:
-            failure = str(exc)
-        finally:
-            with trio.move_on_after(1.0, shield=True):
-                await store.aclose()
-        if failure:
-            print(
-                f"mirrorfs: Store {config.name} learns of the change when it is mirrored to: {failure}",
-                file=sys.stderr,
-            )

@@ -8,10 +8,12 @@ from typing import Final
 
 from mirrorfs.cli.config import TokenConfig
 from mirrorfs.errors import TokenMissing, UnlockError, UsageError
+from mirrorfs.format.slot_token import SlotKind
 from mirrorfs.keys.pkcs11_module import module_paths, opened_module, present_tokens
 from mirrorfs.keys.pkcs11_token import Pkcs11Token
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri, parse_pkcs11_uri
-from mirrorfs.keys.prompts import read_pin
+from mirrorfs.keys.prompts import read_code, read_pin
+from mirrorfs.keys.recovery_token import RecoveryToken
 from mirrorfs.keys.token import Token
 
 ANY_TOKEN: Final = (TokenConfig("pkcs11:"),)
@@ -27,6 +29,7 @@ class SecretSources:
     password_file: str | None
     pin_file: str | None
     environment: Mapping[str, str]
+    code_file: str | None = None
 
 
 def _scheme(config: TokenConfig) -> str:
@@ -63,13 +66,32 @@ def chosen_tokens(
     return tuple(replace(token, module_path=module) for token in configured if _scheme(token) == "pkcs11")
 
 
+def tokens_to_keep(used: Sequence[TokenConfig]) -> tuple[TokenConfig, ...]:
+    """What is configured where these opened the volume: the recovery code is never looked for by itself."""
+    return tuple(token for token in used if _scheme(token) != SlotKind.RECOVERY) or ANY_TOKEN
+
+
 def make_tokens(configs: Sequence[TokenConfig], sources: SecretSources) -> list[Token]:
     """Raises: UsageError."""
     return [make_token(config, sources) for config in configs]
 
 
+def refuse_recovery(tokens: Sequence[TokenConfig], *, volume: str) -> None:
+    """For what the recovery code does not stand for. Raises: UsageError."""
+    if any(_scheme(token) == SlotKind.RECOVERY for token in tokens):
+        raise UsageError(
+            "The recovery code restores and enrols a new token, no more: run `mirrorfs key add"
+            f" {volume} --token recovery: --new-token URI`, then use that token."
+        )
+
+
 def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = False) -> Token:
     """The token that a URI names; `create` as for Pkcs11Token. Raises: UsageError."""
+    if _scheme(config) == SlotKind.RECOVERY:
+        return RecoveryToken(
+            ask_code=lambda: read_code(path=sources.code_file, environment=sources.environment),
+            confirm=_not_enrolled_so,
+        )
     uri = token_uri(config)
     pin_file = sources.pin_file if sources.pin_file is not None else uri.pin_source
 
@@ -77,6 +99,10 @@ def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = Fa
         return read_pin(label, path=pin_file, environment=sources.environment, final_try=final_try)
 
     return Pkcs11Token(uri, ask_pin=ask_pin, create=create)
+
+
+def _not_enrolled_so(code: bytes) -> None:
+    raise UsageError("A recovery code is made by `mirrorfs key recovery`.")
 
 
 def check_present(config: TokenConfig) -> bool:

@@ -38,7 +38,7 @@ from mirrorfs.format.kdf import VolumeKeys, format_fingerprint
 from mirrorfs.format.slot import KdfParameters, KeySet, Slot
 from mirrorfs.keys.prompts import read_password
 from mirrorfs.keys.slots import check_token_secret, open_slot, stretch_password, token_authorisation
-from mirrorfs.keys.token import Token
+from mirrorfs.keys.token import Authorise, Token
 from mirrorfs.ports import ObjectKey, Store
 
 HEADERS_MAX = 64
@@ -56,54 +56,77 @@ class Unlocked:
     keys: VolumeKeys
     slot: Slot
     """The one that was opened."""
+    secret: bytes
+    """What its token yielded."""
 
 
 class AskedPassword:
-    """The volume password for one slot: asked for once, at the moment it is needed, and stretched at once."""
+    """The volume password: asked for once, at the moment it is needed, and stretched once for each slot."""
 
-    def __init__(self, name: str, kdf: KdfParameters, sources: SecretSources) -> None:
+    def __init__(self, name: str, sources: SecretSources) -> None:
         self._name = name
-        self._kdf = kdf
         self._sources = sources
-        self._stretched: bytes | None = None
+        self._password: bytes | None = None
+        self._stretched: dict[bytes, bytes] = {}
 
-    def stretched(self) -> bytes:
-        """See `slots.stretch_password`. Raises: UsageError: no source for it. UnlockError."""
-        if self._stretched is None:
+    def password(self) -> bytes:
+        """UTF-8 in normalization form C. Raises: UsageError: no source for it."""
+        if self._password is None:
             sources = self._sources
-            password = read_password(self._name, path=sources.password_file, environment=sources.environment)
-            self._stretched = stretch_password(password, self._kdf)
-        return self._stretched
+            self._password = read_password(
+                self._name, path=sources.password_file, environment=sources.environment
+            )
+        return self._password
 
-    def authorisation(self) -> bytes:
-        """See `token.Authorise`."""
-        return token_authorisation(self.stretched(), self._kdf)
+    def stretched(self, kdf: KdfParameters) -> bytes:
+        """See `slots.stretch_password`. Raises: UsageError. UnlockError."""
+        if kdf.salt not in self._stretched:
+            self._stretched[kdf.salt] = stretch_password(self.password(), kdf)
+        return self._stretched[kdf.salt]
+
+    def authorise(self, kdf: KdfParameters) -> Authorise:
+        """For a slot with these parameters."""
+        return lambda: token_authorisation(self.stretched(kdf), kdf)
 
 
-def unlock_header(data: bytes, *, name: str, tokens: Sequence[Token], sources: SecretSources) -> Unlocked:
+def unlock_header(
+    data: bytes,
+    *,
+    name: str,
+    tokens: Sequence[Token],
+    sources: SecretSources,
+    password: AskedPassword | None = None,
+) -> Unlocked:
     """Open a header with a token and a password, and authenticate it. Blocks.
 
     The caller compares fingerprint and generation with what it has pinned (`check_pinned`), or shows them.
     Args:
         name: of the volume, for the prompt.
         tokens: tried in this order; the first that is present and has a slot is used, and no other is asked.
+        password: to ask with, for a caller that goes on to use it.
     Raises: UnlockError and its kinds. UsageError: no source for a secret. DamagedError, LimitError: the
         header is not what was written.
     """
     header = parse_header(data)
     slot, token = choose_slot(header, tokens)
-    password = AskedPassword(name, slot.kdf, sources)
-    secret = token.secret_for(slot.token, volume=header.volume, authorise=password.authorisation)
+    password = password or AskedPassword(name, sources)
+    secret = token.secret_for(slot.token, volume=header.volume, authorise=password.authorise(slot.kdf))
+    key_set = open_with(header, slot, password, secret)
+    verified, keys = verify_header(data, key_set)
+    return Unlocked(data=data, header=verified, key_set=key_set, keys=keys, slot=slot, secret=secret)
+
+
+def open_with(header: VolumeHeader, slot: Slot, password: AskedPassword, secret: bytes) -> KeySet:
+    """The key set of a slot whose token has yielded its secret. Raises: UnlockError, AuthenticationError."""
+    # Before the password is asked for: it would be typed in vain.
     check_token_secret(slot, secret)
-    key_set = open_slot(
+    return open_slot(
         slot,
         volume=header.volume,
         key_generation=header.key_generation,
-        stretched=password.stretched(),
+        stretched=password.stretched(slot.kdf),
         token_secret=secret,
     )
-    verified, keys = verify_header(data, key_set)
-    return Unlocked(data=data, header=verified, key_set=key_set, keys=keys, slot=slot)
 
 
 def choose_slot(header: VolumeHeader, tokens: Sequence[Token]) -> tuple[Slot, Token]:

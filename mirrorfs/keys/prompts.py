@@ -1,4 +1,4 @@
-"""Asking for the two secrets, the volume password and the PIN of a token, so that nobody confuses them.
+"""Asking for secrets (volume password, PIN of a token, recovery code) so that nobody confuses them.
 
 A secret comes from a file that was named, or from the terminal, never from argv or the environment:
 the environment may only name the file. What is typed into the wrong prompt may lock a card, so each
@@ -17,16 +17,20 @@ from collections.abc import Mapping
 from enum import Enum
 
 from mirrorfs.errors import UsageError
+from mirrorfs.keys.recovery_code import parse_code
 
 SECRET_SIZE_MAX_BYTES = 1024
 _TERMINAL = "/dev/tty"
+_ERASE_LINE_ABOVE = b"\x1b[A\x1b[2K\r"
 
 
 class SecretKind(Enum):
     """Which secret is wanted; the values are its name, its option and its environment variable."""
 
     PASSWORD = ("volume password", "--password-file", "MIRRORFS_PASSWORD_FILE")
+    NEW_PASSWORD = ("new volume password", "--new-password-file", "MIRRORFS_NEW_PASSWORD_FILE")
     PIN = ("PIN", "--pin-file", "MIRRORFS_PIN_FILE")
+    CODE = ("recovery code", "--code-file", "MIRRORFS_CODE_FILE")
 
     def __init__(self, title: str, option: str, variable: str) -> None:
         self.title = title
@@ -49,6 +53,26 @@ def read_password(
     prompt = f"Password of volume {volume}: "
     text = _read(SecretKind.PASSWORD, prompt, path=path, environment=environment, confirm=confirm)
     return unicodedata.normalize("NFC", text).encode()
+
+
+def read_new_password(volume: str, *, path: str | None, environment: Mapping[str, str]) -> bytes:
+    """A password that is to take another's place; as `read_password`, asked for twice."""
+    prompt = f"NEW password of volume {volume}: "
+    text = _read(SecretKind.NEW_PASSWORD, prompt, path=path, environment=environment, confirm=True)
+    return unicodedata.normalize("NFC", text).encode()
+
+
+def read_code(*, path: str | None, environment: Mapping[str, str]) -> bytes:
+    """The 32 bytes of a recovery code. At a terminal it is seen while it is typed, line by line, then erased.
+
+    Args:
+        path: of --code-file, with all of it on the first line; without it MIRRORFS_CODE_FILE counts.
+    Raises: UsageError: no source, or it is not a code.
+    """
+    named = path or environment.get(SecretKind.CODE.variable)
+    if named:
+        return parse_code(read_secret_file(named, SecretKind.CODE))
+    return parse_code(" ".join(_ask_seen(f"Recovery code, line {line} of 2: ") for line in (1, 2)))
 
 
 def read_pin(label: str, *, path: str | None, environment: Mapping[str, str], final_try: bool = False) -> str:
@@ -82,6 +106,36 @@ def _read(
     return first
 
 
+def check_terminal(kind: SecretKind) -> None:
+    """Raises: UsageError: there is no terminal on which a secret could be asked for."""
+    try:
+        os.close(os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError as exc:
+        raise _no_terminal(kind) from exc
+
+
+def _ask_seen(prompt: str) -> str:
+    try:
+        with open(_TERMINAL, "r+b", buffering=0) as terminal:
+            terminal.write(prompt.encode())
+            line = b""
+            while not line.endswith(b"\n") and len(line) < SECRET_SIZE_MAX_BYTES:
+                byte = terminal.read(1)
+                if not byte:
+                    break
+                line += byte
+            terminal.write(_ERASE_LINE_ABOVE)
+    except OSError as exc:
+        raise _no_terminal(SecretKind.CODE) from exc
+    return line.decode(errors="replace").strip()
+
+
+def _no_terminal(kind: SecretKind) -> UsageError:
+    return UsageError(
+        f"No terminal can be asked for the {kind.title}; use {kind.option} or set {kind.variable}."
+    )
+
+
 def _ask(kind: SecretKind, prompt: str) -> str:
     # getpass falls back to standard input, echoing, where there is no terminal: so look first, and
     # make its warning about that an error.
@@ -96,9 +150,7 @@ def _ask(kind: SecretKind, prompt: str) -> str:
             f"The {kind.title} is not text in the terminal's encoding; enter it again."
         ) from None
     except (OSError, EOFError, getpass.GetPassWarning) as exc:
-        raise UsageError(
-            f"No terminal can be asked for the {kind.title}; use {kind.option} or set {kind.variable}."
-        ) from exc
+        raise _no_terminal(kind) from exc
     return _checked(text, kind)
 
 

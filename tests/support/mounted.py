@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorfs.fuse.mount_table import detach, find_mount
-from tests.support.softhsm import PIN, softhsm
+from tests.support.softhsm import PIN, SoftHsm, softhsm
 
 REPOSITORY = Path(__file__).parents[2]
 PASSWORD = "correct horse battery staple"  # of tests only
@@ -37,6 +37,7 @@ class Mounted:
         self,
         folder: Path,
         *,
+        hsm: SoftHsm,
         stores: Mapping[str, Path],
         state_home: Path,
         environment: Mapping[str, str],
@@ -45,6 +46,8 @@ class Mounted:
         # The mount table tells volumes apart by their names: no run may take another's for its own.
         self.name = f"practice-{secrets.token_hex(4)}"
         self.mountpoint = folder / "mnt"
+        self.hsm = hsm
+        """Where its token is; more can be added."""
         self.stores = dict(stores)
         self.state = state_home / self.name
         self.config = folder / "config" / f"{self.name}.toml"
@@ -233,6 +236,7 @@ def mounted_volume(
         }
         volume = Mounted(
             folder,
+            hsm=hsm,
             stores=stores,
             state_home=state_home,
             environment=environment,

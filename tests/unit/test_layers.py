@@ -60,7 +60,9 @@ LAYERS = {
     "drivers": Layer(_names("errors format ports"), EVERYTHING, _names("apsw boto3 botocore trio urllib3")),
     "fuse": Layer(_names("errors engine ports"), EVERYTHING, _names("pyfuse3 trio")),
     "cli": Layer(
-        _names("errors format core ports keys engine drivers fuse cli"), EVERYTHING, _names("pyfuse3 trio")
+        _names("errors format core ports keys engine drivers fuse cli"),
+        EVERYTHING,
+        _names("pyfuse3 segno trio"),
     ),
     "__main__": Layer(_names("cli"), _names("__future__ sys")),
     "": Layer(_names(""), _names("__future__")),  # mirrorfs/__init__.py

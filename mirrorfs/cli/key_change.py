@@ -1,0 +1,316 @@
+"""What `mirrorfs key` does with the slots of a volume's header; see cli/key.py for the whole."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import trio
+
+from mirrorfs.cli.config import TokenConfig, VolumeConfig, VolumePaths, write_config
+from mirrorfs.cli.header_change import keep_header, next_header, spread_header
+from mirrorfs.cli.recovery_sheet import confirm_on_paper
+from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_token, make_tokens
+from mirrorfs.cli.unlock import (
+    AskedPassword,
+    Unlocked,
+    check_pinned,
+    find_header,
+    newest_local_generation,
+    open_with,
+    unlock_header,
+)
+from mirrorfs.errors import TokenMissing, UnlockError, UsageError, WrongPassword
+from mirrorfs.format.header import parse_header
+from mirrorfs.format.slot import KdfParameters, Role, Slot
+from mirrorfs.format.slot_token import Pkcs11Fields, SlotKind, TokenFields
+from mirrorfs.keys.prompts import SecretKind, read_new_password
+from mirrorfs.keys.recovery_token import RecoveryToken
+from mirrorfs.keys.slots import (
+    available_memory_bytes,
+    check_new_password,
+    make_slot,
+    new_kdf_parameters,
+    new_salt,
+    stretch_password,
+    token_authorisation,
+)
+from mirrorfs.keys.token import Enrolment, Token
+
+RECOVERY_SLOT_NAME = "recovery"
+
+
+class KeyChange:
+    """One command, with everything it needs."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        environment: Mapping[str, str],
+        paths: VolumePaths,
+        config: VolumeConfig,
+    ) -> None:
+        self._arguments = arguments
+        self._environment = environment
+        self._paths = paths
+        self._config = config
+        self._sources = SecretSources(
+            arguments.password_file, arguments.pin_file, environment, arguments.code_file
+        )
+        self._password = AskedPassword(paths.name, self._sources)
+        self._configs: Sequence[TokenConfig] = ()
+        self._tokens: list[Token] = []
+
+    def check(self) -> int:
+        """`key check`. Raises: UnlockError: it does not open."""
+        unlocked = self._unlock()
+        print(f"Slot {unlocked.slot.name} opens volume {self._paths.name} with this token and password.")
+        if unlocked.slot.kind is SlotKind.RECOVERY:
+            print("The recovery code restores and enrols a new token; it does not mount.")
+        return 0
+
+    def add(self) -> None:
+        """`key add`. Raises: MirrorfsError: nothing has changed."""
+        arguments = self._arguments
+        unlocked = self._unlock()
+        config = TokenConfig(arguments.new_token, arguments.new_module)
+        sources = self._sources_of_another(arguments.new_pin_file)
+        token = make_token(config, sources, create=arguments.create_key)
+        if token.kind is SlotKind.RECOVERY:
+            raise UsageError("A recovery code is made by `mirrorfs key recovery`.")
+        roles = unlocked.slot.roles if arguments.role == "writer" else ()
+        kdf = _new_kdf()
+        stretched = stretch_password(self._password.password(), kdf)
+        enrolment = self._enrol(token, unlocked, stretched, kdf)
+        for slot in unlocked.header.slots:
+            if _is_same_token(slot.token, enrolment.fields):
+                raise UsageError(
+                    f"That token has slot {slot.name} already; insert the one to add, or remove that slot."
+                )
+        taken = {slot.name for slot in unlocked.header.slots}
+        name = arguments.name or _free_name(enrolment.fields.label or token.kind.value, taken)
+        if name in taken:
+            raise UsageError(f"The volume has a slot {name} already; choose another name.")
+        slot = self._new_slot(unlocked, name, roles, enrolment, stretched, kdf)
+        was_on_paper = unlocked.slot.kind is SlotKind.RECOVERY
+        # A code that was typed into a PC is used up.
+        kept = [one for one in unlocked.header.slots if not was_on_paper or one.kind is not SlotKind.RECOVERY]
+        self._publish(unlocked, [*kept, slot])
+        if config not in self._config.tokens:
+            write_config(self._paths, replace(self._config, tokens=(*self._config.tokens, config)))
+        print(f"Slot {name} opens volume {self._paths.name} too, with the password that was entered.")
+        if was_on_paper:
+            print(
+                "The recovery code is used up: remove the slot of the lost token with `key remove`, and print"
+                f" a new sheet with `mirrorfs key recovery {self._paths.name}`."
+            )
+
+    def remove(self) -> None:
+        """`key remove`. Raises: UsageError: it would leave nothing that mounts. MirrorfsError."""
+        name = self._arguments.slot
+        unlocked = self._unlock()
+        gone = _named(unlocked.header.slots, name)
+        left = [slot for slot in unlocked.header.slots if slot is not gone]
+        if not any(slot.kind is not SlotKind.RECOVERY and Role.WRITER in slot.roles for slot in left):
+            raise UsageError(
+                f"Slot {name} is the last that mounts and writes; add another token first, with `key add`."
+            )
+        self._publish(unlocked, left)
+        print(f"Slot {name} opens volume {self._paths.name} no more.")
+        print(
+            f"Who kept a copy of the old header still opens with it what was written until keys are rotated:"
+            f" run `mirrorfs key rotate {self._paths.name}` if the token is not destroyed."
+        )
+
+    def passwd(self) -> None:
+        """`key passwd`. Raises: MirrorfsError: nothing has changed."""
+        unlocked = self._unlock()
+        password = read_new_password(
+            self._paths.name, path=self._arguments.new_password_file, environment=self._environment
+        )
+        check_new_password(password)
+        changed: dict[bytes, Slot] = {}
+        for slot, token, secret in self._at_hand(unlocked):
+            kdf = _new_kdf()
+            stretched = stretch_password(password, kdf)
+            if slot.kind is SlotKind.TPM2:  # it was told the old password, and checks it itself
+                enrolment = self._enrol(token, unlocked, stretched, kdf)
+            else:
+                enrolment = Enrolment(slot.token, secret)
+            changed[slot.slot_id] = self._new_slot(
+                unlocked, slot.name, slot.roles, enrolment, stretched, kdf, created_ns=slot.created_ns
+            )
+        slots = unlocked.header.slots
+        self._publish(unlocked, [changed.get(slot.slot_id, slot) for slot in slots])
+        for slot in slots:
+            if slot.slot_id in changed:
+                print(f"Slot {slot.name} has the new password.")
+            elif slot.kind is SlotKind.RECOVERY:
+                print(f"Slot {slot.name} keeps the old password: print a new sheet with `key recovery`.")
+            else:
+                print(f"Slot {slot.name} keeps the old password: its token was not at hand.")
+
+    def recovery(self) -> None:
+        """`key recovery`: a new sheet, which voids an older one. Raises: MirrorfsError."""
+        unlocked = self._unlock()
+        if unlocked.slot.kind is SlotKind.RECOVERY:
+            raise UsageError("A new recovery code is made with a token, not with the old code.")
+        token = RecoveryToken(
+            ask_code=_never_asked,
+            confirm=lambda code: confirm_on_paper(self._paths.name, unlocked, code),
+        )
+        kdf = _new_kdf()
+        stretched = stretch_password(self._password.password(), kdf)
+        enrolment = self._enrol(token, unlocked, stretched, kdf)
+        others = [slot for slot in unlocked.header.slots if slot.kind is not SlotKind.RECOVERY]
+        taken = {slot.name for slot in others}
+        name = _free_name(RECOVERY_SLOT_NAME, taken)
+        slot = self._new_slot(unlocked, name, unlocked.slot.roles, enrolment, stretched, kdf)
+        self._publish(unlocked, [*others, slot])
+        _say(f"Slot {name} is made. The code needs the password that was entered just now; keep it safe.")
+        if len(others) < len(unlocked.header.slots):
+            _say(
+                "The sheet before this one opens no more; destroy it, for with a copy of the old header it"
+                f" does until `mirrorfs key rotate {self._paths.name}`."
+            )
+
+    # --- the parts ---------------------------------------------------------------------------
+
+    def _sources_of_another(self, pin_file: str | None) -> SecretSources:
+        """For a token that is not the one that unlocks: a PIN that was named for that is never sent to it."""
+        environment = {
+            name: value for name, value in self._environment.items() if name != SecretKind.PIN.variable
+        }
+        return SecretSources(self._arguments.password_file, pin_file, environment)
+
+    def _unlock(self) -> Unlocked:
+        arguments, config, paths = self._arguments, self._config, self._paths
+        data = trio.run(find_header, paths, config)
+        self._configs = chosen_tokens(arguments.token, arguments.module, config.tokens)
+        self._tokens = make_tokens(self._configs, self._sources)
+        unlocked = unlock_header(
+            data,
+            name=paths.name,
+            tokens=self._tokens,
+            sources=self._sources,
+            password=self._password,
+        )
+        check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
+        if arguments.change != "check" and Role.WRITER not in unlocked.slot.roles:
+            raise UsageError(f"Slot {unlocked.slot.name} may read and no more; use a token that may write.")
+        return unlocked
+
+    def _enrol(self, token: Token, unlocked: Unlocked, stretched: bytes, kdf: KdfParameters) -> Enrolment:
+        while True:
+            try:
+                return token.enrol(
+                    volume=unlocked.header.volume,
+                    entropy=secrets.token_bytes,
+                    authorise=lambda: token_authorisation(stretched, kdf),
+                )
+            except TokenMissing as exc:
+                # One reader, two cards: the first is taken out when it has done its part.
+                if not sys.stdin.isatty():
+                    raise
+                _say(str(exc))
+                if input("Insert the new token and press Enter, or q to give up: ").strip() == "q":
+                    raise
+
+    def _at_hand(self, unlocked: Unlocked) -> list[tuple[Slot, Token, bytes]]:
+        """The opened slot, and others whose tokens are here and which the same password opens."""
+        header = unlocked.header
+        opened = next(token for token in self._tokens if token.kind is unlocked.slot.kind)
+        found = [(unlocked.slot, opened, unlocked.secret)]
+        done = {unlocked.slot.slot_id}
+        for token in make_tokens(self._configs, self._sources_of_another(None)):
+            for slot in header.slots:
+                if slot.kind is not token.kind or slot.kind is SlotKind.RECOVERY or slot.slot_id in done:
+                    continue
+                try:
+                    if not token.is_present(slot.token):
+                        continue
+                    done.add(slot.slot_id)
+                    secret = token.secret_for(
+                        slot.token, volume=header.volume, authorise=self._password.authorise(slot.kdf)
+                    )
+                    open_with(header, slot, self._password, secret)
+                except WrongPassword:
+                    _say(f"Slot {slot.name} has another password; it keeps that.")
+                except (UnlockError, UsageError) as exc:
+                    _say(f"Slot {slot.name} is left as it is: {exc}")
+                else:
+                    found.append((slot, token, secret))
+        return found
+
+    def _new_slot(
+        self,
+        unlocked: Unlocked,
+        name: str,
+        roles: tuple[Role, ...],
+        enrolment: Enrolment,
+        stretched: bytes,
+        kdf: KdfParameters,
+        *,
+        created_ns: int | None = None,
+    ) -> Slot:
+        return make_slot(
+            unlocked.key_set,
+            volume=unlocked.header.volume,
+            key_generation=unlocked.header.key_generation,
+            name=name,
+            roles=roles,
+            stretched=stretched,
+            enrolment=enrolment,
+            kdf=kdf,
+            created_ns=time.time_ns() if created_ns is None else created_ns,
+            entropy=secrets.token_bytes,
+        )
+
+    def _publish(self, unlocked: Unlocked, slots: Sequence[Slot]) -> None:
+        data = next_header(unlocked, slots=tuple(slots))
+        header = parse_header(data)
+        keep_header(self._paths, header, data)
+        for name, why in spread_header(self._config.stores, header, data).items():
+            _say(f"Store {name} learns of the change when it is mirrored to: {why}")
+
+
+def _say(sentence: str) -> None:
+    print(f"mirrorfs: {sentence}", file=sys.stderr)
+
+
+def _never_asked() -> bytes:
+    raise AssertionError("a code is made here, not asked for")
+
+
+def _new_kdf() -> KdfParameters:
+    return new_kdf_parameters(available_bytes=available_memory_bytes(), salt=new_salt(secrets.token_bytes))
+
+
+def _named(slots: Sequence[Slot], name: str) -> Slot:
+    for slot in slots:
+        if slot.name == name:
+            return slot
+    known = ", ".join(slot.name for slot in slots)
+    raise UsageError(f"The volume has no slot {name}; it has: {known}.")
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted} {number}"
+    return name
+
+
+def _is_same_token(ours: TokenFields, new: TokenFields) -> bool:
+    """Whether two slots would stand on one key: losing it would lose both."""
+    if isinstance(ours, Pkcs11Fields) and isinstance(new, Pkcs11Fields):
+        return ours.spki_sha256 == new.spki_sha256
+    if ours.kind is SlotKind.TPM2 and new.kind is SlotKind.TPM2:
+        return ours.to_body()["srk_name"] == new.to_body()["srk_name"]
+    # Two credentials of one FIDO2 key differ in everything but its model.
+    return False

@@ -1,0 +1,98 @@
+"""The sheet with a recovery code: one page of text, in French and English, and the proof that it was kept.
+
+It goes to standard output, so that it can be piped to a printer and touches no file; questions go to the
+terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import date
+from typing import Final
+
+import segno
+
+from mirrorfs.cli.unlock import Unlocked
+from mirrorfs.errors import UsageError
+from mirrorfs.format.kdf import format_fingerprint
+from mirrorfs.keys.prompts import SecretKind, check_terminal, read_code
+from mirrorfs.keys.recovery_code import format_code
+
+ATTEMPTS: Final = 3
+
+_SHEET: Final = """\
+MirrorFS - CODE DE SECOURS / RECOVERY CODE                           {today}
+
+Volume:       {name}
+              {volume}
+Empreinte / fingerprint:
+              {fingerprint}
+
+    {first}
+    {second}
+
+{qr}
+Ce code remplace une carte ou cle PERDUE. Il ne sert a rien sans le mot de
+passe du volume, et il ne monte pas le volume. Gardez cette feuille dans un
+coffre, ailleurs que le PC et les cartes, jamais avec le mot de passe.
+  Restaurer:        mirrorfs restore --token recovery: --store URL DOSSIER
+  Nouvelle carte:   mirrorfs attach VOLUME --token recovery: --store URL
+                    mirrorfs key add VOLUME --token recovery: --new-token URI
+Comparez l'empreinte affichee avec celle de cette feuille. Ensuite, faites
+une nouvelle feuille: mirrorfs key recovery VOLUME
+
+This code stands for a token that is LOST. It is worth nothing without the
+volume password, and it does not mount the volume. Keep this sheet in a safe,
+away from the PC and the tokens, and never together with the password.
+  Restore:          mirrorfs restore --token recovery: --store URL DIRECTORY
+  New token:        mirrorfs attach VOLUME --token recovery: --store URL
+                    mirrorfs key add VOLUME --token recovery: --new-token URI
+Compare the fingerprint that is shown with the one on this sheet. Afterwards
+make a new sheet: mirrorfs key recovery VOLUME
+"""
+
+
+def sheet(name: str, unlocked: Unlocked, code: bytes, *, today: date) -> str:
+    """The text, at most 80 columns and 60 lines. Its QR code holds the code as it is typed."""
+    first, second = format_code(code).split("\n")
+    return _SHEET.format(
+        today=today.isoformat(),
+        name=name,
+        volume=unlocked.header.volume.hex(),
+        fingerprint=format_fingerprint(unlocked.keys.fingerprint),
+        first=first,
+        second=second,
+        qr=_drawn(f"{first}-{second}"),
+    )
+
+
+def _drawn(text: str) -> str:
+    """A QR code in ink: each character is two modules, one above the other."""
+    matrix = segno.make_qr(text, error="m").matrix
+    rows = [*matrix, bytes(len(matrix[0]))]
+    lines = [
+        "".join(" ▀▄█"[top + 2 * bottom] for top, bottom in zip(upper, lower, strict=True))
+        for upper, lower in zip(rows[::2], rows[1::2], strict=False)
+    ]
+    return "".join(f"    {line}\n" for line in lines)
+
+
+def confirm_on_paper(name: str, unlocked: Unlocked, code: bytes) -> None:
+    """Print the sheet, and have its code typed back.
+
+    Raises: UsageError: there is no terminal, or it was not typed right; nothing was enrolled.
+    """
+    check_terminal(SecretKind.CODE)
+    print(sheet(name, unlocked, code, today=date.today()), flush=True)
+    print("mirrorfs: Type the code back from the sheet, so that it is sure to be on it.", file=sys.stderr)
+    for attempt in range(ATTEMPTS):
+        try:
+            if read_code(path=None, environment={}) == code:
+                return
+            wrong = "That is a recovery code, but not this one."
+        except UsageError as exc:
+            if attempt == ATTEMPTS - 1 or "terminal" in str(exc):
+                raise
+            wrong = str(exc)
+        print(f"mirrorfs: {wrong}", file=sys.stderr)
+    raise UsageError("The code was not typed back; nothing was changed, and the sheet is void.")
