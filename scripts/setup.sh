@@ -12,7 +12,8 @@ VENV=$REPO/.venv
 readonly REPO VENV
 
 # What is compiled against or run. Python's own packages are added only if no interpreter will do.
-PACKAGES=(fuse3 libfuse3-dev pkg-config build-essential softhsm2 sqlite3 rsync attr acl git tar)
+PACKAGES=(fuse3 libfuse3-dev pkg-config build-essential softhsm2 sqlite3 rsync attr acl git tar
+  swtpm libtss2-dev)
 readonly PACKAGES
 
 say() { printf '%s\n' "$*"; }
@@ -98,7 +99,7 @@ setup_packages() {
     return 0
   fi
   local tool missing=()
-  for tool in fusermount3 pkg-config cc softhsm2-util sqlite3 rsync getfattr getfacl git tar; do
+  for tool in fusermount3 pkg-config cc softhsm2-util sqlite3 rsync getfattr getfacl git tar swtpm; do
     command -v "$tool" >/dev/null || missing+=("$tool")
   done
   ((${#missing[@]} == 0)) || die "not a Debian or Ubuntu machine; please install what provides: ${missing[*]}"

@@ -257,7 +257,7 @@ def _print_outcome(name: str, new: NewVolume, *, label: str, is_software: bool) 
     )
     if is_software:
         print(
-            "Warning: this is a software token (SoftHSM). Whoever copies its files needs only PIN and"
+            "Warning: this is a software token (SoftHSM, swtpm). Whoever copies its files needs only PIN and"
             " password; use a hardware token for anything that matters."
         )
     places = [place for store in new.config.stores if (place := directory_of(store.url)) is not None]

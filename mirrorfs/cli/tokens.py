@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,6 +16,8 @@ from mirrorfs.keys.pkcs11_uri import Pkcs11Uri, parse_pkcs11_uri
 from mirrorfs.keys.prompts import read_code, read_pin
 from mirrorfs.keys.recovery_token import RecoveryToken
 from mirrorfs.keys.token import Token
+from mirrorfs.keys.tpm2_token import Tpm2Token
+from mirrorfs.keys.tpm2_uri import parse_tpm2_uri
 
 ANY_TOKEN: Final = (TokenConfig("pkcs11:"),)
 """Whatever token is there, for a machine on which nothing is configured."""
@@ -41,8 +44,8 @@ def token_uri(config: TokenConfig) -> Pkcs11Uri:
 
     Raises: UsageError: malformed, or of a kind that this version does not know.
     """
-    if config.uri.lower().startswith(("fido2:", "tpm2:")):
-        raise UsageError("fido2: and tpm2: tokens are not available yet in this version; use pkcs11:.")
+    if config.uri.lower().startswith("fido2:"):
+        raise UsageError("fido2: tokens are not available yet in this version; use pkcs11: or tpm2:.")
     uri = parse_pkcs11_uri(config.uri, local=True)
     if config.module_path is None:
         return uri
@@ -92,6 +95,8 @@ def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = Fa
             ask_code=lambda: read_code(path=sources.code_file, environment=sources.environment),
             confirm=_not_enrolled_so,
         )
+    if _scheme(config) == "tpm2":
+        return _tpm2_token(config, create=create)
     uri = token_uri(config)
     pin_file = sources.pin_file if sources.pin_file is not None else uri.pin_source
 
@@ -105,12 +110,24 @@ def _not_enrolled_so(code: bytes) -> None:
     raise UsageError("A recovery code is made by `mirrorfs key recovery`.")
 
 
+def _tell(sentence: str) -> None:
+    print(f"mirrorfs: {sentence}", file=sys.stderr)
+
+
+def _tpm2_token(config: TokenConfig, *, create: bool = False) -> Tpm2Token:
+    if create or config.module_path is not None:
+        raise UsageError("--create-key and --module are for pkcs11: tokens; leave them out for a TPM.")
+    return Tpm2Token(parse_tpm2_uri(config.uri, local=True), tell=_tell)
+
+
 def check_present(config: TokenConfig) -> bool:
     """Look for a token that the URI matches, without a PIN.
 
     Returns: whether the first one is a software token, which anyone can copy.
     Raises: TokenMissing: there is none. ModuleMissing, TokenFailed: no module can be asked.
     """
+    if _scheme(config) == "tpm2":
+        return _tpm2_token(config).is_emulated()
     uri = token_uri(config)
     failure: UnlockError | None = None
     for path in module_paths(uri):

@@ -149,11 +149,26 @@ def test_credentials_in_a_store_url_are_refused_unseen(capsys: pytest.CaptureFix
     assert "credentials" in said.err and SECRET not in said.err + said.out
 
 
-@pytest.mark.parametrize("uri", ["fido2:", "tpm2:0x81000001"])
-def test_other_tokens_come_later(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fido2_comes_later(capsys: pytest.CaptureFixture[str]) -> None:
     stores = ["--store=a=file:///tmp/mirrorfs-a", "--store=b=file:///tmp/mirrorfs-b"]
-    assert main(["init", "v", *stores, f"--token={uri}"]) == 2
+    assert main(["init", "v", *stores, "--token=fido2:"]) == 2
     assert "not available yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--token=tpm2:0x81000001"], "'tpm2:' alone"),
+        (["--token=tpm2:", "--create-key"], "--create-key"),
+        (["--token=tpm2:", "--module=/usr/lib/x.so"], "--module"),
+    ],
+)
+def test_what_a_tpm_does_not_take(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stores = ["--store=a=file:///tmp/mirrorfs-a", "--store=b=file:///tmp/mirrorfs-b"]
+    assert main(["init", "v", *stores, *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../x", ".x", "a/b", ""])

@@ -55,7 +55,7 @@ LAYERS = {
     "format": Layer(_names("errors"), PURE | {"threading"}, _names("cryptography zstandard"), pure=True),
     "core": Layer(_names("errors format"), PURE, pure=True),
     "ports": Layer(_names("errors format"), PURE | {"contextlib"}),
-    "keys": Layer(_names("errors format ports"), EVERYTHING, _names("cryptography pkcs11 trio")),
+    "keys": Layer(_names("errors format ports"), EVERYTHING, _names("cryptography pkcs11 tpm2_pytss trio")),
     "engine": Layer(_names("errors core format ports"), EVERYTHING - WORLD, _names("trio")),
     "drivers": Layer(_names("errors format ports"), EVERYTHING, _names("apsw boto3 botocore trio urllib3")),
     "fuse": Layer(_names("errors engine ports"), EVERYTHING, _names("pyfuse3 trio")),
