@@ -28,6 +28,12 @@ TPM2_BLOB_SIZE_MAX_BYTES = 512
 TPM2_NAME_SIZE_BYTES = 34
 
 
+def token_hint(text: str) -> str:
+    """What a token says of itself as a slot may hold it: printable, and cut to TOKEN_HINT_SIZE_MAX_BYTES."""
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    return printable.encode()[:TOKEN_HINT_SIZE_MAX_BYTES].decode(errors="ignore")
+
+
 class SlotKind(StrEnum):
     """What stands beside the password."""
 
