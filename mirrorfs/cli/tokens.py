@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from mirrorfs.cli.config import TokenConfig
 from mirrorfs.errors import TokenMissing, UnlockError, UsageError
+from mirrorfs.keys.fido2_token import Fido2Token
 from mirrorfs.keys.pkcs11_module import module_paths, opened_module, present_tokens
 from mirrorfs.keys.pkcs11_token import Pkcs11Token
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri, parse_pkcs11_uri
@@ -38,8 +40,8 @@ def token_uri(config: TokenConfig) -> Pkcs11Uri:
 
     Raises: UsageError: malformed, or of a kind that this version does not know.
     """
-    if config.uri.lower().startswith(("fido2:", "tpm2:")):
-        raise UsageError("fido2: and tpm2: tokens are not available yet in this version; use pkcs11:.")
+    if _scheme(config) == "tpm2":
+        raise UsageError("tpm2: tokens are not available yet in this version; use pkcs11: or fido2:.")
     uri = parse_pkcs11_uri(config.uri, local=True)
     if config.module_path is None:
         return uri
@@ -70,6 +72,8 @@ def make_tokens(configs: Sequence[TokenConfig], sources: SecretSources) -> list[
 
 def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = False) -> Token:
     """The token that a URI names; `create` as for Pkcs11Token. Raises: UsageError."""
+    if _scheme(config) == "fido2":
+        return _fido2_token(config, sources)
     uri = token_uri(config)
     pin_file = sources.pin_file if sources.pin_file is not None else uri.pin_source
 
@@ -79,12 +83,36 @@ def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = Fa
     return Pkcs11Token(uri, ask_pin=ask_pin, create=create)
 
 
-def check_present(config: TokenConfig) -> bool:
+def _fido2_token(config: TokenConfig, sources: SecretSources) -> Fido2Token:
+    if config.module_path is not None:
+        raise UsageError("A PKCS#11 module is named for a fido2: token, which has none; leave it out.")
+
+    def ask_pin(label: str, *, final_try: bool, tries_left: int | None = None) -> str:
+        return read_pin(
+            label,
+            path=sources.pin_file,
+            environment=sources.environment,
+            final_try=final_try,
+            tries_left=tries_left,
+        )
+
+    def tell(sentence: str) -> None:
+        # Without delay, for the key gives up when nobody touches it.
+        print(f"mirrorfs: {sentence}", file=sys.stderr, flush=True)
+
+    return Fido2Token(config.uri, ask_pin=ask_pin, tell=tell)
+
+
+def check_present(config: TokenConfig, sources: SecretSources) -> bool:
     """Look for a token that the URI matches, without a PIN.
 
     Returns: whether the first one is a software token, which anyone can copy.
-    Raises: TokenMissing: there is none. ModuleMissing, TokenFailed: no module can be asked.
+    Raises: TokenMissing: there is none. ModuleMissing, TokenFailed: no module can be asked. Of security
+        keys also what else keeps one from being enrolled (`Fido2Token.check_enrollable`).
     """
+    if _scheme(config) == "fido2":
+        _fido2_token(config, sources).check_enrollable()
+        return False
     uri = token_uri(config)
     failure: UnlockError | None = None
     for path in module_paths(uri):

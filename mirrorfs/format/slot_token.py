@@ -20,6 +20,8 @@ KEY_ID_SIZE_MAX_BYTES = 64
 EC_POINT_SIZE_BYTES = 65
 RSA_SIZE_MIN_BYTES = 256
 RSA_SIZE_MAX_BYTES = 512
+FIDO2_RP: Final = "mirrorfs"
+"""The relying party whose credentials this program makes, and the only one whose it uses."""
 FIDO2_RP_SIZE_MAX_BYTES = 64
 FIDO2_CREDENTIAL_SIZE_MAX_BYTES = 1024
 FIDO2_SALT_SIZE_BYTES = 32

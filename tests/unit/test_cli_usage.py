@@ -149,10 +149,9 @@ def test_credentials_in_a_store_url_are_refused_unseen(capsys: pytest.CaptureFix
     assert "credentials" in said.err and SECRET not in said.err + said.out
 
 
-@pytest.mark.parametrize("uri", ["fido2:", "tpm2:0x81000001"])
-def test_other_tokens_come_later(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tpms_come_later(capsys: pytest.CaptureFixture[str]) -> None:
     stores = ["--store=a=file:///tmp/mirrorfs-a", "--store=b=file:///tmp/mirrorfs-b"]
-    assert main(["init", "v", *stores, f"--token={uri}"]) == 2
+    assert main(["init", "v", *stores, "--token=tpm2:0x81000001"]) == 2
     assert "not available yet" in capsys.readouterr().err
 
 
