@@ -57,12 +57,16 @@ class PinLocked(UnlockError):
     """The token refuses further PINs until it is unblocked with its own tool."""
 
 
+class NotTouched(UnlockError):
+    """The token waited for a touch that did not come in time, was refused or was cancelled."""
+
+
 class TokenFailed(UnlockError):
     """The token or its module failed in a way that says nothing about the PIN."""
 
 
 class ModuleMissing(UnlockError):
-    """The PKCS#11 module cannot be loaded."""
+    """The PKCS#11 module, or the library that reaches tokens of this kind, cannot be loaded."""
 
 
 class WrongVolume(UnlockError):

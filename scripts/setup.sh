@@ -12,7 +12,7 @@ VENV=$REPO/.venv
 readonly REPO VENV
 
 # What is compiled against or run. Python's own packages are added only if no interpreter will do.
-PACKAGES=(fuse3 libfuse3-dev pkg-config build-essential softhsm2 sqlite3 rsync attr acl git tar
+PACKAGES=(fuse3 libfuse3-dev pkg-config build-essential softhsm2 libfido2-1 sqlite3 rsync attr acl git tar
   swtpm libtss2-dev)
 readonly PACKAGES
 
@@ -102,6 +102,7 @@ setup_packages() {
   for tool in fusermount3 pkg-config cc softhsm2-util sqlite3 rsync getfattr getfacl git tar swtpm; do
     command -v "$tool" >/dev/null || missing+=("$tool")
   done
+  /sbin/ldconfig -p | grep -q 'libfido2\.so\.1 ' || missing+=(libfido2.so.1)
   ((${#missing[@]} == 0)) || die "not a Debian or Ubuntu machine; please install what provides: ${missing[*]}"
 }
 

@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=URL",
         help="a store: file:///PATH or s3://BUCKET/PREFIX?endpoint=...; give it twice or more",
     )
-    parser.add_argument("--token", required=True, metavar="URI", help="the token: pkcs11:token=LABEL;...")
+    parser.add_argument(
+        "--token", required=True, metavar="URI", help="the token: pkcs11:token=LABEL;... or fido2:"
+    )
     parser.add_argument("--create-key", action="store_true", help="make a new key on the token")
     parser.add_argument("--module", metavar="PATH", help="the PKCS#11 module to use for the token")
     parser.add_argument(
@@ -127,7 +129,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     _check_unused(paths, environment)
     _check_state_outside(paths, planned)
     trio.run(_check_stores, planned, arguments.create_store)
-    is_software = check_present(token_config)
+    is_software = check_present(token_config, sources)
     # A weak password is refused before a key is made on the token.
     password = read_password(
         arguments.volume, path=arguments.password_file, environment=environment, confirm=True

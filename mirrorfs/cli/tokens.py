@@ -10,6 +10,7 @@ from typing import Final
 from mirrorfs.cli.config import TokenConfig
 from mirrorfs.errors import TokenMissing, UnlockError, UsageError
 from mirrorfs.format.slot_token import SlotKind
+from mirrorfs.keys.fido2_token import Fido2Token
 from mirrorfs.keys.pkcs11_module import module_paths, opened_module, present_tokens
 from mirrorfs.keys.pkcs11_token import Pkcs11Token
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri, parse_pkcs11_uri
@@ -19,7 +20,7 @@ from mirrorfs.keys.token import Token
 from mirrorfs.keys.tpm2_token import Tpm2Token
 from mirrorfs.keys.tpm2_uri import parse_tpm2_uri
 
-ANY_TOKEN: Final = (TokenConfig("pkcs11:"),)
+ANY_TOKEN: Final = (TokenConfig("pkcs11:"), TokenConfig("fido2:"), TokenConfig("tpm2:"))
 """Whatever token is there, for a machine on which nothing is configured."""
 
 _SOFTWARE = "softhsm"
@@ -44,8 +45,6 @@ def token_uri(config: TokenConfig) -> Pkcs11Uri:
 
     Raises: UsageError: malformed, or of a kind that this version does not know.
     """
-    if config.uri.lower().startswith("fido2:"):
-        raise UsageError("fido2: tokens are not available yet in this version; use pkcs11: or tpm2:.")
     uri = parse_pkcs11_uri(config.uri, local=True)
     if config.module_path is None:
         return uri
@@ -97,6 +96,10 @@ def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = Fa
         )
     if _scheme(config) == "tpm2":
         return _tpm2_token(config, create=create)
+    if _scheme(config) == "fido2":
+        return _fido2_token(config, sources)
+    if _scheme(config) != "pkcs11":
+        raise UsageError("A token is named by a URI that begins with pkcs11:, fido2: or tpm2:; correct it.")
     uri = token_uri(config)
     pin_file = sources.pin_file if sources.pin_file is not None else uri.pin_source
 
@@ -111,7 +114,8 @@ def _not_enrolled_so(code: bytes) -> None:
 
 
 def _tell(sentence: str) -> None:
-    print(f"mirrorfs: {sentence}", file=sys.stderr)
+    # Without delay, for a security key gives up when nobody touches it.
+    print(f"mirrorfs: {sentence}", file=sys.stderr, flush=True)
 
 
 def _tpm2_token(config: TokenConfig, *, create: bool = False) -> Tpm2Token:
@@ -120,14 +124,34 @@ def _tpm2_token(config: TokenConfig, *, create: bool = False) -> Tpm2Token:
     return Tpm2Token(parse_tpm2_uri(config.uri, local=True), tell=_tell)
 
 
-def check_present(config: TokenConfig) -> bool:
+def _fido2_token(config: TokenConfig, sources: SecretSources) -> Fido2Token:
+    if config.module_path is not None:
+        raise UsageError("A PKCS#11 module is named for a fido2: token, which has none; leave it out.")
+
+    def ask_pin(label: str, *, final_try: bool, tries_left: int | None = None) -> str:
+        return read_pin(
+            label,
+            path=sources.pin_file,
+            environment=sources.environment,
+            final_try=final_try,
+            tries_left=tries_left,
+        )
+
+    return Fido2Token(config.uri, ask_pin=ask_pin, tell=_tell)
+
+
+def check_present(config: TokenConfig, sources: SecretSources) -> bool:
     """Look for a token that the URI matches, without a PIN.
 
     Returns: whether the first one is a software token, which anyone can copy.
-    Raises: TokenMissing: there is none. ModuleMissing, TokenFailed: no module can be asked.
+    Raises: TokenMissing: there is none. ModuleMissing, TokenFailed: no module can be asked. Of security
+        keys also what else keeps one from being enrolled (`Fido2Token.check_enrollable`).
     """
     if _scheme(config) == "tpm2":
         return _tpm2_token(config).is_emulated()
+    if _scheme(config) == "fido2":
+        _fido2_token(config, sources).check_enrollable()
+        return False
     uri = token_uri(config)
     failure: UnlockError | None = None
     for path in module_paths(uri):

@@ -134,19 +134,23 @@ def choose_slot(header: VolumeHeader, tokens: Sequence[Token]) -> tuple[Slot, To
 
     Raises: UnlockError: there is none; of several reasons a token that is there and has no slot comes first.
     """
-    failures: list[UnlockError] = []
+    wrong: list[UnlockError] = []
+    absent: list[UnlockError] = []
+    needless: list[UnlockError] = []
     for token in tokens:
         slots = [slot for slot in header.slots if slot.kind is token.kind]
         if not slots:
-            failures.append(WrongToken(f"The volume has no slot for {token.describe()}; use another token."))
+            needless.append(WrongToken(f"The volume has no slot for {token.describe()}; use another token."))
             continue
         try:
             fields = token.choose([slot.token for slot in slots])
-        except (TokenMissing, WrongToken, ModuleMissing) as exc:
-            failures.append(exc)
-            continue
-        return next(slot for slot in slots if slot.token == fields), token
-    raise next((exc for exc in failures if isinstance(exc, WrongToken)), failures[0])
+        except WrongToken as exc:
+            wrong.append(exc)
+        except (TokenMissing, ModuleMissing) as exc:
+            absent.append(exc)
+        else:
+            return next(slot for slot in slots if slot.token == fields), token
+    raise (wrong + absent + needless)[0]
 
 
 def check_pinned(unlocked: Unlocked, config: VolumeConfig, *, generation_min: int) -> None:

@@ -20,12 +20,20 @@ KEY_ID_SIZE_MAX_BYTES = 64
 EC_POINT_SIZE_BYTES = 65
 RSA_SIZE_MIN_BYTES = 256
 RSA_SIZE_MAX_BYTES = 512
+FIDO2_RP: Final = "mirrorfs"
+"""The relying party whose credentials this program makes, and the only one whose it uses."""
 FIDO2_RP_SIZE_MAX_BYTES = 64
 FIDO2_CREDENTIAL_SIZE_MAX_BYTES = 1024
 FIDO2_SALT_SIZE_BYTES = 32
 AAGUID_SIZE_BYTES = 16
 TPM2_BLOB_SIZE_MAX_BYTES = 512
 TPM2_NAME_SIZE_BYTES = 34
+
+
+def token_hint(text: str) -> str:
+    """What a token says of itself as a slot may hold it: printable, and cut to TOKEN_HINT_SIZE_MAX_BYTES."""
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    return printable.encode()[:TOKEN_HINT_SIZE_MAX_BYTES].decode(errors="ignore")
 
 
 class SlotKind(StrEnum):

@@ -34,11 +34,11 @@ from mirrorfs.errors import (
 from mirrorfs.format.kdf import hkdf
 from mirrorfs.format.slot import TOKEN_SECRET_SIZE_BYTES
 from mirrorfs.format.slot_token import (
-    TOKEN_HINT_SIZE_MAX_BYTES,
     Pkcs11Fields,
     SlotKind,
     TokenFields,
     TokenMechanism,
+    token_hint,
 )
 from mirrorfs.keys import pkcs11_keys
 from mirrorfs.keys.pkcs11_keys import TokenKey
@@ -242,19 +242,13 @@ def _find_holder(
     # must agree, for a PIN sent to the wrong card is a try lost there.
     for fields in candidates:
         for token, hashes in zip(tokens, shown, strict=True):
-            hints = (_hint(token_serial(token)), _hint(token.label))
+            hints = (token_hint(token_serial(token)), token_hint(token.label))
             if not hashes and fields.serial and hints == (fields.serial, fields.label):
                 return token, fields
     return None
 
 
 # --- secrets ---------------------------------------------------------------------------------
-
-
-def _hint(text: str) -> str:
-    """Text of a token as a slot may hold it: printable and short."""
-    printable = "".join(character if character.isprintable() else "?" for character in text)
-    return printable.encode()[:TOKEN_HINT_SIZE_MAX_BYTES].decode(errors="ignore")
 
 
 def _mechanism_needed(mechanism: TokenMechanism) -> Mechanism:
@@ -286,8 +280,8 @@ def _challenge(
         spki_sha256=key.spki_sha256,
         key_id=key.key_id,
         challenge=challenge,
-        label=_hint(token.label),
-        serial=_hint(token_serial(token)),
+        label=token_hint(token.label),
+        serial=token_hint(token_serial(token)),
     )
     return fields, secret
 

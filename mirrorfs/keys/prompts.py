@@ -75,7 +75,14 @@ def read_code(*, path: str | None, environment: Mapping[str, str]) -> bytes:
     return parse_code(" ".join(_ask_seen(f"Recovery code, line {line} of 2: ") for line in (1, 2)))
 
 
-def read_pin(label: str, *, path: str | None, environment: Mapping[str, str], final_try: bool = False) -> str:
+def read_pin(
+    label: str,
+    *,
+    path: str | None,
+    environment: Mapping[str, str],
+    final_try: bool = False,
+    tries_left: int | None = None,
+) -> str:
     """The PIN of the token with that label, exactly as it was typed.
 
     Args:
@@ -83,14 +90,16 @@ def read_pin(label: str, *, path: str | None, environment: Mapping[str, str], fi
         environment: os.environ.
         final_try: one more wrong PIN locks the token. Then a file is not used: what refused
             before would refuse again, and a service that restarts would lock the card.
+        tries_left: wrong PINs that the token still takes, to be shown; None where it does not say.
     Raises: UsageError: no source, an unsafe or unreadable file, an empty PIN, a file at the last try.
     """
     if final_try and (path or environment.get(SecretKind.PIN.variable)):
         raise UsageError(
             f"The token {label!r} has one PIN try left, and no file is used for that; enter the PIN by hand."
         )
-    last = "LAST TRY before it locks, " if final_try else ""
-    prompt = f"PIN of token {label} ({last}not the volume password): "
+    tries = f"{tries_left} tries left, " if tries_left is not None else ""
+    tries = "LAST TRY before it locks, " if final_try else tries
+    prompt = f"PIN of token {label} ({tries}not the volume password): "
     return _read(SecretKind.PIN, prompt, path=path, environment=environment, confirm=False)
 
 

@@ -42,8 +42,9 @@ Tell = Callable[[str], None]
 
 
 class Token(Protocol):
-    """One way to reach tokens of one kind. Methods block, and send a PIN at most once per call.
+    """One way to reach tokens of one kind.
 
+    Methods block, ask for a PIN at most once per call, and never send one again that was not accepted.
     Errors of all methods are UnlockError's subclasses, each saying what to do next; UsageError when
     what was asked for is ambiguous or cannot work.
     """

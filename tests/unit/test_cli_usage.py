@@ -149,10 +149,10 @@ def test_credentials_in_a_store_url_are_refused_unseen(capsys: pytest.CaptureFix
     assert "credentials" in said.err and SECRET not in said.err + said.out
 
 
-def test_fido2_comes_later(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_token_of_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> None:
     stores = ["--store=a=file:///tmp/mirrorfs-a", "--store=b=file:///tmp/mirrorfs-b"]
-    assert main(["init", "v", *stores, "--token=fido2:"]) == 2
-    assert "not available yet" in capsys.readouterr().err
+    assert main(["init", "v", *stores, "--token=fido3:"]) == 2
+    assert "pkcs11:, fido2: or tpm2:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

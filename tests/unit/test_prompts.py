@@ -192,6 +192,17 @@ def test_the_last_try_is_announced() -> None:
     assert "got '123456'" in shown
 
 
+def test_the_tries_left_are_shown() -> None:
+    shown = on_a_terminal(
+        "read_pin('My card', path=None, environment={}, tries_left=3)", [(b": ", b"123456")]
+    )
+    assert "PIN of token My card (3 tries left, not the volume password): " in shown
+    shown = on_a_terminal(
+        "read_pin('My card', path=None, environment={}, final_try=True, tries_left=1)", [(b": ", b"123456")]
+    )
+    assert "PIN of token My card (LAST TRY before it locks, not the volume password): " in shown
+
+
 @pytest.mark.parametrize(
     ("second", "expected"),
     [(b"secret one", "got b'secret one'"), (b"secret two", "entries of the volume password differ")],
