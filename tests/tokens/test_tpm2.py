@@ -175,11 +175,11 @@ class Volume:
     def unlock(self, token: Tpm2Token) -> KeySet:
         """As `cli.unlock.unlock_header` goes about it."""
         sources = SecretSources(str(self.password), None, {})
-        password = AskedPassword("practice", self.slot.kdf, sources)
+        password = AskedPassword("practice", sources)
 
         def authorise() -> bytes:
             self.asked += 1
-            return password.authorisation()
+            return password.authorise(self.slot.kdf)()
 
         assert token.choose([self.slot.token]) == self.slot.token
         secret = token.secret_for(self.slot.token, volume=VOLUME, authorise=authorise)
@@ -188,7 +188,7 @@ class Volume:
             self.slot,
             volume=VOLUME,
             key_generation=1,
-            stretched=password.stretched(),
+            stretched=password.stretched(self.slot.kdf),
             token_secret=secret,
         )
 
