@@ -17,14 +17,11 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import ClassVar
 
 import pkcs11
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import Mechanism, TokenFlag
 from pkcs11 import exceptions as p11
 from pkcs11._pkcs11 import lib as Module
 
 from mirrorfs.errors import (
-    FormatError,
     PinLocked,
     TokenFailed,
     TokenMissing,
@@ -32,15 +29,8 @@ from mirrorfs.errors import (
     UsageError,
     WrongToken,
 )
-from mirrorfs.format.kdf import hkdf
 from mirrorfs.format.slot import TOKEN_SECRET_SIZE_BYTES
-from mirrorfs.format.slot_token import (
-    TOKEN_HINT_SIZE_MAX_BYTES,
-    Pkcs11Fields,
-    SlotKind,
-    TokenFields,
-    TokenMechanism,
-)
+from mirrorfs.format.slot_token import Pkcs11Fields, SlotKind, TokenFields
 from mirrorfs.keys import pkcs11_keys
 from mirrorfs.keys.pkcs11_keys import TokenKey
 from mirrorfs.keys.pkcs11_module import (
@@ -51,13 +41,12 @@ from mirrorfs.keys.pkcs11_module import (
     token_serial,
     translated,
 )
+from mirrorfs.keys.pkcs11_secret import check_point, hint, mechanism_needed, new_challenge, yielded
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri
 from mirrorfs.keys.token import AskPin, Authorise, Enrolment
 from mirrorfs.ports import Entropy
 
 NEW_KEY_ID_SIZE_BYTES = 16
-
-_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 class Pkcs11Token:
@@ -88,11 +77,11 @@ class Pkcs11Token:
             pin = self._pin(token)
             with session(token, pin=pin, writable=self._create) as opened, translated(token.label):
                 private, key = self._new_key(opened, entropy) if self._create else self._key(opened, token)
-                fields, secret = _challenge(key, token, volume=volume, entropy=entropy)
-                if _mechanism_needed(fields.mechanism) not in mechanisms:
+                fields, secret = new_challenge(key, token, volume=volume, entropy=entropy)
+                if mechanism_needed(fields.mechanism) not in mechanisms:
                     raise UsageError(f"The token {token.label!r} cannot use this key; name another.")
                 # The token must undo now what it shall undo later: a slot that does not open is none.
-                if not hmac.compare_digest(_yielded(private, fields, volume=volume), secret):
+                if not hmac.compare_digest(yielded(private, fields, volume=volume), secret):
                     raise TokenFailed(
                         f"The token {token.label!r} does not undo what its public key made; use another key."
                     )
@@ -120,13 +109,13 @@ class Pkcs11Token:
         """See `token.Token`. FormatError when the slot's point is not on the curve."""
         if not isinstance(fields, Pkcs11Fields):
             raise WrongToken("That slot is not one of a PKCS#11 token; name another token.")
-        _check_point(fields)
+        check_point(fields)
         with self._holder([fields]) as (token, _):
             pin = self._pin(token)
             with session(token, pin=pin) as opened, translated(token.label, using_key=True):
                 for key in pkcs11_keys.public_keys(opened):
                     if key.spki_sha256 == fields.spki_sha256:
-                        secret = _yielded(pkcs11_keys.private_key_of(opened, key), fields, volume=volume)
+                        secret = yielded(pkcs11_keys.private_key_of(opened, key), fields, volume=volume)
                         break
                 else:
                     raise p11.NoSuchKey
@@ -245,71 +234,7 @@ def _find_holder(
     # must agree, for a PIN sent to the wrong card is a try lost there.
     for fields in candidates:
         for token, hashes in zip(tokens, shown, strict=True):
-            hints = (_hint(token_serial(token)), _hint(token.label))
+            hints = (hint(token_serial(token)), hint(token.label))
             if not hashes and fields.serial and hints == (fields.serial, fields.label):
                 return token, fields
     return None
-
-
-# --- secrets ---------------------------------------------------------------------------------
-
-
-def _hint(text: str) -> str:
-    """Text of a token as a slot may hold it: printable and short."""
-    printable = "".join(character if character.isprintable() else "?" for character in text)
-    return printable.encode()[:TOKEN_HINT_SIZE_MAX_BYTES].decode(errors="ignore")
-
-
-def _mechanism_needed(mechanism: TokenMechanism) -> Mechanism:
-    return Mechanism.ECDH1_DERIVE if mechanism is TokenMechanism.ECDH_P256 else Mechanism.RSA_PKCS
-
-
-def _ecdh_secret(shared: bytes, *, point: bytes, spki_sha256: bytes, volume: bytes) -> bytes:
-    return hkdf(shared, salt=volume, info=b"mirrorfs v1 token ecdh" + point + spki_sha256)
-
-
-def _challenge(
-    key: TokenKey, token: pkcs11.Token, *, volume: bytes, entropy: Entropy
-) -> tuple[Pkcs11Fields, bytes]:
-    """Make, with the public key alone, a secret that the token can yield again."""
-    if isinstance(key.public, rsa.RSAPublicKey):
-        mechanism = TokenMechanism.RSA_PKCS1
-        secret = entropy(TOKEN_SECRET_SIZE_BYTES)
-        challenge = key.public.encrypt(secret, padding.PKCS1v15())
-    else:
-        mechanism = TokenMechanism.ECDH_P256
-        # 48 bytes reduced modulo the order have no bias that matters (FIPS 186-5, A.2.1).
-        scalar = 1 + int.from_bytes(entropy(48), "big") % (_P256_ORDER - 1)
-        ephemeral = ec.derive_private_key(scalar, ec.SECP256R1())
-        challenge = ephemeral.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-        shared = ephemeral.exchange(ec.ECDH(), key.public)
-        secret = _ecdh_secret(shared, point=challenge, spki_sha256=key.spki_sha256, volume=volume)
-    fields = Pkcs11Fields(
-        mechanism=mechanism,
-        spki_sha256=key.spki_sha256,
-        key_id=key.key_id,
-        challenge=challenge,
-        label=_hint(token.label),
-        serial=_hint(token_serial(token)),
-    )
-    return fields, secret
-
-
-def _check_point(fields: Pkcs11Fields) -> None:
-    """Refuse a point off the curve: a token that did not check would give its key away bit by bit."""
-    if fields.mechanism is TokenMechanism.ECDH_P256:
-        try:
-            ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), fields.challenge)
-        except ValueError as exc:
-            raise FormatError("A slot of the volume header holds a point that is not on the curve.") from exc
-
-
-def _yielded(private: pkcs11.Object, fields: Pkcs11Fields, *, volume: bytes) -> bytes:
-    """The secret as the token yields it; empty when it gives something of another length."""
-    if fields.mechanism is TokenMechanism.RSA_PKCS1:
-        secret = pkcs11_keys.decrypted(private, fields.challenge)
-        return secret if len(secret) == TOKEN_SECRET_SIZE_BYTES else b""
-    shared = pkcs11_keys.shared_secret(private, fields.challenge)
-    if len(shared) != 32:
-        return b""
-    return _ecdh_secret(shared, point=fields.challenge, spki_sha256=fields.spki_sha256, volume=volume)
