@@ -11,8 +11,10 @@ REPO=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$REPO/.venv
 readonly REPO VENV
 
-# What is compiled against or run. Python's own packages are added only if no interpreter will do.
-PACKAGES=(fuse3 libfuse3-dev pkg-config build-essential softhsm2 sqlite3 rsync attr acl git tar)
+# What is compiled against or run. pcscd is started by the tests, apart from the machine's own, to which
+# vsmartcard-vpcd adds two empty readers where it runs. Python's own packages are added only if no interpreter will do.
+PACKAGES=(fuse3 libfuse3-dev pkg-config build-essential softhsm2 sqlite3 rsync attr acl git tar
+  pcscd vsmartcard-vpcd opensc-pkcs11 ykcs11)
 readonly PACKAGES
 
 say() { printf '%s\n' "$*"; }
@@ -98,7 +100,8 @@ setup_packages() {
     return 0
   fi
   local tool missing=()
-  for tool in fusermount3 pkg-config cc softhsm2-util sqlite3 rsync getfattr getfacl git tar; do
+  for tool in fusermount3 pkg-config cc softhsm2-util sqlite3 rsync getfattr getfacl git tar pcscd vpcd-config \
+    unshare nsenter setpriv; do
     command -v "$tool" >/dev/null || missing+=("$tool")
   done
   ((${#missing[@]} == 0)) || die "not a Debian or Ubuntu machine; please install what provides: ${missing[*]}"
