@@ -11,9 +11,10 @@ REPO=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$REPO/.venv
 readonly REPO VENV
 
-# What is compiled against or run. Python's own packages are added only if no interpreter will do.
+# What is compiled against or run. pcscd is started by the tests, apart from the machine's own, to which
+# vsmartcard-vpcd adds two empty readers where it runs. Python's own packages are added only if no interpreter will do.
 PACKAGES=(fuse3 libfuse3-dev pkg-config build-essential softhsm2 libfido2-1 sqlite3 rsync attr acl git tar
-  swtpm libtss2-dev)
+  pcscd vsmartcard-vpcd opensc-pkcs11 ykcs11 swtpm libtss2-dev)
 readonly PACKAGES
 
 say() { printf '%s\n' "$*"; }
@@ -99,7 +100,8 @@ setup_packages() {
     return 0
   fi
   local tool missing=()
-  for tool in fusermount3 pkg-config cc softhsm2-util sqlite3 rsync getfattr getfacl git tar swtpm; do
+  for tool in fusermount3 pkg-config cc softhsm2-util sqlite3 rsync getfattr getfacl git tar swtpm pcscd vpcd-config \
+    unshare nsenter setpriv; do
     command -v "$tool" >/dev/null || missing+=("$tool")
   done
   /sbin/ldconfig -p | grep -q 'libfido2\.so\.1 ' || missing+=(libfido2.so.1)

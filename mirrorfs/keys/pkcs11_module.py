@@ -11,7 +11,7 @@ import glob
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import pkcs11
@@ -25,6 +25,7 @@ from mirrorfs.errors import (
     TokenFailed,
     TokenMissing,
     UnlockError,
+    UsageError,
     WrongPin,
     WrongToken,
 )
@@ -99,12 +100,16 @@ def token_error(
     if isinstance(error, _ABSENT):
         return TokenMissing(f"The token {label!r} is not there; insert it and try again.")
     if isinstance(error, _REMOVED):
-        return TokenMissing(f"The token {label!r} was removed while in use; insert it and try again.")
+        return _removed(label)
     if isinstance(error, _WRONG_KEY) or (using_key and isinstance(error, _WRONG_KEY_IN_USE)):
         return WrongToken(f"The token {label!r} does not hold the key of this slot; insert the right one.")
     return TokenFailed(
         f"The token {label!r} failed ({type(error).__name__}); remove it, insert it again and try again."
     )
+
+
+def _removed(label: str) -> TokenMissing:
+    return TokenMissing(f"The token {label!r} was removed while in use; insert it and try again.")
 
 
 @contextmanager
@@ -212,7 +217,11 @@ def present_tokens(module: Module, uri: Pkcs11Uri) -> list[pkcs11.Token]:
     """
     tokens = []
     with translated(uri.describe()):
-        for slot in module.get_slots(token_present=True):
+        try:
+            slots = module.get_slots(token_present=True)
+        except p11.DeviceError:
+            return []  # what ykcs11 says where no pcscd runs
+        for slot in slots:
             try:
                 token = slot.get_token()
             except (p11.TokenNotPresent, p11.TokenNotRecognised):
@@ -225,6 +234,50 @@ def present_tokens(module: Module, uri: Pkcs11Uri) -> list[pkcs11.Token]:
 def token_serial(token: pkcs11.Token) -> str:
     """The serial as text; modules pad it with spaces or zero bytes."""
     return token.serial.rstrip(b"\0 ").decode(errors="replace")
+
+
+def token_identity(token: pkcs11.Token) -> tuple[str, str]:
+    """Serial and label: they tell the tokens of one module apart, but differ between modules."""
+    return token_serial(token), token.label
+
+
+def has_reader(module: Module) -> bool:
+    """Whether the module has any place where a token could be."""
+    try:
+        return bool(module.get_slots())
+    except p11.PKCS11Error:
+        return False
+
+
+def check_still_there(module: Module, tokens: Sequence[pkcs11.Token]) -> None:
+    """Look anew for tokens that were listed before; ends all sessions and handles.
+
+    Raises: TokenMissing: one of them has gone.
+    """
+    try:
+        # Asked again without this, modules may answer from memory: of a card that left a moment ago
+        # the service itself may not know yet, and only making its acquaintance again shows it.
+        module.reinitialize()
+        now = {token_identity(token) for token in present_tokens(module, Pkcs11Uri())}
+    except (p11.PKCS11Error, UnlockError):
+        now = set()
+    for token in tokens:
+        if token_identity(token) not in now:
+            raise _removed(token.label)
+
+
+@contextmanager
+def removal_noticed(module: Module, tokens: Sequence[pkcs11.Token]) -> Iterator[None]:
+    """What fails in the block fails with TokenMissing if one of the tokens has gone meanwhile.
+
+    A card that leaves in the middle of a command makes modules say nearly anything: OpenSC GeneralError,
+    ykcs11 DeviceError or FunctionFailed, and either that the token holds no key.
+    """
+    try:
+        yield
+    except (TokenFailed, WrongToken, UsageError):
+        check_still_there(module, tokens)
+        raise
 
 
 def _matches(token: pkcs11.Token, uri: Pkcs11Uri) -> bool:

@@ -6,7 +6,9 @@ OAEP cannot be had everywhere, and a signature is no secret.
 
 The PIN of a card may serve other uses and often has three tries. So the right token is found first,
 by its public keys, which need no PIN; the PIN is asked for by the token's name, sent once per call,
-and never to a token that does not hold the key.
+and never to a token that does not hold the key. No module is open while a person looks for the PIN:
+other software can use the card meanwhile, and the token is found anew afterwards, for it may have been
+changed for another.
 """
 
 from __future__ import annotations
@@ -14,16 +16,15 @@ from __future__ import annotations
 import hmac
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from typing import ClassVar
 
 import pkcs11
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import Mechanism, TokenFlag
 from pkcs11 import exceptions as p11
+from pkcs11._pkcs11 import lib as Module
 
 from mirrorfs.errors import (
-    FormatError,
     PinLocked,
     TokenFailed,
     TokenMissing,
@@ -31,32 +32,40 @@ from mirrorfs.errors import (
     UsageError,
     WrongToken,
 )
-from mirrorfs.format.kdf import hkdf
 from mirrorfs.format.slot import TOKEN_SECRET_SIZE_BYTES
-from mirrorfs.format.slot_token import (
-    Pkcs11Fields,
-    SlotKind,
-    TokenFields,
-    TokenMechanism,
-    token_hint,
-)
+from mirrorfs.format.slot_token import Pkcs11Fields, SlotKind, TokenFields
 from mirrorfs.keys import pkcs11_keys
 from mirrorfs.keys.pkcs11_keys import TokenKey
 from mirrorfs.keys.pkcs11_module import (
+    check_still_there,
+    has_reader,
     module_paths,
     opened_module,
     present_tokens,
+    removal_noticed,
     session,
+    token_identity,
     token_serial,
     translated,
 )
+from mirrorfs.keys.pkcs11_secret import check_point, hint, mechanism_needed, new_challenge, yielded
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri
 from mirrorfs.keys.token import AskPin, Authorise, Enrolment
 from mirrorfs.ports import Entropy
 
 NEW_KEY_ID_SIZE_BYTES = 16
 
-_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+# How modules refuse to make a key in a place or a way of our choosing: for OpenSC a PIV card has no such
+# function, ykcs11 knows ids of its own only and asks for the management key.
+_MAKES_NO_KEY = (
+    p11.FunctionNotSupported,
+    p11.AttributeTypeInvalid,
+    p11.AttributeValueInvalid,
+    p11.AttributeReadOnly,
+    p11.TemplateInconsistent,
+    p11.MechanismInvalid,
+    p11.UserNotLoggedIn,
+)
 
 
 class Pkcs11Token:
@@ -72,6 +81,8 @@ class Pkcs11Token:
         self._uri = uri
         self._ask_pin = ask_pin
         self._create = create
+        # Where `is_present` last saw the key: its hash, the module, and the token's identity there.
+        self._sighting: tuple[bytes, str, tuple[str, str]] | None = None
 
     kind: ClassVar[SlotKind] = SlotKind.PKCS11
 
@@ -81,17 +92,25 @@ class Pkcs11Token:
     def enrol(self, *, volume: bytes, entropy: Entropy, authorise: Authorise) -> Enrolment:
         """See `token.Token`. UsageError when several tokens or keys match the URI, or no key does."""
         with self._only_token() as token:
+            asked, label = token_identity(token), token.label
             mechanisms = _mechanisms(token)
             if self._create and Mechanism.ECDH1_DERIVE not in mechanisms:
-                raise UsageError(f"The token {token.label!r} cannot do ECDH; name an RSA key on it instead.")
-            pin = self._pin(token)
+                raise UsageError(f"The token {label!r} cannot do ECDH; name an RSA key on it instead.")
+            tries_left = _tries_left(token)
+        pin = self._pin(label, tries_left)
+        with self._only_token() as token:
+            if token_identity(token) != asked:
+                raise WrongToken(
+                    f"The PIN was asked for token {label!r}, but another is there now; try again."
+                )
+            _check_announced(token, tries_left)
             with session(token, pin=pin, writable=self._create) as opened, translated(token.label):
                 private, key = self._new_key(opened, entropy) if self._create else self._key(opened, token)
-                fields, secret = _challenge(key, token, volume=volume, entropy=entropy)
-                if _mechanism_needed(fields.mechanism) not in mechanisms:
+                fields, secret = new_challenge(key, token, volume=volume, entropy=entropy)
+                if mechanism_needed(fields.mechanism) not in mechanisms:
                     raise UsageError(f"The token {token.label!r} cannot use this key; name another.")
                 # The token must undo now what it shall undo later: a slot that does not open is none.
-                if not hmac.compare_digest(_yielded(private, fields, volume=volume), secret):
+                if not hmac.compare_digest(yielded(private, fields, volume=volume), secret):
                     raise TokenFailed(
                         f"The token {token.label!r} does not undo what its public key made; use another key."
                     )
@@ -99,101 +118,133 @@ class Pkcs11Token:
 
     def choose(self, candidates: Sequence[TokenFields]) -> TokenFields:
         """See `token.Token`."""
-        with self._holder([fields for fields in candidates if isinstance(fields, Pkcs11Fields)]) as (
-            _,
-            found,
-        ):
-            return found
+        with self._holder([fields for fields in candidates if isinstance(fields, Pkcs11Fields)]) as holder:
+            return holder.fields
 
     def is_present(self, fields: TokenFields) -> bool:
         """See `token.Token`."""
         if not isinstance(fields, Pkcs11Fields):
             return False
         try:
-            with self._holder([fields]):
+            if self._is_in_sight(fields):
+                return True
+            with self._holder([fields]) as holder:
+                self._sighting = fields.spki_sha256, holder.module.so, token_identity(holder.token)
                 return True
         except (TokenMissing, WrongToken):
             return False
+
+    def _is_in_sight(self, fields: Pkcs11Fields) -> bool:
+        """Whether the token that held the key when it was last looked for is still listed.
+
+        Reading the keys of a PIV card takes up to 90 commands, listing it a few: too much and little
+        enough to be done every second.
+        """
+        if self._sighting is None or self._sighting[0] != fields.spki_sha256:
+            return False
+        _, path, identity = self._sighting
+        self._sighting = None
+        with opened_module(path) as module:
+            if identity not in map(token_identity, present_tokens(module, self._uri)):
+                return False
+        self._sighting = fields.spki_sha256, path, identity
+        return True
 
     def secret_for(self, fields: TokenFields, *, volume: bytes, authorise: Authorise) -> bytes:
         """See `token.Token`. FormatError when the slot's point is not on the curve."""
         if not isinstance(fields, Pkcs11Fields):
             raise WrongToken("That slot is not one of a PKCS#11 token; name another token.")
-        _check_point(fields)
-        with self._holder([fields]) as (token, _):
-            pin = self._pin(token)
+        check_point(fields)
+        with self._holder([fields]) as holder:
+            label, tries_left = holder.token.label, _tries_left(holder.token)
+        pin = self._pin(label, tries_left)
+        with self._holder([fields]) as holder:
+            token = holder.token
+            _check_announced(token, tries_left)
             with session(token, pin=pin) as opened, translated(token.label, using_key=True):
                 for key in pkcs11_keys.public_keys(opened):
                     if key.spki_sha256 == fields.spki_sha256:
-                        secret = _yielded(pkcs11_keys.private_key_of(opened, key), fields, volume=volume)
+                        secret = yielded(pkcs11_keys.private_key_of(opened, key), fields, volume=volume)
                         break
                 else:
                     raise p11.NoSuchKey
         if len(secret) != TOKEN_SECRET_SIZE_BYTES:
-            raise WrongToken(
-                f"The token {token.label!r} does not undo what this slot holds; use another slot."
-            )
+            raise WrongToken(f"The token {label!r} does not undo what this slot holds; use another slot.")
         return secret
 
     # --- finding the token ---------------------------------------------------------------
 
-    def _modules(self) -> Generator[list[pkcs11.Token], None, None]:
-        """The tokens that match of each module that answers, the module open while the caller holds it.
+    def _modules(self) -> Generator[Module, None, None]:
+        """Each module that can be loaded, open while the caller holds it.
 
-        Raises: the first failure, when none answers.
+        Raises: the first failure, when none can.
         """
         failures: list[UnlockError] = []
         paths = module_paths(self._uri)
         for path in paths:
             with ExitStack() as stack:
                 try:
-                    tokens = present_tokens(stack.enter_context(opened_module(path)), self._uri)
+                    module = stack.enter_context(opened_module(path))
                 except UnlockError as exc:
                     # Without a module named, one that is installed but has no reader is passed over.
                     failures.append(exc)
                     continue
-                yield tokens
+                yield module
         if len(failures) == len(paths):
             raise failures[0]
 
     @contextmanager
     def _only_token(self) -> Iterator[pkcs11.Token]:
         # `closing`, because an error's traceback would keep the module open for as long as it is kept.
+        reader_found = False
         with closing(self._modules()) as modules:
-            for tokens in modules:
+            for module in modules:
+                tokens = present_tokens(module, self._uri)
+                reader_found = reader_found or has_reader(module)
                 if len(tokens) > 1:
                     serials = ", ".join(token_serial(token) for token in tokens)
                     raise UsageError(
                         f"Several tokens match {self.describe()}; add serial=... with one of: {serials}."
                     )
                 if tokens:
-                    yield tokens[0]
+                    with removal_noticed(module, tokens):
+                        yield tokens[0]
                     return
-        raise TokenMissing(f"No token matches {self.describe()}; insert it and try again.")
+        raise self._missing(reader_found)
 
     @contextmanager
-    def _holder(self, candidates: Sequence[Pkcs11Fields]) -> Iterator[tuple[pkcs11.Token, Pkcs11Fields]]:
+    def _holder(self, candidates: Sequence[Pkcs11Fields]) -> Iterator[_Holder]:
         """The token that holds one of these keys, found without a PIN."""
         labels: list[str] = []
+        reader_found = False
         with closing(self._modules()) as modules:
-            for tokens in modules:
+            for module in modules:
+                tokens = present_tokens(module, self._uri)
                 labels += [repr(token.label) for token in tokens]
-                found = _find_holder(tokens, candidates)
+                reader_found = reader_found or has_reader(module)
+                with removal_noticed(module, tokens):
+                    found = _find_holder(tokens, candidates)
                 if found is not None:
-                    yield found
+                    with removal_noticed(module, found[:1]):
+                        yield _Holder(module, *found)
                     return
+                # A token that left while it was read shows no key either.
+                check_still_there(module, tokens)
         if not labels:
-            raise TokenMissing(f"No token matches {self.describe()}; insert it and try again.")
+            raise self._missing(reader_found)
         raise WrongToken(
             f"No slot that was asked for names a key of the token {', '.join(labels)}; insert the right one."
         )
 
-    def _pin(self, token: pkcs11.Token) -> str:
-        if token.flags & TokenFlag.USER_PIN_LOCKED:
-            raise PinLocked(
-                f"The PIN of token {token.label!r} is locked; unblock it with the token's own tool."
-            )
-        return self._ask_pin(token.label, final_try=bool(token.flags & TokenFlag.USER_PIN_FINAL_TRY))
+    def _missing(self, reader_found: bool) -> TokenMissing:
+        if reader_found:
+            return TokenMissing(f"No token matches {self.describe()}; insert it and try again.")
+        return TokenMissing(
+            f"No reader is found where {self.describe()} could be; plug it in and see that pcscd runs."
+        )
+
+    def _pin(self, label: str, tries_left: int | None) -> str:
+        return self._ask_pin(label, final_try=tries_left == 1, tries_left=tries_left)
 
     # --- the key to enrol ----------------------------------------------------------------
 
@@ -218,7 +269,43 @@ class Pkcs11Token:
             raise UsageError(
                 "The token already has a key under that id; enrol that one or choose another id."
             )
-        return pkcs11_keys.create_key(opened, key_id=key_id)
+        try:
+            return pkcs11_keys.create_key(opened, key_id=key_id)
+        except _MAKES_NO_KEY as exc:
+            raise UsageError(
+                f"The token {opened.token.label!r} makes no keys here ({type(exc).__name__}); make one with"
+                " the token's own tool and enrol that."
+            ) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A token with the key of a slot, and the module that is open for it."""
+
+    module: Module
+    token: pkcs11.Token
+    fields: Pkcs11Fields
+
+
+def _tries_left(token: pkcs11.Token) -> int | None:
+    """Wrong PINs that the token still takes: PKCS#11 tells the last one, and no number before that.
+
+    Raises: PinLocked: none.
+    """
+    if token.flags & TokenFlag.USER_PIN_LOCKED:
+        raise PinLocked(f"The PIN of token {token.label!r} is locked; unblock it with the token's own tool.")
+    return 1 if token.flags & TokenFlag.USER_PIN_FINAL_TRY else None
+
+
+def _check_announced(token: pkcs11.Token, tries_left: int | None) -> None:
+    """Refuse to use up the last try where that was not said when the PIN was asked for.
+
+    Raises: TokenFailed: so it is. PinLocked: there is no try at all any more.
+    """
+    if _tries_left(token) == 1 and tries_left != 1:
+        raise TokenFailed(
+            f"The token {token.label!r} has one PIN try left since other software used one; try again."
+        )
 
 
 def _mechanisms(token: pkcs11.Token) -> set[Mechanism]:
@@ -242,65 +329,7 @@ def _find_holder(
     # must agree, for a PIN sent to the wrong card is a try lost there.
     for fields in candidates:
         for token, hashes in zip(tokens, shown, strict=True):
-            hints = (token_hint(token_serial(token)), token_hint(token.label))
+            hints = (hint(token_serial(token)), hint(token.label))
             if not hashes and fields.serial and hints == (fields.serial, fields.label):
                 return token, fields
     return None
-
-
-# --- secrets ---------------------------------------------------------------------------------
-
-
-def _mechanism_needed(mechanism: TokenMechanism) -> Mechanism:
-    return Mechanism.ECDH1_DERIVE if mechanism is TokenMechanism.ECDH_P256 else Mechanism.RSA_PKCS
-
-
-def _ecdh_secret(shared: bytes, *, point: bytes, spki_sha256: bytes, volume: bytes) -> bytes:
-    return hkdf(shared, salt=volume, info=b"mirrorfs v1 token ecdh" + point + spki_sha256)
-
-
-def _challenge(
-    key: TokenKey, token: pkcs11.Token, *, volume: bytes, entropy: Entropy
-) -> tuple[Pkcs11Fields, bytes]:
-    """Make, with the public key alone, a secret that the token can yield again."""
-    if isinstance(key.public, rsa.RSAPublicKey):
-        mechanism = TokenMechanism.RSA_PKCS1
-        secret = entropy(TOKEN_SECRET_SIZE_BYTES)
-        challenge = key.public.encrypt(secret, padding.PKCS1v15())
-    else:
-        mechanism = TokenMechanism.ECDH_P256
-        # 48 bytes reduced modulo the order have no bias that matters (FIPS 186-5, A.2.1).
-        scalar = 1 + int.from_bytes(entropy(48), "big") % (_P256_ORDER - 1)
-        ephemeral = ec.derive_private_key(scalar, ec.SECP256R1())
-        challenge = ephemeral.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-        shared = ephemeral.exchange(ec.ECDH(), key.public)
-        secret = _ecdh_secret(shared, point=challenge, spki_sha256=key.spki_sha256, volume=volume)
-    fields = Pkcs11Fields(
-        mechanism=mechanism,
-        spki_sha256=key.spki_sha256,
-        key_id=key.key_id,
-        challenge=challenge,
-        label=token_hint(token.label),
-        serial=token_hint(token_serial(token)),
-    )
-    return fields, secret
-
-
-def _check_point(fields: Pkcs11Fields) -> None:
-    """Refuse a point off the curve: a token that did not check would give its key away bit by bit."""
-    if fields.mechanism is TokenMechanism.ECDH_P256:
-        try:
-            ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), fields.challenge)
-        except ValueError as exc:
-            raise FormatError("A slot of the volume header holds a point that is not on the curve.") from exc
-
-
-def _yielded(private: pkcs11.Object, fields: Pkcs11Fields, *, volume: bytes) -> bytes:
-    """The secret as the token yields it; empty when it gives something of another length."""
-    if fields.mechanism is TokenMechanism.RSA_PKCS1:
-        secret = pkcs11_keys.decrypted(private, fields.challenge)
-        return secret if len(secret) == TOKEN_SECRET_SIZE_BYTES else b""
-    shared = pkcs11_keys.shared_secret(private, fields.challenge)
-    if len(shared) != 32:
-        return b""
-    return _ecdh_secret(shared, point=fields.challenge, spki_sha256=fields.spki_sha256, volume=volume)
