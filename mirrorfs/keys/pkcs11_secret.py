@@ -10,19 +10,13 @@ from pkcs11 import Mechanism
 from mirrorfs.errors import FormatError
 from mirrorfs.format.kdf import hkdf
 from mirrorfs.format.slot import TOKEN_SECRET_SIZE_BYTES
-from mirrorfs.format.slot_token import TOKEN_HINT_SIZE_MAX_BYTES, Pkcs11Fields, TokenMechanism
+from mirrorfs.format.slot_token import Pkcs11Fields, TokenMechanism, token_hint
 from mirrorfs.keys import pkcs11_keys
 from mirrorfs.keys.pkcs11_keys import TokenKey
 from mirrorfs.keys.pkcs11_module import token_serial
 from mirrorfs.ports import Entropy
 
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-
-
-def hint(text: str) -> str:
-    """Text of a token as a slot may hold it: printable and short."""
-    printable = "".join(character if character.isprintable() else "?" for character in text)
-    return printable.encode()[:TOKEN_HINT_SIZE_MAX_BYTES].decode(errors="ignore")
 
 
 def mechanism_needed(mechanism: TokenMechanism) -> Mechanism:
@@ -55,8 +49,8 @@ def new_challenge(
         spki_sha256=key.spki_sha256,
         key_id=key.key_id,
         challenge=challenge,
-        label=hint(token.label),
-        serial=hint(token_serial(token)),
+        label=token_hint(token.label),
+        serial=token_hint(token_serial(token)),
     )
     return fields, secret
 

@@ -33,7 +33,7 @@ from mirrorfs.errors import (
     WrongToken,
 )
 from mirrorfs.format.slot import TOKEN_SECRET_SIZE_BYTES
-from mirrorfs.format.slot_token import Pkcs11Fields, SlotKind, TokenFields
+from mirrorfs.format.slot_token import Pkcs11Fields, SlotKind, TokenFields, token_hint
 from mirrorfs.keys import pkcs11_keys
 from mirrorfs.keys.pkcs11_keys import TokenKey
 from mirrorfs.keys.pkcs11_module import (
@@ -48,7 +48,7 @@ from mirrorfs.keys.pkcs11_module import (
     token_serial,
     translated,
 )
-from mirrorfs.keys.pkcs11_secret import check_point, hint, mechanism_needed, new_challenge, yielded
+from mirrorfs.keys.pkcs11_secret import check_point, mechanism_needed, new_challenge, yielded
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri
 from mirrorfs.keys.token import AskPin, Authorise, Enrolment
 from mirrorfs.ports import Entropy
@@ -329,7 +329,7 @@ def _find_holder(
     # must agree, for a PIN sent to the wrong card is a try lost there.
     for fields in candidates:
         for token, hashes in zip(tokens, shown, strict=True):
-            hints = (hint(token_serial(token)), hint(token.label))
+            hints = (token_hint(token_serial(token)), token_hint(token.label))
             if not hashes and fields.serial and hints == (fields.serial, fields.label):
                 return token, fields
     return None

@@ -86,6 +86,7 @@ class SmartCardRoom:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},  # nsenter leaves the directory
             text=True,
         )
         assert self._keeper.stdout is not None and self._keeper.stderr is not None
@@ -175,6 +176,7 @@ class Card:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},  # nsenter leaves the directory
             text=True,
         )
         slots = {f"{slot:x}": kind for slot, kind in keys.items()}
@@ -257,6 +259,7 @@ class Driver:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 cwd=REPOSITORY,
+                env=os.environ | {"PYTHONPATH": str(REPOSITORY)},  # nsenter leaves the directory
             )
             self._connection = Connection(os.dup(ours.fileno()))
 
