@@ -35,7 +35,7 @@ from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.restore import confirmed, unlock_newest
 from mirrorfs.cli.restore_stores import StoreFound, check_members, find_stores, name_stores, newest_published
 from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens, tokens_to_keep
-from mirrorfs.cli.unlock import Unlocked
+from mirrorfs.cli.unlock import Unlocked, is_of
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.engine.heads import FoundHead
@@ -86,9 +86,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     unlocked = unlock_newest(found, tokens, sources)
     for sentence in check_members(found.found, unlocked):
         _say(sentence)
-    if known is not None and (unlocked.header.volume, unlocked.keys.fingerprint) != (
-        known.volume, known.fingerprint,
-    ):  # fmt: skip
+    if known is not None and not is_of(unlocked, known):
         raise WrongVolume("The stores hold another volume than the one that is configured here.")
     head = trio.run(newest_published, found.found, unlocked)
     _describe(unlocked, head, has_one_store=len(found.found) == 1)

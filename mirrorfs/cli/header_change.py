@@ -21,6 +21,7 @@ from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.errors import StoreError
 from mirrorfs.format.control import INSTANCE_KEY
+from mirrorfs.format.document import DOCUMENT_SIZE_MAX
 from mirrorfs.format.header import VolumeHeader, header_key, seal_header
 from mirrorfs.ports import ObjectKey, Sealed
 
@@ -50,15 +51,12 @@ def keep_header(paths: VolumePaths, header: VolumeHeader, data: bytes) -> None:
     LocalDisk(paths.state).write_whole(f"objects/{header_key(header.generation, data)}", data)
 
 
-def spread_header(stores: Sequence[StoreConfig], header: VolumeHeader, data: bytes) -> dict[str, str]:
-    """Write it to every store that answers.
+async def spread_header(stores: Sequence[StoreConfig], header: VolumeHeader, data: bytes) -> dict[str, str]:
+    """Write it to every store that answers, and look whether it is there.
 
     Returns: the stores that have not got it, by name, and why; the mirror brings it to them.
     """
-    return trio.run(_spread, stores, ObjectKey(header_key(header.generation, data)), data)
-
-
-async def _spread(stores: Sequence[StoreConfig], key: ObjectKey, data: bytes) -> dict[str, str]:
+    key = ObjectKey(header_key(header.generation, data))
     failures: dict[str, str] = {}
     for config in stores:
         store: AnyStore = bare_store(config.name, config.url)
@@ -67,6 +65,8 @@ async def _spread(stores: Sequence[StoreConfig], key: ObjectKey, data: bytes) ->
                 # A directory that is there and holds nothing is no store, but the place of one.
                 await store.head(ObjectKey(INSTANCE_KEY))
                 await store.put(key, Sealed(data))
+                if await store.get(key, size_max=DOCUMENT_SIZE_MAX) != data:
+                    failures[config.name] = "it shows other bytes than it was given"
             if scope.cancelled_caught:
                 failures[config.name] = "it does not answer"
         except StoreError as exc:

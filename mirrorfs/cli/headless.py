@@ -50,12 +50,16 @@ def run_headless(
             token=arguments.token, module=arguments.module,
             password_file=arguments.password_file, pin_file=arguments.pin_file,
         )  # fmt: skip
-        session = _HeadlessSession(unlocked_session(needed, environment, view=""), paths, work)
-        trio.run(session.run)
+        run_session(unlocked_session(needed, environment, view=""), paths, work)
     finally:
         change.release()
         if lock_fd >= 0:
             os.close(lock_fd)
+
+
+def run_session(unlocked: UnlockedSession, paths: VolumePaths, work: Work) -> None:
+    """The same for who has the locks and the keys. Raises: MirrorfsError."""
+    trio.run(_HeadlessSession(unlocked, paths, work).run)
 
 
 class _HeadlessControl(SessionControl):

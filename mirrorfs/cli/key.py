@@ -35,6 +35,7 @@ _COMMANDS: Final = (
     ("add", "let one more token open it"),
     ("remove", "let a token open it no more"),
     ("passwd", "change the password of the tokens at hand"),
+    ("rotate", "make new keys for all that is written from now on"),
     ("recovery", "print a code that stands for a lost token"),
 )
 
@@ -57,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument(
                 "--new-password-file", metavar="FILE", help="read the new one from its first line"
             )
+        if name in ("remove", "passwd"):
+            sub.add_argument("--no-rotate", action="store_true", help="do not rotate the keys afterwards")
         add_unlock_arguments(sub)
         sub.add_argument("--code-file", metavar="FILE", help="read a recovery code from its first line")
 
@@ -90,12 +93,14 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         session = find_session(paths)
         try:
             # Nobody writes the configuration while we have the lock.
-            change = KeyChange(arguments, environment, paths, load_config(paths))
+            config = load_config(paths)
+            change = KeyChange(arguments, environment, paths, config, is_mounted=session.is_mounted)
             changes: dict[str, Callable[[], None]] = {
                 "add": change.add,
                 "remove": change.remove,
                 "passwd": change.passwd,
                 "recovery": change.recovery,
+                "rotate": change.rotate,
             }
             changes[arguments.change]()
             session.tell()

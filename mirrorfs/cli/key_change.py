@@ -13,16 +13,16 @@ import trio
 
 from mirrorfs.cli.config import TokenConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.header_change import keep_header, next_header, spread_header
+from mirrorfs.cli.key_rotation import Rotation, describe_new_keys
 from mirrorfs.cli.recovery_sheet import confirm_on_paper
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_token, make_tokens
 from mirrorfs.cli.unlock import (
     AskedPassword,
     Unlocked,
-    check_pinned,
-    find_header,
-    newest_local_generation,
+    find_headers,
     open_with,
-    unlock_header,
+    pin,
+    unlock_found,
 )
 from mirrorfs.errors import TokenMissing, UnlockError, UsageError, WrongPassword
 from mirrorfs.format.header import parse_header
@@ -53,7 +53,10 @@ class KeyChange:
         environment: Mapping[str, str],
         paths: VolumePaths,
         config: VolumeConfig,
+        *,
+        is_mounted: bool = False,
     ) -> None:
+        self._is_mounted = is_mounted
         self._arguments = arguments
         self._environment = environment
         self._paths = paths
@@ -119,12 +122,9 @@ class KeyChange:
             raise UsageError(
                 f"Slot {name} is the last that mounts and writes; add another token first, with `key add`."
             )
-        self._publish(unlocked, left)
+        changed = self._publish(unlocked, left)
         print(f"Slot {name} opens volume {self._paths.name} no more.")
-        print(
-            f"Who kept a copy of the old header still opens with it what was written until keys are rotated:"
-            f" run `mirrorfs key rotate {self._paths.name}` if the token is not destroyed."
-        )
+        self._rotate_after(changed)
 
     def passwd(self) -> None:
         """`key passwd`. Raises: MirrorfsError: nothing has changed."""
@@ -145,7 +145,7 @@ class KeyChange:
                 unlocked, slot.name, slot.roles, enrolment, stretched, kdf, created_ns=slot.created_ns
             )
         slots = unlocked.header.slots
-        self._publish(unlocked, [changed.get(slot.slot_id, slot) for slot in slots])
+        published = self._publish(unlocked, [changed.get(slot.slot_id, slot) for slot in slots])
         for slot in slots:
             if slot.slot_id in changed:
                 print(f"Slot {slot.name} has the new password.")
@@ -153,6 +153,28 @@ class KeyChange:
                 print(f"Slot {slot.name} keeps the old password: print a new sheet with `key recovery`.")
             else:
                 print(f"Slot {slot.name} keeps the old password: its token was not at hand.")
+        self._rotate_after(published)
+
+    def rotate(self) -> None:
+        """`key rotate`. Raises: MirrorfsError: see Rotation.run."""
+        if self._is_mounted:
+            raise UsageError("Keys are rotated while the volume is not mounted; unmount it first.")
+        self._rotate(self._unlock())
+
+    def _rotate(self, unlocked: Unlocked) -> None:
+        rotation = Rotation(self._paths, self._config, unlocked)
+        _say("The keys are rotated: every store first gets all there is.")
+        print(describe_new_keys(rotation.run(unlocked.header.slots)))
+
+    def _rotate_after(self, unlocked: Unlocked) -> None:
+        """So that who has the old header and could open it opens nothing that is written from now on."""
+        if not self._arguments.no_rotate and not self._is_mounted:
+            self._rotate(unlocked)
+            return
+        _say(
+            "Who kept a copy of the old header opens with it also what is written from now on, until the"
+            f" keys are rotated: unmount, and run `mirrorfs key rotate {self._paths.name}`."
+        )
 
     def recovery(self) -> None:
         """`key recovery`: a new sheet, which voids an older one. Raises: MirrorfsError."""
@@ -189,17 +211,19 @@ class KeyChange:
 
     def _unlock(self) -> Unlocked:
         arguments, config, paths = self._arguments, self._config, self._paths
-        data = trio.run(find_header, paths, config)
+        found = trio.run(find_headers, paths, config)
         self._configs = chosen_tokens(arguments.token, arguments.module, config.tokens)
         self._tokens = make_tokens(self._configs, self._sources)
-        unlocked = unlock_header(
-            data,
-            name=paths.name,
+        unlocked = unlock_found(
+            found,
+            config,
+            paths=paths,
             tokens=self._tokens,
             sources=self._sources,
             password=self._password,
         )
-        check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
+        if arguments.change != "check":
+            self._config = pin(paths, config, unlocked)
         if arguments.change != "check" and Role.WRITER not in unlocked.slot.roles:
             raise UsageError(f"Slot {unlocked.slot.name} may read and no more; use a token that may write.")
         return unlocked
@@ -270,12 +294,13 @@ class KeyChange:
             entropy=secrets.token_bytes,
         )
 
-    def _publish(self, unlocked: Unlocked, slots: Sequence[Slot]) -> None:
+    def _publish(self, unlocked: Unlocked, slots: Sequence[Slot]) -> Unlocked:
         data = next_header(unlocked, slots=tuple(slots))
         header = parse_header(data)
         keep_header(self._paths, header, data)
-        for name, why in spread_header(self._config.stores, header, data).items():
+        for name, why in trio.run(spread_header, self._config.stores, header, data).items():
             _say(f"Store {name} learns of the change when it is mirrored to: {why}")
+        return replace(unlocked, data=data, header=header)
 
 
 def _say(sentence: str) -> None:

@@ -37,7 +37,7 @@ from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
 from mirrorfs.cli.systemd import notify
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
-from mirrorfs.cli.unlock import check_pinned, find_header, newest_local_generation, unlock_header
+from mirrorfs.cli.unlock import find_headers, pin, unlock_found
 from mirrorfs.cli.views import new_view, remove_dead_views
 from mirrorfs.cli.when import parse_moment
 from mirrorfs.drivers.local_disk import LocalDisk
@@ -184,7 +184,7 @@ def unlocked_session(
     """
     paths = volume_paths(arguments.volume, environment)
     config = load_config(paths)
-    looks, data = trio.run(_look, paths, config)
+    looks, found = trio.run(_look, paths, config)
     for look in looks:
         if look.unreachable is not None and look.store.rotating:
             _say(f"Store {look.store.name} is away; it gets what it lacks when it is back.")
@@ -193,15 +193,16 @@ def unlocked_session(
     sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
     chosen = chosen_tokens(arguments.token, arguments.module, config.tokens)
     refuse_recovery(chosen, volume=paths.name)
-    unlocked = unlock_header(data, name=paths.name, tokens=make_tokens(chosen, sources), sources=sources)
-    check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
+    tokens = make_tokens(chosen, sources)
+    unlocked = unlock_found(found, config, paths=paths, tokens=tokens, sources=sources)
+    config = pin(paths, config, unlocked)
     if not view and Role.WRITER not in unlocked.slot.roles:
         raise UsageError(f"Slot {unlocked.slot.name} may read and no more; mount with --read-only.")
     for sentence in check_instances(looks, keys=unlocked.keys, writer=unlocked.header.public_keys.writer):
         _say(sentence)
-    key = header_key(unlocked.header.generation, data)
+    key = header_key(unlocked.header.generation, unlocked.data)
     if not (paths.state / "objects" / key).exists():
-        LocalDisk(paths.state).write_whole(f"objects/{key}", data)
+        LocalDisk(paths.state).write_whole(f"objects/{key}", unlocked.data)
     moment = _moment(arguments)
     request = SessionRequest(
         name=paths.name,
@@ -214,14 +215,14 @@ def unlocked_session(
         at_ns=moment.time_ns,
         at_position=moment.position,
     )
-    return UnlockedSession(request, unlocked.key_set, data)
+    return UnlockedSession(request, unlocked.key_set, unlocked.data)
 
 
-async def _look(paths: VolumePaths, config: VolumeConfig) -> tuple[list[StoreLook], bytes]:
+async def _look(paths: VolumePaths, config: VolumeConfig) -> tuple[list[StoreLook], list[bytes]]:
     looks = await look_at_stores(config.stores)
     # A store that has just not answered is not waited for again.
     answered = tuple(look.store for look in looks if look.unreachable is None or look.is_missing)
-    return looks, await find_header(paths, replace(config, stores=answered))
+    return looks, await find_headers(paths, replace(config, stores=answered))
 
 
 # --- in the background -----------------------------------------------------------------------

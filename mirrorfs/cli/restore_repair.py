@@ -215,7 +215,7 @@ class StoreRepair:
         bad = [
             BadObject(place, key, Fault.DAMAGED, _UNSURE)
             for place, key in sorted(suspects)
-            if place in volume.store_names
+            if place in volume.instances
         ]
         if deep:
             bad += await self._looked_at(volume, stores)
@@ -245,7 +245,7 @@ class StoreRepair:
         def show(place: str, done: int, total: int) -> None:
             self._show(f"{done} of {total} objects of {place}")
 
-        report = await volume.scrubber.run(DEEP, places=volume.store_names, on_progress=show)
+        report = await volume.scrubber.run(DEEP, places=list(volume.instances), on_progress=show)
         bad = list(report.bad)
         for prefix in ("heads/", "checkpoints/"):
             keys: set[str] = set()

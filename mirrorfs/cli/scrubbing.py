@@ -108,7 +108,7 @@ async def _wait_sent(volume: MountedVolume, results: dict[BadObject, str | None]
             return
         results[bad] = None
 
-    waiting = [bad for bad, why in results.items() if why is None and bad.place in volume.store_names]
+    waiting = [bad for bad, why in results.items() if why is None and bad.place in volume.instances]
     for bad in waiting:
         results[bad] = "it is on its way; the store has not taken it yet."
     with trio.move_on_after(SEND_WITHIN_S):

@@ -214,9 +214,9 @@ class Session:
         change = await trio.to_thread.run_sync(
             read_change, self._paths, self._unlocked.key_set, volume.header_bytes, opened
         )
-        before = volume.store_names
+        before = list(volume.instances)
         await volume.change_stores(change)
-        log.info("stores were %s, and are %s", ", ".join(before), ", ".join(volume.store_names))
+        log.info("stores were %s, and are %s", ", ".join(before), ", ".join(volume.instances))
 
     async def _open(self, stores: list[Store], nursery: trio.Nursery) -> Opened:
         unlocked = self._unlocked

@@ -138,7 +138,7 @@ class SessionControl:
             nursery.cancel_scope.cancel()
         if not done:
             raise MirrorfsError("The volume was unmounted meanwhile; the next mount has the change.")
-        return {"stores": volume.store_names}
+        return {"stores": list(volume.instances)}
 
     async def _wait_for_stores(
         self,

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+import trio
+
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.header_change import keep_header, next_header, spread_header
 from mirrorfs.cli.stores import bare_store, check_version
@@ -84,6 +86,6 @@ def carry_out(paths: VolumePaths, config: VolumeConfig, unlocked: Unlocked) -> N
     data = next_header(unlocked, stores=entries)
     header = parse_header(data)
     keep_header(paths, header, data)
-    for name, why in spread_header(config.stores, header, data).items():
+    for name, why in trio.run(spread_header, config.stores, header, data).items():
         print(f"mirrorfs: Store {name} learns of the change when it is mirrored to: {why}", file=sys.stderr)
     write_config(paths, config)

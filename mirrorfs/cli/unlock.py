@@ -6,12 +6,14 @@ be the right one: so neither is typed in vain.
 
 from __future__ import annotations
 
+import hmac
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
-from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths
+from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.stores import LOOK_DEADLINE_S, ONCE, check_version, open_store
 from mirrorfs.cli.tokens import SecretSources
 from mirrorfs.errors import (
@@ -23,6 +25,7 @@ from mirrorfs.errors import (
     StoreUnavailable,
     TokenMissing,
     UnlockError,
+    WrongPassword,
     WrongToken,
     WrongVolume,
 )
@@ -41,6 +44,8 @@ from mirrorfs.keys.slots import check_token_secret, open_slot, stretch_password,
 from mirrorfs.keys.token import Authorise, Token
 from mirrorfs.ports import ObjectKey, Store
 
+ROTATED_TRIED_MAX = 4
+"""Headers of newer keys that are tried; each may ask for a PIN."""
 HEADERS_MAX = 64
 """Headers of one store that are looked at; a volume makes one at init and one per change of its slots."""
 
@@ -153,6 +158,37 @@ def choose_slot(header: VolumeHeader, tokens: Sequence[Token]) -> tuple[Slot, To
     raise (wrong + absent + needless)[0]
 
 
+def unlock_found(
+    found: Sequence[bytes],
+    config: VolumeConfig,
+    *,
+    paths: VolumePaths,
+    tokens: Sequence[Token],
+    sources: SecretSources,
+    password: AskedPassword | None = None,
+) -> Unlocked:
+    """Open the first of the headers of `find_headers` that opens, and is the one of this volume. Blocks.
+
+    Raises: as `unlock_header` and `check_pinned`, of the last one.
+    """
+
+    def opened(data: bytes) -> Unlocked:
+        unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources, password=password)
+        check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
+        return unlocked
+
+    for data in found[:-1]:
+        try:
+            return opened(data)
+        except (DamagedError, LimitError, WrongToken, WrongPassword, WrongVolume) as exc:
+            print(
+                "mirrorfs: A store shows a header with newer keys, which does not open here. If the keys were"
+                f" rotated, this token was left out, and what is written here is lost. {exc}",
+                file=sys.stderr,
+            )
+    return opened(found[-1])
+
+
 def check_pinned(unlocked: Unlocked, config: VolumeConfig, *, generation_min: int) -> None:
     """Refuse a header that opens but is not the one of this volume.
 
@@ -160,7 +196,7 @@ def check_pinned(unlocked: Unlocked, config: VolumeConfig, *, generation_min: in
         generation_min: the newest generation seen here; an older one is a roll-back.
     Raises: WrongVolume. ChainError.
     """
-    if unlocked.header.volume != config.volume or unlocked.keys.fingerprint != config.fingerprint:
+    if not is_of(unlocked, config):
         found = format_fingerprint(unlocked.keys.fingerprint)
         raise WrongVolume(
             f"The header opens a volume with fingerprint {found}, not the one pinned here; nothing was used"
@@ -170,6 +206,21 @@ def check_pinned(unlocked: Unlocked, config: VolumeConfig, *, generation_min: in
         raise ChainError(
             "The volume's header is older than the one seen here before; restore the state directory's copy."
         )
+
+
+def is_of(unlocked: Unlocked, config: VolumeConfig) -> bool:
+    """Whether a header is of the volume that is pinned: of its keys, or of those that they led to."""
+    keys = (unlocked.keys, *(past.keys for past in unlocked.keys.past))
+    pinned = any(hmac.compare_digest(one.fingerprint, config.fingerprint) for one in keys)
+    return pinned and unlocked.header.volume == config.volume
+
+
+def pin(paths: VolumePaths, config: VolumeConfig, unlocked: Unlocked) -> VolumeConfig:
+    """Pin what was opened, where another PC has rotated the keys. Raises: ConfigError."""
+    if config.fingerprint != unlocked.keys.fingerprint:
+        config = replace(config, fingerprint=unlocked.keys.fingerprint)
+        write_config(paths, config)
+    return config
 
 
 # --- finding the header ----------------------------------------------------------------------
@@ -233,33 +284,42 @@ async def store_headers(store: Store, *, above: int = 0) -> list[bytes]:
     return headers
 
 
-async def find_header(paths: VolumePaths, config: VolumeConfig) -> bytes:
-    """The newest header of a volume, of those in the local state and on the stores that answer.
+async def find_headers(paths: VolumePaths, config: VolumeConfig) -> list[bytes]:
+    """Headers to try in this order, of those in the local state and on the stores that answer.
 
     Another PC may have written a newer one than is here. It is taken if the writer signed it whom the local
-    header names; `unlock_header` authenticates it then, and `check_pinned` compares what is pinned.
+    header names. Where that PC has rotated the keys, writer and fingerprint are new ones, and only unlocking
+    tells: such headers come first, and the last one of the list is the newest of the others.
     Raises: StoreUnavailable: there is none here, and no store that answers has it.
     """
     local = local_header(paths)
     known = parse_header(local) if local is not None else None
-    fitting = []
-    for data in await _headers_of(config, above=known.generation if known is not None else 0):
+    found = await _headers_of(config, above=known.generation if known is not None else 0)
+    fitting = [] if known is None or local is None else [(known, local)]
+    for data in found:
         try:
             header = verify_successor(data, known=known) if known is not None else parse_header(data)
         except DamagedError:
             continue  # a store can hold, or show, anything
-        if known is not None and header.generation <= known.generation:
-            continue
         if (header.volume, header.fingerprint) == (config.volume, config.fingerprint):
-            fitting.append((header.generation, data))
-    if fitting:
-        return max(fitting)[1]
-    if local is None:
+            fitting.append((header, data))
+    if not fitting:
         raise StoreUnavailable(
             f"The header of volume {paths.name} is neither in the local state nor on a store that answers;"
             " make a store reachable and try again."
         )
-    return local
+    newest, data = max(fitting, key=lambda one: (one[0].generation, one[1]))
+    return [*_rotated(found, newest), data]
+
+
+def _rotated(found: Sequence[bytes], newest: VolumeHeader) -> list[bytes]:
+    """Headers that say they are of a later key generation, the newest first; a store can show any."""
+    later = []
+    for data in found:
+        header = parse_header(data)
+        if header.volume == newest.volume and header.key_generation > newest.key_generation:
+            later.append((header.generation, data))
+    return [data for _, data in sorted(later, reverse=True)[:ROTATED_TRIED_MAX]]
 
 
 async def _headers_of(config: VolumeConfig, *, above: int) -> list[bytes]:

@@ -33,7 +33,7 @@ def check_object(
         # The key holds the hash, and keys come from what this machine knows to be stored.
         parse_header(data, key=key)
     elif key.startswith("heads/"):
-        open_head(data, key=key, keys=keys, public_key=public_key)
+        open_head(data, key=key, keys=keys, public_key=public_key, with_past=True)
     elif row is not None and key.startswith(MAIN_PREFIX):
         if len(data) != row.size:
             raise DamagedError(f"it has {len(data)} bytes instead of {row.size}.")
@@ -49,7 +49,14 @@ def check_object(
         # What lies behind the trailer is outside its digest, and proves itself.
         copy = header_copy(data, offset=scan.trailer.size, stream=stream)
         if copy:
-            open_document(copy, DocumentKind.HEADER, volume=keys.volume, keys=keys, public_key=public_key)
+            open_document(
+                copy,
+                DocumentKind.HEADER,
+                volume=keys.volume,
+                keys=keys,
+                public_key=public_key,
+                with_past=True,
+            )
 
 
 def is_another_state(key: str, data: bytes, *, keys: VolumeKeys, public_key: bytes, row: SegmentRow) -> bool:

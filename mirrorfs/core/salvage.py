@@ -19,6 +19,7 @@ from mirrorfs.format.segment import (
     header_copy,
     open_trailer,
     read_footer,
+    signer_of,
 )
 from mirrorfs.format.signing import WriterPublicKey
 
@@ -35,7 +36,7 @@ def combine_copies(copies: Sequence[bytes], keys: VolumeKeys, writer: WriterPubl
         except (FormatError, AuthenticationError):
             continue
         for end in copies:
-            trailer = _trailer(end, header, cipher, writer)
+            trailer = _trailer(end, header, cipher, signer_of(header, keys, writer))
             if trailer is not None:
                 return _combined(copies, cipher, start=start, end=end, trailer=trailer)
     return None

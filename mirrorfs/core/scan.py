@@ -25,6 +25,7 @@ from mirrorfs.format.segment import (
     header_copy,
     open_trailer,
     read_footer,
+    signer_of,
 )
 from mirrorfs.format.signing import WriterPublicKey
 
@@ -157,7 +158,8 @@ def scan_segment(data: bytes, keys: VolumeKeys, writer: WriterPublicKey) -> Scan
     offset = read_footer(data)
     if offset is not None:
         try:
-            trailer = open_trailer(view[offset:], offset=offset, header=header, cipher=cipher, writer=writer)
+            signer = signer_of(header, keys, writer)
+            trailer = open_trailer(view[offset:], offset=offset, header=header, cipher=cipher, writer=signer)
             header_copy(data, offset=offset, stream=header.stream)
         except (FormatError, AuthenticationError):
             pass  # cut, or damaged at its end: what is before that may be good

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mirrorfs.engine.checkpoint_loader import CheckpointLoader, OnLoaded
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, SegmentWriter, WriterIdentity
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError, LimitError
+from mirrorfs.errors import AuthenticationError, DamagedError, LimitError
 from mirrorfs.format.checkpoint import (
     TABLES,
     ChunkRef,
@@ -32,7 +32,7 @@ from mirrorfs.format.frame import Kind, make_body, unpack
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import FRAME_LENGTH_MAX
-from mirrorfs.format.segment import FOOTER, Previous, decode_header, open_trailer, read_footer
+from mirrorfs.format.segment import FOOTER, Previous, decode_header, open_trailer, read_footer, signer_of
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Disk, Entropy, Index, IndexSnapshot
 
@@ -243,7 +243,8 @@ class CheckpointReader:
                     continue
                 trailer = open_trailer(
                     memoryview(data)[offset : len(data) - FOOTER.size],
-                    offset=offset, header=header, cipher=cipher, writer=self._writer,
+                    offset=offset, header=header, cipher=cipher,
+                    writer=signer_of(header, self._keys, self._writer),
                 )  # fmt: skip
                 parts = []
                 for ordinal, entry in enumerate(trailer.frames):
@@ -255,6 +256,9 @@ class CheckpointReader:
                 if not parts:
                     return None
                 root = decode_root(b"".join(parts))
+                past = self._keys.past_of(header.key_generation)
+                if past is not None and root.position >> 20 >= past.until_sequence:
+                    raise AuthenticationError("checkpoint is sealed with keys not in use for its place.")
                 self._read = {segment: data}
                 return root
             except DamagedError as exc:

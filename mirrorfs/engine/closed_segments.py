@@ -39,7 +39,7 @@ def newest_local_head(disk: Disk, *, keys: VolumeKeys, public_key: bytes) -> tup
             file.close()
         try:
             parse_head_key(key)
-            return open_head(data, key=key, keys=keys, public_key=public_key), data
+            return open_head(data, key=key, keys=keys, public_key=public_key, with_past=True), data
         except DamagedError as exc:
             logger.warning("Local object %s: %s", key, exc)
     return None

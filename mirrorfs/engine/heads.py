@@ -161,35 +161,51 @@ async def newest_heads(
 
 
 async def newest_head(store: Store, *, keys: VolumeKeys, public_key: bytes) -> FoundHead | None:
-    """Find the newest head of a store that verifies; None when it has no heads at all.
+    """Find the newest head of a store that verifies; None when it has none at all, or none of these keys.
 
     Args:
         public_key: Ed25519 of the writer role, 32 bytes.
     Raises: StoreError. AuthenticationError: there are heads, but none of those tried verifies.
     """
     rejected: list[str] = []
+    met_past = False
     below: str = f"{HEADS_PREFIX}{INTEGER_MAX + 1:016x}"
     while True:
         page = await _last_page(store, below=below)
         for info in reversed(page):
             if len(rejected) >= HEADS_TRIED_MAX:
                 break
+            data = b""
             try:
                 data = await store.get(info.key, size_max=DOCUMENT_SIZE_MAX)
                 head = open_head(data, key=info.key, keys=keys, public_key=public_key)
             except (DamagedError, LimitError, ObjectNotFound) as exc:
+                if met_past := _is_out_of_use(data, info.key, keys, public_key):
+                    break
                 _logger.warning("store %s: head %s is passed over: %s", store.name, info.key, exc)
                 rejected.append(info.key)
             else:
                 return FoundHead(head, info.key, hashlib.sha256(data).digest(), data, tuple(rejected))
         if not rejected:
+            # None at all, or none since the keys were rotated.
             return None
-        if not page or len(rejected) >= HEADS_TRIED_MAX:
+        if not page or met_past or len(rejected) >= HEADS_TRIED_MAX:
             raise AuthenticationError(
                 f"None of the newest {len(rejected)} heads of store {store.name} verifies;"
                 " use another store, and run `mirrorfs verify` on this one."
             )
         below = page[0].key
+
+
+def _is_out_of_use(data: bytes, key: ObjectKey, keys: VolumeKeys, public_key: bytes) -> bool:
+    """Whether a head was made before the keys were rotated: genuine, and no word on where the log ends."""
+    if not keys.past:
+        return False
+    try:
+        open_head(data, key=key, keys=keys, public_key=public_key, with_past=True)
+    except (DamagedError, LimitError):
+        return False
+    return True
 
 
 async def _last_page(store: Store, *, below: str) -> Sequence[ObjectInfo]:

@@ -304,9 +304,10 @@ class MountedVolume:
         )
 
     @property
-    def store_names(self) -> list[str]:
-        """Of the stores it is mirrored to."""
-        return [one.store.name for one in self._stores]
+    def last_sequence(self) -> int:
+        """Of the youngest segment of the log; -1 when it has none."""
+        last = self._local.index.last_segment()
+        return -1 if last is None else last.sequence
 
     async def wait_held(self, store: str, key: str) -> None:
         """Return when a store is seen to hold an object. Raises as Mirror.wait_held; StoreUnavailable."""

@@ -286,23 +286,63 @@ def seal_control(value: Instance | Lease | Head, *, keys: VolumeKeys, seed: byte
 
 
 def open_instance(data: bytes, *, keys: VolumeKeys, public_key: bytes) -> Instance:
-    """Raises: FormatError, LimitError, AuthenticationError."""
-    body = open_document(data, DocumentKind.INSTANCE, volume=keys.volume, keys=keys, public_key=public_key)
+    """It was made once, at init, and outlives the keys of then.
+
+    Raises: FormatError, LimitError, AuthenticationError.
+    """
+    body = open_document(
+        data,
+        DocumentKind.INSTANCE,
+        volume=keys.volume,
+        keys=keys,
+        public_key=public_key,
+        with_past=True,
+    )
     return Instance.from_body(body)
 
 
 def open_lease(data: bytes, *, keys: VolumeKeys, public_key: bytes) -> Lease:
-    """Raises: FormatError, LimitError, AuthenticationError."""
-    body = open_document(data, DocumentKind.LEASE, volume=keys.volume, keys=keys, public_key=public_key)
-    return Lease.from_body(body)
-
-
-def open_head(data: bytes, *, key: str, keys: VolumeKeys, public_key: bytes) -> Head:
-    """Verify a head and that it lies under its own key.
+    """One under keys that are out of use counts only if it was given back: nobody holds the volume with them.
 
     Raises: FormatError, LimitError, AuthenticationError.
     """
-    body = open_document(data, DocumentKind.HEAD, volume=keys.volume, keys=keys, public_key=public_key)
+    try:
+        body = open_document(data, DocumentKind.LEASE, volume=keys.volume, keys=keys, public_key=public_key)
+        return Lease.from_body(body)
+    except AuthenticationError:
+        if not keys.past:
+            raise
+    lease = Lease.from_body(
+        open_document(
+            data,
+            DocumentKind.LEASE,
+            volume=keys.volume,
+            keys=keys,
+            public_key=public_key,
+            with_past=True,
+        )
+    )
+    if not lease.released:
+        raise AuthenticationError("A lease is held with keys that are out of use.")
+    return lease
+
+
+def open_head(data: bytes, *, key: str, keys: VolumeKeys, public_key: bytes, with_past: bool = False) -> Head:
+    """Verify a head and that it lies under its own key.
+
+    Args:
+        with_past: one of an earlier key generation will do, for it is asked whether it is damaged, not
+            where the log ends.
+    Raises: FormatError, LimitError, AuthenticationError.
+    """
+    body = open_document(
+        data,
+        DocumentKind.HEAD,
+        volume=keys.volume,
+        keys=keys,
+        public_key=public_key,
+        with_past=with_past,
+    )
     head = Head.from_body(body)
     if parse_head_key(key) != (head.counter, head.epoch, head.writer):
         raise FormatError("A head lies under a key that is not its own.")

@@ -222,18 +222,29 @@ def seal_document(
 
 
 def open_document(
-    data: bytes, kind: DocumentKind, *, volume: bytes, keys: VolumeKeys, public_key: bytes
+    data: bytes,
+    kind: DocumentKind,
+    *,
+    volume: bytes,
+    keys: VolumeKeys,
+    public_key: bytes,
+    with_past: bool = False,
 ) -> dict[str, object]:
     """Verify a document and return its body without `format` and `volume`.
 
     Nothing of the body is parsed before MAC and signature hold.
     Args:
         public_key: Ed25519 public key of the role that writes this kind, 32 bytes.
+        with_past: one of an earlier key generation will do; only for what the writer role signs.
     Raises: FormatError, LimitError: not a document of this kind. AuthenticationError: the MAC or
         the signature does not verify for this volume.
     """
     encoded = _split(data, kind)
     signed, mac = data[:-MAC_SIZE_BYTES], data[-MAC_SIZE_BYTES:]
+    for past in keys.past if with_past else ():
+        if hmac.compare_digest(_mac(signed, volume, past.keys), mac):
+            keys, public_key = past.keys, past.writer
+            break
     if not hmac.compare_digest(_mac(signed, volume, keys), mac):
         raise AuthenticationError(f"The MAC of a {kind.name.lower()} document does not verify.")
     _verify_signature(signed, kind, volume=volume, public_key=public_key)

@@ -10,8 +10,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from mirrorfs.errors import AuthenticationError, FormatError, LimitError
 from mirrorfs.format.body import BodyReader
@@ -22,7 +27,7 @@ from mirrorfs.format.document import (
     seal_document,
     verify_signature,
 )
-from mirrorfs.format.kdf import FINGERPRINT_SIZE_BYTES, KEY_GENERATION_MAX, VolumeKeys
+from mirrorfs.format.kdf import FINGERPRINT_SIZE_BYTES, KEY_GENERATION_MAX, PastKeys, VolumeKeys, hkdf
 from mirrorfs.format.slot import (
     NONCE_SIZE_BYTES,
     TAG_SIZE_BYTES,
@@ -252,6 +257,46 @@ def seal_header(header: VolumeHeader, *, keys: VolumeKeys, seed: bytes) -> bytes
     return seal_document(DocumentKind.HEADER, header.to_body(), volume=header.volume, keys=keys, seed=seed)
 
 
+def wrap_old_keys(
+    old: VolumeKeys, writer: bytes, *, newer: VolumeKeys, from_sequence: int, entropy: Callable[[int], bytes]
+) -> bytes:
+    """What the header keeps of a generation whose keys go out of use: `KeyGeneration.wrapped`, 92 bytes.
+
+    Args:
+        writer: the public key of that generation's writer role.
+        newer: the generation after it.
+        from_sequence: of the old generation.
+    """
+    nonce = entropy(NONCE_SIZE_BYTES)
+    aad = _old_keys_aad(old.volume, old.generation, from_sequence)
+    return nonce + AESGCM(_old_keys_key(newer)).encrypt(nonce, old.root + writer, aad)
+
+
+def _old_keys_key(newer: VolumeKeys) -> bytes:
+    return hkdf(newer.root, salt=newer.volume, info=b"mirrorfs v1 old generation")
+
+
+def _old_keys_aad(volume: bytes, generation: int, from_sequence: int) -> bytes:
+    return b"mirrorfs v1 old generation" + volume + struct.pack("<IQ", generation, from_sequence)
+
+
+def _with_past(header: VolumeHeader, keys: VolumeKeys) -> VolumeKeys:
+    """The keys with those of all generations before. Raises: AuthenticationError."""
+    past: list[PastKeys] = []
+    newer = keys
+    for entry, after in reversed(list(pairwise(header.generations))):
+        nonce, sealed = entry.wrapped[:NONCE_SIZE_BYTES], entry.wrapped[NONCE_SIZE_BYTES:]
+        aad = _old_keys_aad(header.volume, entry.generation, entry.from_sequence)
+        try:
+            plain = AESGCM(_old_keys_key(newer)).decrypt(nonce, sealed, aad)
+        except InvalidTag as exc:
+            raise AuthenticationError("An earlier key generation of the header does not verify.") from exc
+        old = VolumeKeys.derive(plain[:32], volume=header.volume, generation=entry.generation)
+        newer = replace(old, from_sequence=entry.from_sequence)
+        past.append(PastKeys(newer, plain[32:], after.from_sequence))
+    return replace(keys, from_sequence=header.generations[-1].from_sequence, past=tuple(reversed(past)))
+
+
 def parse_header(data: bytes, *, key: str | None = None) -> VolumeHeader:
     """Read a header before it can be authenticated; trust nothing in it but the limits.
 
@@ -298,4 +343,4 @@ def verify_header(data: bytes, key_set: KeySet) -> tuple[VolumeHeader, VolumeKey
     for role in key_set.roles():
         if getattr(granted, role.value) != getattr(header.public_keys, role.value):
             raise AuthenticationError(f"The slot's {role.value} key is not the one the header names.")
-    return header, keys
+    return header, _with_past(header, keys)

@@ -50,6 +50,14 @@ class VolumeKeys:
     segment_header_mac_key: bytes
     segment_chain_key: bytes
     lease_box_key: bytes
+    from_sequence: int = 0
+    """The first segment of the main stream that this generation seals."""
+    past: tuple[PastKeys, ...] = ()
+    """Generations before this one, oldest first; only the newest generation knows them."""
+
+    def past_of(self, generation: int) -> PastKeys | None:
+        """An earlier generation's keys; None for this one and for one that is not known."""
+        return next((past for past in self.past if past.keys.generation == generation), None)
 
     @classmethod
     def derive(cls, root: bytes, *, volume: bytes, generation: int) -> VolumeKeys:
@@ -84,6 +92,17 @@ class VolumeKeys:
 
     def __repr__(self) -> str:
         return f"VolumeKeys(volume={self.volume.hex()}, generation={self.generation})"
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class PastKeys:
+    """Keys that a rotation has put out of use: what they sealed is read, and nothing new."""
+
+    keys: VolumeKeys
+    writer: bytes
+    """Ed25519 public key of the writer role of that generation, 32 bytes."""
+    until_sequence: int
+    """The first segment of the main stream that they do not seal."""
 
 
 def segment_key(keys: VolumeKeys, salt: bytes) -> tuple[bytes, bytes]:

@@ -32,7 +32,7 @@ from mirrorfs.format.frame import (
 from mirrorfs.format.ids import SegmentId, Stream
 from mirrorfs.format.kdf import VolumeKeys, segment_key
 from mirrorfs.format.limits import FORMAT_VERSION, SEGMENT_SIZE_MAX, SEQUENCE_MAX
-from mirrorfs.format.signing import WriterPublicKey, WriterSigner
+from mirrorfs.format.signing import WriterPublicKey, WriterSigner, load_public_key
 
 MAGIC = b"MFSSEG1\n"
 FOOTER_MAGIC = b"MFSE"
@@ -44,6 +44,7 @@ SIGNATURE_SIZE = 64
 MAC_SIZE = 32
 HEADER_SIZE = _FIELDS.size + SIGNATURE_SIZE + MAC_SIZE
 FOOTER = struct.Struct("<I4s")
+_KEY_GENERATION_OFFSET = 32
 _SIGN_HEADER = b"mirrorfs v1 segment header"
 _SIGN_TRAILER = b"mirrorfs v1 trailer"
 _TRAILER = struct.Struct("<IQQqqI32s")
@@ -161,6 +162,12 @@ def decode_header(
     raw = bytes(data[:HEADER_SIZE])
     if len(raw) < HEADER_SIZE or raw[:8] != MAGIC:
         raise FormatError("segment header is cut short or not one.")
+    # Which keys it claims to be of; the MAC of those decides.
+    past = keys.past_of(struct.unpack_from("<I", raw, _KEY_GENERATION_OFFSET)[0])
+    first, until = keys.from_sequence, SEQUENCE_MAX + 1
+    if past is not None:
+        keys, writer = past.keys, load_public_key(past.writer)
+        first, until = keys.from_sequence, past.until_sequence
     signed, mac = raw[:-MAC_SIZE], raw[-MAC_SIZE:]
     # Before the version: a rotten version number must not stop a reader who has other copies.
     if not hmac.compare_digest(hmac.digest(keys.segment_header_mac_key, signed, "sha256"), mac):
@@ -177,10 +184,18 @@ def decode_header(
     header, commitment = _parse_fields(fields)
     if header.volume != keys.volume or header.key_generation != keys.generation:
         raise AuthenticationError("segment belongs to another volume or key generation.")
+    if header.stream is Stream.MAIN and not first <= header.segment.sequence < until:
+        raise AuthenticationError("segment is sealed with keys that are not in use for its place.")
     key, expected = segment_key(keys, header.salt)
     if not hmac.compare_digest(expected, commitment):
         raise AuthenticationError("segment key commitment does not match.")
     return header, FrameCipher(key, identity=header.identity)
+
+
+def signer_of(header: SegmentHeader, keys: VolumeKeys, writer: WriterPublicKey) -> WriterPublicKey:
+    """Who signed a segment: `writer`, or the one of the earlier generation it was sealed in."""
+    past = keys.past_of(header.key_generation)
+    return writer if past is None else load_public_key(past.writer)
 
 
 def _parse_fields(fields: bytes) -> tuple[SegmentHeader, bytes]:
@@ -305,7 +320,8 @@ def check_sealed(
     if offset is None:
         raise FormatError("segment has no footer: it is not sealed, or was cut short.")
     frame = memoryview(data)[offset : len(data) - FOOTER.size]
-    trailer = open_trailer(frame, offset=offset, header=header, cipher=cipher, writer=writer)
+    signer = signer_of(header, keys, writer)
+    trailer = open_trailer(frame, offset=offset, header=header, cipher=cipher, writer=signer)
     if hashlib.sha256(memoryview(data)[:offset]).digest() != trailer.digest:
         raise ChainError("segment bytes are not those its trailer names.")
     header_copy(data, offset=offset, stream=header.stream)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mirrorfs.cli.config import StoreConfig, TokenConfig, VolumeConfig, VolumePaths
-from mirrorfs.cli.unlock import find_header
+from mirrorfs.cli.unlock import find_headers
 from mirrorfs.errors import AuthenticationError, StoreUnavailable
 from mirrorfs.format.header import (
     StoreEntry,
@@ -64,7 +64,7 @@ class Practice:
             HEADER.volume,
             KEYS.fingerprint,
             tuple(StoreConfig(one.name, f"file://{root / one.name}", one.instance) for one in HEADER.stores),
-            TokenConfig("pkcs11:token=x"),
+            (TokenConfig("pkcs11:token=x"),),
         )
 
     def put(self, place: str, generation: int, data: bytes) -> None:
@@ -73,7 +73,7 @@ class Practice:
         path.write_bytes(data)
 
     async def found(self) -> bytes:
-        return await find_header(self.paths, self.config)
+        return (await find_headers(self.paths, self.config))[-1]
 
 
 @pytest.fixture
