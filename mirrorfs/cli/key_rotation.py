@@ -27,7 +27,7 @@ from mirrorfs.cli.headless import Work, run_session
 from mirrorfs.cli.key_pipe import SessionRequest, UnlockedSession
 from mirrorfs.cli.stores import look_at_stores
 from mirrorfs.cli.unlock import Unlocked
-from mirrorfs.drivers.index_connection import remove_index
+from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import StoreUnavailable
 from mirrorfs.format.header import parse_header
@@ -59,7 +59,7 @@ class Rotation:
         self._open(unlocked.data, unlocked.key_set, lambda volume: self._rotate(volume, slots))
         assert self._new is not None
         data, key_set = self._new
-        remove_index(str(self._paths.state / "index.db"))
+        _remove_index(self._paths)
         self._open(data, key_set, _flush)
         return data
 
@@ -96,6 +96,11 @@ class Rotation:
 
 async def _flush(volume: MountedVolume) -> None:
     await volume.flush()
+
+
+def _remove_index(paths: VolumePaths) -> None:
+    unused = bytes(32)  # it is not opened
+    SqliteIndexFiles(str(paths.state / "index.db"), unused, digest_key=unused).remove()
 
 
 def describe_new_keys(data: bytes) -> str:

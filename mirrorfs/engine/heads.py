@@ -168,28 +168,30 @@ async def newest_head(store: Store, *, keys: VolumeKeys, public_key: bytes) -> F
     Raises: StoreError. AuthenticationError: there are heads, but none of those tried verifies.
     """
     rejected: list[str] = []
-    met_past = False
+    past_count = 0
     below: str = f"{HEADS_PREFIX}{INTEGER_MAX + 1:016x}"
     while True:
         page = await _last_page(store, below=below)
         for info in reversed(page):
-            if len(rejected) >= HEADS_TRIED_MAX:
+            if len(rejected) + past_count >= HEADS_TRIED_MAX:
                 break
             data = b""
             try:
                 data = await store.get(info.key, size_max=DOCUMENT_SIZE_MAX)
                 head = open_head(data, key=info.key, keys=keys, public_key=public_key)
             except (DamagedError, LimitError, ObjectNotFound) as exc:
-                if met_past := _is_out_of_use(data, info.key, keys, public_key):
-                    break
+                if _is_out_of_use(data, info.key, keys, public_key):
+                    past_count += 1
+                    continue
                 _logger.warning("store %s: head %s is passed over: %s", store.name, info.key, exc)
                 rejected.append(info.key)
             else:
                 return FoundHead(head, info.key, hashlib.sha256(data).digest(), data, tuple(rejected))
-        if not rejected:
+        is_end = not page or len(rejected) + past_count >= HEADS_TRIED_MAX
+        if is_end and not rejected:
             # None at all, or none since the keys were rotated.
             return None
-        if not page or met_past or len(rejected) >= HEADS_TRIED_MAX:
+        if is_end:
             raise AuthenticationError(
                 f"None of the newest {len(rejected)} heads of store {store.name} verifies;"
                 " use another store, and run `mirrorfs verify` on this one."

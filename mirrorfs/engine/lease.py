@@ -78,18 +78,19 @@ class LeaseKeeper:
         entropy: Entropy,
         host: str,
         weak_fencing: bool | None,
+        own: Collection[bytes] = (),
     ) -> None:
         """Nothing is asked of the store yet.
 
         Args:
             store: with deadlines of its own; it must not repeat compare_and_swap.
             seed, public_key: Ed25519 of the writer role, 32 bytes each.
-            host: this machine's name, for people who find the volume in use.
+            host: this machine's name, for people who find the volume in use. own: see LeaseDocuments.
             weak_fencing: the store's traits lack conditional_put; None: it is asked when the lease is taken.
         """
         self._store = store
         self._documents = LeaseDocuments(
-            store.name, keys=keys, seed=seed, public_key=public_key, entropy=entropy, host=host
+            store.name, keys=keys, seed=seed, public_key=public_key, entropy=entropy, host=host, own=own
         )
         self._clock = clock
         self._weak = weak_fencing
@@ -101,8 +102,7 @@ class LeaseKeeper:
         self._attempts: deque[bytes] = deque(maxlen=ATTEMPTS_KEPT)
         self._displaced: Lease | None = None
         self._held_before = False
-        self._renewed_ns = 0
-        self._clock_offset_ns = 0
+        self._renewed_ns = self._clock_offset_ns = 0
         self._doubt = DoubtWatch(LEASE_PERIOD_S * _NS)
         self._fenced: str | None = None
         self._fault: MirrorfsError | None = None

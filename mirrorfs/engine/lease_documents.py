@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -40,14 +40,24 @@ class LeaseDocuments:
     """Lease documents of one volume on one store."""
 
     def __init__(
-        self, store: str, *, keys: VolumeKeys, seed: bytes, public_key: bytes, entropy: Entropy, host: str
+        self,
+        store: str,
+        *,
+        keys: VolumeKeys,
+        seed: bytes,
+        public_key: bytes,
+        entropy: Entropy,
+        host: str,
+        own: Collection[bytes] = (),
     ) -> None:
         """
         Args:
             store: its name, for messages.
             seed, public_key: Ed25519 of the writer role, 32 bytes each.
             host: this machine's name, sealed into each document.
+            own: writer ids of earlier mounts of this machine, perhaps of an earlier key generation.
         """
+        self._own = own
         self._store = store
         self._keys = keys
         self._seed = seed
@@ -64,7 +74,7 @@ class LeaseDocuments:
     def open(self, data: bytes) -> Lease:
         """The lease of a document. Raises: AuthenticationError: it does not verify."""
         try:
-            return open_lease(data, keys=self._keys, public_key=self._public_key)
+            return open_lease(data, keys=self._keys, public_key=self._public_key, own=self._own)
         except (FormatError, LimitError, AuthenticationError) as exc:
             raise AuthenticationError(f"The lease in store {self._store} does not verify.") from exc
 

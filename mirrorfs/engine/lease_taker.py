@@ -343,6 +343,7 @@ class LeaseTaker:
             entropy=self._world.entropy,
             host=self._settings.host,
             weak_fencing=weak,
+            own=self.own_writers,
         )
 
 
