@@ -8,8 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import trio
+
+from mirrorfs.cli.config import TokenConfig
+from mirrorfs.cli.tokens import SecretSources, make_tokens
+from mirrorfs.drivers.store_directory import DirectoryStore
+from mirrorfs.format.header import parse_header
 from tests.cli.test_key import add_spare, every_header, headers, refused
-from tests.support.mounted import Mounted, mounted_volume
+from tests.golden.independent_log import Reader
+from tests.golden.independent_reader import read_tree
+from tests.support.mounted import PASSWORD, Mounted, mounted_volume
+from tests.support.softhsm import MODULE
 
 
 def write(volume: Mounted, name: str) -> None:
@@ -54,6 +63,34 @@ def test_an_old_header_and_a_removed_token_open_nothing_new(tmp_path: Path) -> N
             )  # fmt: skip
             assert names_in(tmp_path / f"all-{store}") == ["after", "before"]
         assert "all good" in volume.must("verify", volume.name, "--deep")
+
+        # A reader that was written from the specification alone reads it, too.
+        objects = trio.run(objects_in, volume.stores["a"])
+        reader = Reader(objects, PASSWORD, token_secret(volume, objects))
+        assert set(read_tree(reader, from_checkpoint=False)) == {"/", "/after", "/before"}
+        assert sorted(reader.generations) == [1, 2]
+
+
+async def objects_in(place: Path) -> dict[str, bytes]:
+    """Every object of a directory store."""
+    store = DirectoryStore("a", place)
+    found: dict[str, bytes] = {}
+    while page := await store.list("", start_after=max(found, default="")):
+        for info in page:
+            found[info.key] = await store.get(info.key)
+    await store.aclose()
+    return found
+
+
+def token_secret(volume: Mounted, objects: dict[str, bytes]) -> bytes:
+    """What the token yields for the slot `first`."""
+    header = parse_header(objects[max(key for key in objects if key.startswith("header/"))])
+    (token,) = make_tokens(
+        [TokenConfig("pkcs11:token=practice", MODULE)],
+        SecretSources(None, volume.env["MIRRORFS_PIN_FILE"], {}),
+    )
+    (slot,) = (slot for slot in header.slots if slot.name == "first")
+    return token.secret_for(slot.token, volume=header.volume, authorise=bytes)
 
 
 def test_rotation_waits_for_nobody_and_needs_everybody(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import hmac
 import json
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import zstandard
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -67,35 +69,67 @@ class Reader:
         check(key[16:] == hashlib.sha256(data).hexdigest()[:32], "header's name")
         body = self._body(data, 1)
         self.volume = bytes.fromhex(body["volume"])
-        check(body["format"] == 1 and body["key_generation"] == 1, "version")
+        check(body["format"] == 1, "version")
         keys = self._unlock(body, password.encode(), secret)
         self.root = keys[:32]
         public = Ed25519PrivateKey.from_private_bytes(keys[32:64]).public_key().public_bytes_raw()
         self.writer = bytes.fromhex(body["public_keys"]["writer"])
         check(public == self.writer, "writer's key")
         check(self._derived(b"fingerprint")[:16].hex() == body["fingerprint"], "fingerprint")
+        self.generations = self._generations(body)
         self.document(key, 1)
         self.header = data
 
-    def _derived(self, label: bytes) -> bytes:
-        return _hkdf(self.root, self.volume, b"mirrorfs v1 " + label)
+    def _derived(self, label: bytes, root: bytes | None = None) -> bytes:
+        return _hkdf(root or self.root, self.volume, b"mirrorfs v1 " + label)
+
+    def _generations(self, body: dict[str, Any]) -> dict[int, tuple[bytes, bytes, int, int]]:
+        """Root key, writer's public key, first segment and the one after the last, of each generation."""
+        entries = body["generations"]
+        newest = entries[-1]
+        check([entry["generation"] for entry in entries] == list(range(1, len(entries) + 1)), "generations")
+        check(newest["generation"] == body["key_generation"] and newest["wrapped"] == "", "newest generation")
+        root, writer, until = self.root, self.writer, 1 << 63
+        found = {newest["generation"]: (root, writer, newest["from_sequence"], until)}
+        for entry, after in reversed(list(pairwise(entries))):
+            wrapped, label = bytes.fromhex(entry["wrapped"]), b"mirrorfs v1 old generation"
+            place = struct.pack("<IQ", entry["generation"], entry["from_sequence"])
+            key = _hkdf(root, self.volume, label)
+            plain = _decrypt(key, wrapped[:12], wrapped[12:], label + self.volume + place)
+            root, writer = plain[:32], plain[32:]
+            found[entry["generation"]] = (root, writer, entry["from_sequence"], after["from_sequence"])
+        return found
 
     def _unlock(self, body: dict[str, Any], password: bytes, secret: bytes) -> bytes:
-        (slot,) = body["slots"]
+        def fits(slot: dict[str, Any]) -> bool:
+            salt = bytes.fromhex(slot["kdf"]["salt"])
+            return _hkdf(secret, salt, b"mirrorfs v1 token check")[:8].hex() == str(slot["token_check"])
+
+        slots = [slot for slot in body["slots"] if fits(slot)]
+        check(len(slots) == 1, "token")
+        slot = slots[0]
         kdf = slot["kdf"]
         check(2 <= kdf["t"] <= 16 and 65536 <= kdf["m_kib"] <= 2097152 and 1 <= kdf["p"] <= 8, "kdf")
         salt = bytes.fromhex(kdf["salt"])
-        found = _hkdf(secret, salt, b"mirrorfs v1 token check")[:8]
-        check(found.hex() == slot["token_check"], "token")
         stretched = Argon2id(
             salt=salt, length=32, iterations=kdf["t"], lanes=kdf["p"], memory_cost=kdf["m_kib"]
         ).derive(password)
         kek = _hkdf(stretched + secret, salt, b"mirrorfs v1 kek")
         check(_hkdf(kek, salt, b"mirrorfs v1 kek commitment").hex() == slot["commitment"], "password")
-        rest = {name: value for name, value in slot.items() if name != "wrapped"}
-        generation = struct.pack("<I", body["key_generation"])
-        aad = b"mirrorfs v1 slot" + self.volume + generation + _canonical(rest)
-        return _decrypt(kek, bytes.fromhex(slot["wrap_nonce"]), bytes.fromhex(slot["wrapped"]), aad)
+        rest = {name: value for name, value in slot.items() if name not in ("wrapped", "boxed")}
+        generation = slot["key_generation"] if slot["version"] == 2 else 1
+        aad = b"mirrorfs v1 slot" + self.volume + struct.pack("<I", generation) + _canonical(rest)
+        keys = _decrypt(kek, bytes.fromhex(slot["wrap_nonce"]), bytes.fromhex(slot["wrapped"]), aad)
+        if generation == body["key_generation"]:
+            return keys
+        private = X25519PrivateKey.from_private_bytes(_hkdf(kek, salt, b"mirrorfs v1 slot box"))
+        boxed, box_key = bytes.fromhex(slot["boxed"]), bytes.fromhex(slot["box_key"])
+        check(private.public_key().public_bytes_raw() == box_key, "box key")
+        shared = private.exchange(X25519PublicKey.from_public_bytes(boxed[:32]))
+        label = b"mirrorfs v1 slot boxed"
+        key = _hkdf(shared + keys[:32], self.volume, label + boxed[:32] + box_key)
+        place = struct.pack("<I", body["key_generation"]) + bytes.fromhex(slot["id"])
+        return _decrypt(key, boxed[32:44], boxed[44:], label + self.volume + place)
 
     # --- documents ---------------------------------------------------------------------------
 
@@ -187,10 +221,13 @@ class Segment:
         self.data = data
         self.end = len(data)
         check(data[:8] == b"MFSSEG1\n", "magic")
-        mac = hmac.digest(reader._derived(b"segment-header-mac"), data[:284], "sha256")
+        (generation,) = struct.unpack_from("<I", data, 32)
+        check(generation in reader.generations, "key generation")
+        root, self.signer, first, until = reader.generations[generation]
+        mac = hmac.digest(reader._derived(b"segment-header-mac", root), data[:284], "sha256")
         check(mac == data[284:316], "header's MAC")
-        _verify(reader.writer, data[220:284], b"mirrorfs v1 segment header" + data[:220])
-        version, size, self.stream, r1, volume, generation, _, self.sequence, self.epoch, self.writer = (
+        _verify(self.signer, data[220:284], b"mirrorfs v1 segment header" + data[:220])
+        version, size, self.stream, r1, volume, _, _, self.sequence, self.epoch, self.writer = (
             struct.unpack_from("<HHB3s16sIIQI8s", data, 8)
         )
         (
@@ -205,22 +242,23 @@ class Segment:
             self.previous_digest,
             r3,
         ) = struct.unpack_from("<32s32sB3sIQ8sQ32s32s", data, 60)
-        check((version, size, generation, volume) == (1, 316, 1, reader.volume), "header")
+        check((version, size, volume) == (1, 316, reader.volume), "header")
+        check(self.stream != 1 or first <= self.sequence < until, "generation of its place")
         check(not any(r1 + r2 + r3) and present < 2, "reserved")
         self.previous = (epoch, sequence, writer) if present else None
         name = f"{self.sequence:016x}-{self.epoch:08x}-{self.writer.hex()}"
         check(key == {1: "segments/", 2: "checkpoints/"}[self.stream] + name, "key of a segment")
-        self.key = _hkdf(reader.root, salt, b"mirrorfs v1 segment key" + reader.volume)
-        expected = _hkdf(reader.root, salt, b"mirrorfs v1 segment commitment" + reader.volume)
+        self.key = _hkdf(root, salt, b"mirrorfs v1 segment key" + reader.volume)
+        expected = _hkdf(root, salt, b"mirrorfs v1 segment commitment" + reader.volume)
         check(expected == commitment, "commitment")
         self.identity = data[16:32] + data[32:36] + data[12:13] + data[40:48] + data[48:52] + data[52:60]
         self.sealed = data[-4:] == b"MFSE"
         self.rows: list[tuple[int, int]] = []
         self.copy = b""
         if self.sealed:
-            self._trailer(reader)
+            self._trailer()
 
-    def _trailer(self, reader: Reader) -> None:
+    def _trailer(self) -> None:
         (offset,) = struct.unpack_from("<I", self.data, len(self.data) - 8)
         frame = Frame(self, offset, None)
         count, *_, size, digest = struct.unpack_from("<IQQqqI32s", frame.plain)
@@ -228,7 +266,7 @@ class Segment:
         check(frame.kind == TRAILER and frame.ordinal == count and size == offset, "trailer")
         check(len(rows) == 5 * count and digest == sha(self.data[:offset]), "trailer's digest")
         signed = b"mirrorfs v1 trailer" + self.identity + frame.plain[:72] + rows
-        _verify(reader.writer, frame.plain[72:136], signed)
+        _verify(self.signer, frame.plain[72:136], signed)
         self.rows = list(struct.iter_unpack("<IB", rows))
         self.copy = self.data[frame.end : -8]
         check(not self.copy or self.stream == 2, "bytes behind the trailer")
