@@ -13,7 +13,7 @@ readonly REPO VENV
 
 # What is compiled against or run. Python's own packages are added only if no interpreter will do.
 PACKAGES=(fuse3 libfuse3-dev pkg-config build-essential softhsm2 libfido2-1 sqlite3 rsync attr acl git tar
-  swtpm libtss2-dev)
+  swtpm libtss2-dev pinentry-curses systemd)
 readonly PACKAGES
 
 say() { printf '%s\n' "$*"; }
