@@ -28,6 +28,10 @@ class ConfigError(UsageError):
     """The configuration of a volume is missing, malformed or unsafe."""
 
 
+class CannotAsk(UsageError):
+    """Nobody can be asked for a secret: there is no terminal, or the program that asks does not work."""
+
+
 # --- unlocking -------------------------------------------------------------------------------
 
 
@@ -59,6 +63,10 @@ class PinLocked(UnlockError):
 
 class NotTouched(UnlockError):
     """The token waited for a touch that did not come in time, was refused or was cancelled."""
+
+
+class NotAnswered(UnlockError):
+    """Whoever was asked for a secret cancelled, or did not answer in time."""
 
 
 class TokenFailed(UnlockError):

@@ -14,7 +14,7 @@ readonly REPO VENV
 # What is compiled against or run. pcscd is started by the tests, apart from the machine's own, to which
 # vsmartcard-vpcd adds two empty readers where it runs. Python's own packages are added only if no interpreter will do.
 PACKAGES=(fuse3 libfuse3-dev pkg-config build-essential softhsm2 libfido2-1 sqlite3 rsync attr acl git tar
-  pcscd vsmartcard-vpcd opensc-pkcs11 ykcs11 swtpm libtss2-dev)
+  pcscd vsmartcard-vpcd opensc-pkcs11 ykcs11 swtpm libtss2-dev pinentry-curses systemd)
 readonly PACKAGES
 
 say() { printf '%s\n' "$*"; }

@@ -32,7 +32,6 @@ from mirrorfs.format.slot import MEMORY_MAX_KIB, MEMORY_MIN_KIB, KdfParameters
 from mirrorfs.keys.prompts import read_password
 from mirrorfs.keys.slots import (
     available_memory_bytes,
-    check_new_password,
     new_kdf_parameters,
     new_salt,
     stretch_password,
@@ -134,7 +133,6 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     password = read_password(
         arguments.volume, path=arguments.password_file, environment=environment, confirm=True
     )
-    check_new_password(password)
     volume = secrets.token_bytes(VOLUME_ID_SIZE_BYTES)
     kdf = _kdf(arguments.kdf_memory_mib)
     stretched = stretch_password(password, kdf)

@@ -28,11 +28,11 @@ from mirrorfs.errors import TokenMissing, UnlockError, UsageError, WrongPassword
 from mirrorfs.format.header import parse_header
 from mirrorfs.format.slot import KdfParameters, Role, Slot
 from mirrorfs.format.slot_token import Pkcs11Fields, SlotKind, TokenFields
-from mirrorfs.keys.prompts import SecretKind, read_new_password
+from mirrorfs.keys.prompts import read_new_password
+from mirrorfs.keys.question import SecretKind
 from mirrorfs.keys.recovery_token import RecoveryToken
 from mirrorfs.keys.slots import (
     available_memory_bytes,
-    check_new_password,
     make_slot,
     new_kdf_parameters,
     new_salt,
@@ -132,7 +132,6 @@ class KeyChange:
         password = read_new_password(
             self._paths.name, path=self._arguments.new_password_file, environment=self._environment
         )
-        check_new_password(password)
         changed: dict[bytes, Slot] = {}
         for slot, token, secret in self._at_hand(unlocked):
             kdf = _new_kdf()
@@ -183,7 +182,9 @@ class KeyChange:
             raise UsageError("A new recovery code is made with a token, not with the old code.")
         token = RecoveryToken(
             ask_code=_never_asked,
-            confirm=lambda code: confirm_on_paper(self._paths.name, unlocked, code),
+            confirm=lambda code: confirm_on_paper(
+                self._paths.name, unlocked, code, environment=self._environment
+            ),
         )
         kdf = _new_kdf()
         stretched = stretch_password(self._password.password(), kdf)

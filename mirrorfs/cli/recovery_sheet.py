@@ -1,21 +1,23 @@
 """The sheet with a recovery code: one page of text, in French and English, and the proof that it was kept.
 
-It goes to standard output, so that it can be piped to a printer and touches no file; questions go to the
-terminal.
+It goes to standard output, so that it can be piped to a printer and touches no file; questions go to where
+secrets are asked for.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import date
 from typing import Final
 
 import segno
 
 from mirrorfs.cli.unlock import Unlocked
-from mirrorfs.errors import UsageError
+from mirrorfs.errors import CannotAsk, UsageError
 from mirrorfs.format.kdf import format_fingerprint
-from mirrorfs.keys.prompts import SecretKind, check_terminal, read_code
+from mirrorfs.keys.prompts import check_code_askable, read_code
+from mirrorfs.keys.question import SecretKind
 from mirrorfs.keys.recovery_code import format_code
 
 ATTEMPTS: Final = 3
@@ -77,22 +79,27 @@ def _drawn(text: str) -> str:
     return "".join(f"    {line}\n" for line in lines)
 
 
-def confirm_on_paper(name: str, unlocked: Unlocked, code: bytes) -> None:
+def confirm_on_paper(name: str, unlocked: Unlocked, code: bytes, *, environment: Mapping[str, str]) -> None:
     """Print the sheet, and have its code typed back.
 
-    Raises: UsageError: there is no terminal, or it was not typed right; nothing was enrolled.
+    Args:
+        environment: os.environ; a file with a code, which it may name, is not what was kept on paper.
+    Raises: UsageError: nobody can be asked, or it was not typed right; nothing was enrolled. NotAnswered.
     """
-    check_terminal(SecretKind.CODE)
+    surroundings = {key: value for key, value in environment.items() if key != SecretKind.CODE.variable}
+    check_code_askable(surroundings)
     print(sheet(name, unlocked, code, today=date.today()), flush=True)
     print("mirrorfs: Type the code back from the sheet, so that it is sure to be on it.", file=sys.stderr)
+    wrong = ""
     for attempt in range(ATTEMPTS):
         try:
-            if read_code(path=None, environment={}) == code:
+            if read_code(path=None, environment=surroundings, error=wrong) == code:
                 return
             wrong = "That is a recovery code, but not this one."
+        except CannotAsk:
+            raise
         except UsageError as exc:
-            if attempt == ATTEMPTS - 1 or "terminal" in str(exc):
+            if attempt == ATTEMPTS - 1:
                 raise
             wrong = str(exc)
-        print(f"mirrorfs: {wrong}", file=sys.stderr)
     raise UsageError("The code was not typed back; nothing was changed, and the sheet is void.")

@@ -16,7 +16,7 @@ from mirrorfs.keys.pkcs11_token import Pkcs11Token
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri, parse_pkcs11_uri
 from mirrorfs.keys.prompts import read_code, read_pin
 from mirrorfs.keys.recovery_token import RecoveryToken
-from mirrorfs.keys.token import Token
+from mirrorfs.keys.token import AskPin, Token
 from mirrorfs.keys.tpm2_token import Tpm2Token
 from mirrorfs.keys.tpm2_uri import parse_tpm2_uri
 
@@ -28,7 +28,7 @@ _SOFTWARE = "softhsm"
 
 @dataclass(frozen=True, slots=True)
 class SecretSources:
-    """Where the secrets come from: files that were named, or else the terminal."""
+    """Where the secrets come from: files that were named, or else a person (keys/askers.py)."""
 
     password_file: str | None
     pin_file: str | None
@@ -103,10 +103,21 @@ def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = Fa
     uri = token_uri(config)
     pin_file = sources.pin_file if sources.pin_file is not None else uri.pin_source
 
-    def ask_pin(label: str, *, final_try: bool, tries_left: int | None = None) -> str:
-        return read_pin(label, path=pin_file, environment=sources.environment, final_try=final_try)
+    return Pkcs11Token(uri, ask_pin=_pin_from(pin_file, sources), create=create)
 
-    return Pkcs11Token(uri, ask_pin=ask_pin, create=create)
+
+def _pin_from(pin_file: str | None, sources: SecretSources, *, touch_follows: bool = False) -> AskPin:
+    def ask_pin(label: str, *, final_try: bool, tries_left: int | None = None) -> str:
+        return read_pin(
+            label,
+            path=pin_file,
+            environment=sources.environment,
+            final_try=final_try,
+            tries_left=tries_left,
+            touch_follows=touch_follows,
+        )
+
+    return ask_pin
 
 
 def _not_enrolled_so(code: bytes) -> None:
@@ -114,7 +125,8 @@ def _not_enrolled_so(code: bytes) -> None:
 
 
 def _tell(sentence: str) -> None:
-    # Without delay, for a security key gives up when nobody touches it.
+    # Without delay, for a security key gives up when nobody touches it. Who has no terminal was told of the
+    # touch when the PIN was asked for (`read_pin`): a window of pinentry would wait for a click instead.
     print(f"mirrorfs: {sentence}", file=sys.stderr, flush=True)
 
 
@@ -127,16 +139,7 @@ def _tpm2_token(config: TokenConfig, *, create: bool = False) -> Tpm2Token:
 def _fido2_token(config: TokenConfig, sources: SecretSources) -> Fido2Token:
     if config.module_path is not None:
         raise UsageError("A PKCS#11 module is named for a fido2: token, which has none; leave it out.")
-
-    def ask_pin(label: str, *, final_try: bool, tries_left: int | None = None) -> str:
-        return read_pin(
-            label,
-            path=sources.pin_file,
-            environment=sources.environment,
-            final_try=final_try,
-            tries_left=tries_left,
-        )
-
+    ask_pin = _pin_from(sources.pin_file, sources, touch_follows=True)
     return Fido2Token(config.uri, ask_pin=ask_pin, tell=_tell)
 
 

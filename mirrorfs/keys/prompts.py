@@ -1,41 +1,27 @@
 """Asking for secrets (volume password, PIN of a token, recovery code) so that nobody confuses them.
 
-A secret comes from a file that was named, or from the terminal, never from argv or the environment:
-the environment may only name the file. What is typed into the wrong prompt may lock a card, so each
-prompt says which of the two it wants, of what, and when it is the last try.
+A secret comes from a file that was named, or from a person (keys/askers.py), never from argv or the
+environment: the environment may only name the file. What is typed into the wrong prompt may lock a card, so
+each prompt says which of the two it wants, of what, and when it is the last try.
 """
 
 from __future__ import annotations
 
-import getpass
 import hmac
 import os
 import stat
 import unicodedata
-import warnings
 from collections.abc import Mapping
-from enum import Enum
+from dataclasses import replace
+from typing import Final
 
 from mirrorfs.errors import UsageError
+from mirrorfs.keys.askers import choose_asker
+from mirrorfs.keys.question import SECRET_SIZE_MAX_BYTES, Question, SecretKind, checked, plain
 from mirrorfs.keys.recovery_code import parse_code
+from mirrorfs.keys.slots import check_new_password
 
-SECRET_SIZE_MAX_BYTES = 1024
-_TERMINAL = "/dev/tty"
-_ERASE_LINE_ABOVE = b"\x1b[A\x1b[2K\r"
-
-
-class SecretKind(Enum):
-    """Which secret is wanted; the values are its name, its option and its environment variable."""
-
-    PASSWORD = ("volume password", "--password-file", "MIRRORFS_PASSWORD_FILE")
-    NEW_PASSWORD = ("new volume password", "--new-password-file", "MIRRORFS_NEW_PASSWORD_FILE")
-    PIN = ("PIN", "--pin-file", "MIRRORFS_PIN_FILE")
-    CODE = ("recovery code", "--code-file", "MIRRORFS_CODE_FILE")
-
-    def __init__(self, title: str, option: str, variable: str) -> None:
-        self.title = title
-        self.option = option
-        self.variable = variable
+NEW_PASSWORD_ATTEMPTS: Final = 3
 
 
 def read_password(
@@ -45,34 +31,70 @@ def read_password(
 
     Args:
         volume: the volume's name, for the prompt.
-        path: of --password-file; without it MIRRORFS_PASSWORD_FILE counts, then the terminal.
+        path: of --password-file; without it MIRRORFS_PASSWORD_FILE counts, then a person is asked.
         environment: os.environ.
-        confirm: ask twice on a terminal, for a password that is new.
-    Raises: UsageError: no source, an unsafe or unreadable file, an empty password, two that differ.
+        confirm: it is new: as `read_new_password`.
+    Raises: UsageError: no source, an unsafe or unreadable file, an empty password. NotAnswered.
     """
-    prompt = f"Password of volume {volume}: "
-    text = _read(SecretKind.PASSWORD, prompt, path=path, environment=environment, confirm=confirm)
-    return unicodedata.normalize("NFC", text).encode()
+    question = Question(
+        kind=SecretKind.PASSWORD,
+        text=f"Password of volume {plain(volume)}",
+        label="Password",
+        about=volume,
+        notes=("This is the password of the volume, not the PIN of a token.",),
+    )
+    if confirm:
+        return _read_new(question, path=path, environment=environment)
+    return _normalised(_read(question, path=path, environment=environment))
 
 
 def read_new_password(volume: str, *, path: str | None, environment: Mapping[str, str]) -> bytes:
-    """A password that is to take another's place; as `read_password`, asked for twice."""
-    prompt = f"NEW password of volume {volume}: "
-    text = _read(SecretKind.NEW_PASSWORD, prompt, path=path, environment=environment, confirm=True)
-    return unicodedata.normalize("NFC", text).encode()
+    """A password that is to take another's place; in the form that `read_password` returns.
+
+    A person enters it twice, and may try again after one that is weak or two that differ.
+    Raises: UsageError: as `read_password`; it is weak (`check_new_password`), or the last two entries differ.
+    """
+    question = Question(
+        kind=SecretKind.NEW_PASSWORD,
+        text=f"NEW password of volume {plain(volume)}",
+        label="New password",
+        about=volume,
+        notes=("It takes the place of the present one.",),
+    )
+    return _read_new(question, path=path, environment=environment)
 
 
-def read_code(*, path: str | None, environment: Mapping[str, str]) -> bytes:
+def read_code(*, path: str | None, environment: Mapping[str, str], error: str = "") -> bytes:
     """The 32 bytes of a recovery code. At a terminal it is seen while it is typed, line by line, then erased.
 
     Args:
         path: of --code-file, with all of it on the first line; without it MIRRORFS_CODE_FILE counts.
-    Raises: UsageError: no source, or it is not a code.
+        error: a sentence about the code that was entered before.
+    Raises: UsageError: no source, or it is not a code. NotAnswered.
     """
-    named = path or environment.get(SecretKind.CODE.variable)
-    if named:
+    if named := _named_file(SecretKind.CODE, path, environment):
         return parse_code(read_secret_file(named, SecretKind.CODE))
-    return parse_code(" ".join(_ask_seen(f"Recovery code, line {line} of 2: ") for line in (1, 2)))
+    first, second = _code_question(1, error), _code_question(2)
+    asker = choose_asker(environment, first)
+    return parse_code(f"{asker.ask(first)} {asker.ask(second)}")
+
+
+def check_code_askable(environment: Mapping[str, str]) -> None:
+    """Raises: UsageError: nobody could be asked for a recovery code."""
+    question = _code_question(1)
+    choose_asker(environment, question).check(question)
+
+
+def _code_question(line: int, error: str = "") -> Question:
+    return Question(
+        kind=SecretKind.CODE,
+        text=f"Recovery code, line {line} of 2",
+        label=f"Line {line}",
+        about=str(line),
+        notes=("It stands on the sheet of paper: seven groups of four on each line.",),
+        error=error,
+        seen=True,
+    )
 
 
 def read_pin(
@@ -82,85 +104,77 @@ def read_pin(
     environment: Mapping[str, str],
     final_try: bool = False,
     tries_left: int | None = None,
+    touch_follows: bool = False,
 ) -> str:
     """The PIN of the token with that label, exactly as it was typed.
 
     Args:
-        path: of --pin-file; without it MIRRORFS_PIN_FILE counts, then the terminal.
+        path: of --pin-file; without it MIRRORFS_PIN_FILE counts, then a person is asked.
         environment: os.environ.
         final_try: one more wrong PIN locks the token. Then a file is not used: what refused
             before would refuse again, and a service that restarts would lock the card.
         tries_left: wrong PINs that the token still takes, to be shown; None where it does not say.
+        touch_follows: the token will want to be touched, which who has no terminal is told here.
     Raises: UsageError: no source, an unsafe or unreadable file, an empty PIN, a file at the last try.
+        NotAnswered.
     """
-    if final_try and (path or environment.get(SecretKind.PIN.variable)):
+    named = _named_file(SecretKind.PIN, path, environment)
+    if final_try and named:
         raise UsageError(
             f"The token {label!r} has one PIN try left, and no file is used for that; enter the PIN by hand."
         )
     tries = f"{tries_left} tries left, " if tries_left is not None else ""
-    tries = "LAST TRY before it locks, " if final_try else tries
-    prompt = f"PIN of token {label} ({tries}not the volume password): "
-    return _read(SecretKind.PIN, prompt, path=path, environment=environment, confirm=False)
-
-
-def _read(
-    kind: SecretKind, prompt: str, *, path: str | None, environment: Mapping[str, str], confirm: bool
-) -> str:
-    named = path or environment.get(kind.variable)
-    if named:
-        return read_secret_file(named, kind)
-    first = _ask(kind, prompt)
-    if confirm and not hmac.compare_digest(first.encode(), _ask(kind, "Again: ").encode()):
-        raise UsageError(f"The two entries of the {kind.title} differ; start again.")
-    return first
-
-
-def check_terminal(kind: SecretKind) -> None:
-    """Raises: UsageError: there is no terminal on which a secret could be asked for."""
-    try:
-        os.close(os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError as exc:
-        raise _no_terminal(kind) from exc
-
-
-def _ask_seen(prompt: str) -> str:
-    try:
-        with open(_TERMINAL, "r+b", buffering=0) as terminal:
-            terminal.write(prompt.encode())
-            line = b""
-            while not line.endswith(b"\n") and len(line) < SECRET_SIZE_MAX_BYTES:
-                byte = terminal.read(1)
-                if not byte:
-                    break
-                line += byte
-            terminal.write(_ERASE_LINE_ABOVE)
-    except OSError as exc:
-        raise _no_terminal(SecretKind.CODE) from exc
-    return line.decode(errors="replace").strip()
-
-
-def _no_terminal(kind: SecretKind) -> UsageError:
-    return UsageError(
-        f"No terminal can be asked for the {kind.title}; use {kind.option} or set {kind.variable}."
+    warning = "LAST TRY before it locks" if final_try else ""
+    if final_try:
+        tries = f"{warning}, "
+    question = Question(
+        kind=SecretKind.PIN,
+        text=f"PIN of token {plain(label)} ({tries}not the volume password)",
+        label="PIN",
+        about=label,
+        notes=("Then touch the token when it blinks.",) if touch_follows else (),
+        warning=warning,
+        by_hand=final_try,
     )
+    return _read(question, path=path, environment=environment)
 
 
-def _ask(kind: SecretKind, prompt: str) -> str:
-    # getpass falls back to standard input, echoing, where there is no terminal: so look first, and
-    # make its warning about that an error.
-    try:
-        os.close(os.open(_TERMINAL, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", getpass.GetPassWarning)
-            text = getpass.getpass(prompt)
-    except UnicodeDecodeError:
-        # Not `from`: that error carries what was typed.
-        raise UsageError(
-            f"The {kind.title} is not text in the terminal's encoding; enter it again."
-        ) from None
-    except (OSError, EOFError, getpass.GetPassWarning) as exc:
-        raise _no_terminal(kind) from exc
-    return _checked(text, kind)
+def _named_file(kind: SecretKind, path: str | None, environment: Mapping[str, str]) -> str | None:
+    return path or environment.get(kind.variable) or None
+
+
+def _read(question: Question, *, path: str | None, environment: Mapping[str, str]) -> str:
+    if named := _named_file(question.kind, path, environment):
+        return read_secret_file(named, question.kind)
+    return checked(choose_asker(environment, question).ask(question), question.kind)
+
+
+def _read_new(question: Question, *, path: str | None, environment: Mapping[str, str]) -> bytes:
+    kind = question.kind
+    if named := _named_file(kind, path, environment):
+        text = read_secret_file(named, kind)
+        return _strong(text, text, kind)
+    asker = choose_asker(environment, question)
+    for _ in range(NEW_PASSWORD_ATTEMPTS - 1):
+        first, second = asker.ask_twice(question)
+        try:
+            return _strong(first, second, kind)
+        except UsageError as exc:
+            question = replace(question, error=str(exc))
+    return _strong(*asker.ask_twice(question), kind)
+
+
+def _strong(first: str, second: str, kind: SecretKind) -> bytes:
+    """A new password that was entered twice. Raises: UsageError: the two differ, or it is weak."""
+    password = _normalised(checked(first, kind))
+    if not hmac.compare_digest(password, _normalised(checked(second, kind))):
+        raise UsageError(f"The two entries of the {kind.title} differ; start again.")
+    check_new_password(password)
+    return password
+
+
+def _normalised(password: str) -> bytes:
+    return unicodedata.normalize("NFC", password).encode()
 
 
 def read_secret_file(path: str, kind: SecretKind) -> str:
@@ -187,16 +201,4 @@ def read_secret_file(path: str, kind: SecretKind) -> str:
         text = line.decode()
     except UnicodeDecodeError:
         raise UsageError(f"The first line of the {kind.title} file is not UTF-8 text; correct it.") from None
-    return _checked(text, kind)
-
-
-def _checked(text: str, kind: SecretKind) -> str:
-    if not text:
-        raise UsageError(f"The {kind.title} is empty; enter it again.")
-    try:
-        size_bytes = len(text.encode())
-    except UnicodeEncodeError:
-        raise UsageError(f"The {kind.title} is not UTF-8 text; enter it again.") from None
-    if size_bytes > SECRET_SIZE_MAX_BYTES:
-        raise UsageError(f"The {kind.title} is too long; it has at most {SECRET_SIZE_MAX_BYTES} bytes.")
-    return text
+    return checked(text, kind)

@@ -38,7 +38,8 @@ class AskPin(Protocol):
 
 
 Tell = Callable[[str], None]
-"""Shows a sentence to the person who unlocks, such as that a key waits to be touched."""
+"""Shows a sentence to the person who unlocks, such as that a key waits to be touched. It may reach nobody
+where there is no terminal."""
 
 
 class Token(Protocol):

@@ -44,15 +44,15 @@ class Terminal:
         self.shown = ""
         self._read_to = 0
 
-    def answer(self, prompt: str, text: str) -> None:
-        """Wait until the command shows a prompt, then type an answer."""
+    def answer(self, prompt: str, text: str, *, enter: str = "\n") -> None:
+        """Wait until the command shows a prompt, then type an answer and a key."""
         deadline_s = time.monotonic() + DEADLINE_S
         while (found := re.compile(prompt).search(self.shown, self._read_to)) is None:
             assert time.monotonic() < deadline_s, f"no prompt {prompt!r}: {self.shown}"
             if not self._more():
                 raise AssertionError(f"ended without the prompt {prompt!r}: {self.shown}")
         self._read_to = found.end()
-        os.write(self._master, text.encode() + b"\n")
+        os.write(self._master, (text + enter).encode())
 
     def end(self) -> int:
         """Read to the end; the exit code."""

@@ -27,6 +27,8 @@ PASSWORD = "correct horse battery staple"  # of tests only
 KDF_MEMORY_MIB = 64
 """The least that the format allows: a mount then takes about a second."""
 COMMAND_DEADLINE_S = 300.0
+ASKING = ("MIRRORFS_ASK", "DISPLAY", "WAYLAND_DISPLAY", "INVOCATION_ID")
+"""Variables that say how a person can be asked: the tests are to run alike on a desktop and as a service."""
 GONE_DEADLINE_S = 60.0
 
 
@@ -227,7 +229,8 @@ def mounted_volume(
             place.mkdir()
     with softhsm(folder / "token") as hsm:
         token = hsm.add_token("practice")
-        environment = dict(os.environ) | {
+        inherited = {name: value for name, value in os.environ.items() if name not in ASKING}
+        environment = inherited | {
             "MIRRORFS_CONFIG_HOME": str(folder / "config"),
             "MIRRORFS_STATE_HOME": str(state_home),
             "MIRRORFS_PASSWORD_FILE": _secret(folder / "password", PASSWORD),

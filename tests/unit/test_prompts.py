@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mirrorfs.errors import UsageError
-from mirrorfs.keys.prompts import SecretKind, read_password, read_pin, read_secret_file
+from mirrorfs.keys.prompts import read_password, read_pin, read_secret_file
+from mirrorfs.keys.question import SecretKind
 
 
 def secret_file(directory: Path, content: bytes, mode: int = 0o600) -> str:
@@ -203,16 +204,50 @@ def test_the_tries_left_are_shown() -> None:
     assert "PIN of token My card (LAST TRY before it locks, not the volume password): " in shown
 
 
-@pytest.mark.parametrize(
-    ("second", "expected"),
-    [(b"secret one", "got b'secret one'"), (b"secret two", "entries of the volume password differ")],
-)
-def test_a_new_password_is_asked_for_twice(second: bytes, expected: str) -> None:
+NEW = "read_password('archive', path=None, environment={}, confirm=True).upper()"
+
+
+def test_a_new_password_is_asked_for_twice() -> None:
+    shown = on_a_terminal(NEW, [(b"archive: ", b"secret one"), (b"Again: ", b"secret one")])
+    assert "got b'SECRET ONE'" in shown
+    assert "secret" not in shown
+
+
+def test_a_new_password_that_will_not_do_is_asked_for_again() -> None:
+    first, again = b"Password of volume archive: ", b"Again: "
     shown = on_a_terminal(
-        "read_password('archive', path=None, environment={}, confirm=True)",
-        [(b"archive: ", b"secret one"), (b"Again: ", second)],
+        NEW,
+        [
+            (first, b"secret one"), (again, b"secret two"), (first, b"short"), (again, b"short"),
+            (first, b"secret six"), (again, b"secret six"),
+        ],
+    )  # fmt: skip
+    assert "mirrorfs: The two entries of the volume password differ; start again." in shown
+    assert "mirrorfs: The password is too short; choose at least 10 characters." in shown
+    assert "got b'SECRET SIX'" in shown
+    assert "secret" not in shown
+
+
+def test_but_not_for_ever() -> None:
+    first, again = b"Password of volume archive: ", b"Again: "
+    shown = on_a_terminal(NEW, [(first, b"secret one"), (again, b""), *[(first, b"x"), (again, b"x")] * 2])
+    assert "mirrorfs: The volume password is empty; enter it again." in shown
+    assert "refused The password is too short" in shown
+
+
+def test_a_new_password_of_a_file_is_judged_too(tmp_path: Path) -> None:
+    path = secret_file(tmp_path, b"short")
+    with pytest.raises(UsageError, match="too short"):
+        read_password("archive", path=path, environment={}, confirm=True)
+    assert read_password("archive", path=path, environment={}) == b"short"
+
+
+def test_a_name_cannot_play_tricks_on_the_terminal() -> None:
+    shown = on_a_terminal(
+        "read_pin('My\\x1b[2Jcard\\n' + 'x' * 500, path=None, environment={})", [(b": ", b"123456")]
     )
-    assert expected in shown
+    assert "PIN of token My [2Jcard x" in shown
+    assert len(shown) < 300
 
 
 def test_an_empty_answer_is_refused() -> None:
