@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import tpm2_pytss
 
-from mirrorfs.cli.control_protocol import REQUEST_SIZE_MAX_BYTES, decode_line
+from mirrorfs.cli.control_protocol import decode_line
 from mirrorfs.cli.key_pipe import read_session
 from mirrorfs.cli.stores import check_version
 from mirrorfs.core.scan import cut_of, scan_segment
@@ -195,7 +195,7 @@ def _object_key(data: bytes) -> None:
 
 
 def _control_line(data: bytes) -> None:
-    if len(data) <= REQUEST_SIZE_MAX_BYTES and not isinstance(decode_line(data), dict):
+    if not isinstance(decode_line(data), dict):
         raise Different("A request is not an object.")
 
 

@@ -153,11 +153,11 @@ def test_planted_hang_is_counted_and_the_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(planted(_endless), seed=1, corpus=tmp_path)
-    run.run(0, 6, deadline_s=FOREVER_S, hang_s=0.05)
-    assert run.count == 6
+    run.run(0, 20, deadline_s=FOREVER_S, hang_s=0.05)
+    assert run.count == 20
     assert run.faults["hang"] > 0
     assert report([run], seed=1) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == f"6 inputs: 0 crashes, {run.faults['hang']} hangs"
+    assert capsys.readouterr().out.splitlines()[-1] == f"20 inputs: 0 crashes, {run.faults['hang']} hangs"
 
 
 def test_good_parser_has_no_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
