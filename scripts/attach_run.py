@@ -52,7 +52,12 @@ def new_machine(old: Mounted, folder: Path) -> Mounted:
         (folder / name).mkdir(mode=0o700, parents=True)
     homes = {"MIRRORFS_CONFIG_HOME": str(folder / "config"), "MIRRORFS_STATE_HOME": str(folder / "state")}
     return Mounted(
-        folder, stores={}, state_home=folder / "state", environment=old.env | homes, mount_options=()
+        folder,
+        hsm=old.hsm,
+        stores={},
+        state_home=folder / "state",
+        environment=old.env | homes,
+        mount_options=(),
     )
 
 

@@ -210,6 +210,7 @@ class Place:
         homes = {f"MIRRORFS_{name.upper()}_HOME": str(folder / name) for name in ("config", "state")}
         return Mounted(
             folder,
+            hsm=self.volume.hsm,
             stores={},
             state_home=folder / "state",
             environment=self.volume.env | homes,

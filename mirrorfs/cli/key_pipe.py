@@ -74,7 +74,7 @@ def read_session(fd: int) -> UnlockedSession | None:
     """Read what `write_session` wrote, to the end of the pipe, and close it.
 
     Returns: None when the other side closed without writing: it was not unlocked.
-    Raises: MirrorfsError: cut short.
+    Raises: MirrorfsError: cut short, or not what `write_session` wrote.
     """
     with open(fd, "rb", buffering=0) as pipe:
         prefix = _read(pipe, _PREFIX.size)
@@ -88,7 +88,10 @@ def read_session(fd: int) -> UnlockedSession | None:
         data = _read(pipe, described_size + KEY_SET_SIZE_BYTES + header_size)
     if len(data) != described_size + KEY_SET_SIZE_BYTES + header_size:
         raise _cut_short()
-    request = SessionRequest(**json.loads(data[:described_size]))
+    try:
+        request = SessionRequest(**json.loads(data[:described_size]))
+    except (ValueError, TypeError, RecursionError):
+        raise _cut_short() from None
     keys_end = described_size + KEY_SET_SIZE_BYTES
     return UnlockedSession(request, KeySet.decode(data[described_size:keys_end]), data[keys_end:])
 

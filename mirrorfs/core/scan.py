@@ -16,6 +16,7 @@ from mirrorfs.format.frame import FrameCipher, Kind, parse_frame_header, unpack
 from mirrorfs.format.ids import frame_id
 from mirrorfs.format.journal import Journal, decode_journal, journal_hash
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.limits import SEGMENT_SIZE_MAX
 from mirrorfs.format.segment import (
     HEADER_SIZE,
     KINDS_OF_STREAM,
@@ -31,6 +32,8 @@ from mirrorfs.format.signing import WriterPublicKey
 
 _FAULTS_NAMED = 4
 _TRIES_MAX = 4096
+_TRIED_MAX_BYTES = 4 * SEGMENT_SIZE_MAX
+"""Behind a bad frame: headers that claim each other's bytes would have a byte decrypted once per header."""
 _ZEROS_FIRST = 4
 """The size of a frame, which is never zero."""
 _NAME_AT = 20
@@ -244,8 +247,8 @@ def _journals_behind(
     """
     name = struct.pack("<Q", header.segment.sequence)
     data = bytes(view)
-    tries = 0
-    while offset < len(view) and tries < _TRIES_MAX:
+    tries = tried_bytes = 0
+    while offset < len(view) and tries < _TRIES_MAX and tried_bytes < _TRIED_MAX_BYTES:
         tries += 1
         try:
             plain = parse_frame_header(view, position=offset)
@@ -256,6 +259,7 @@ def _journals_behind(
             if offset < 0:
                 return
             continue
+        tried_bytes += plain.size
         try:
             _, body = cipher.open_body(view[offset:], offset=offset)
             if body.kind is Kind.JOURNAL:

@@ -203,7 +203,10 @@ class VolumeHeader:
         if (self.generation == 1) != (self.previous == b""):
             raise FormatError("The first header generation has no previous one, and every other has.")
         newest = self.generations[-1]
-        if [entry.generation for entry in self.generations] != list(range(1, self.key_generation + 1)):
+        # Never a list as long as the number says: it is a stranger's, and may be 2^32-1.
+        if len(self.generations) != self.key_generation or any(
+            entry.generation != number for number, entry in enumerate(self.generations, 1)
+        ):
             raise FormatError("The key generations of a header do not count from 1 to the newest.")
         starts = [entry.from_sequence for entry in self.generations]
         if starts[0] != 0 or any(first >= second for first, second in pairwise(starts)):

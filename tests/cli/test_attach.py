@@ -25,7 +25,12 @@ def second_pc(volume: Mounted, folder: Path) -> Mounted:
         "MIRRORFS_STATE_HOME": str(folder / "state"),
     }
     other = Mounted(
-        folder, stores=volume.stores, state_home=folder / "state", environment=environment, mount_options=()
+        folder,
+        hsm=volume.hsm,
+        stores=volume.stores,
+        state_home=folder / "state",
+        environment=environment,
+        mount_options=(),
     )
     return other
 

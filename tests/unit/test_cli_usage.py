@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -245,6 +246,28 @@ def test_a_pipe_that_is_closed_or_cut() -> None:
         os.close(writing)
         with pytest.raises(errors.MirrorfsError, match="did not arrive"):
             read_session(reading)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"7",
+        b"\xff",
+        b"[" * 9000,
+        b'{"name":"v"}',
+        b'{"name":"v","config":"","mountpoint":"/","x":1}',
+    ],
+)
+def test_a_pipe_with_something_else_in_it(described: bytes) -> None:
+    reading, writing = os.pipe()
+    prefix = struct.pack("<8sII", b"MFSPIPE1", len(described), 6)
+    os.write(writing, prefix + described + KEY_SET.encode() + b"header")
+    os.close(writing)
+    with pytest.raises(errors.MirrorfsError, match="did not arrive"):
+        read_session(reading)
 
 
 # --- systemd ---------------------------------------------------------------------------------

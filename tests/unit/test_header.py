@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -272,6 +273,17 @@ def test_what_a_header_may_not_say(change: Change) -> None:
 def test_key_generations_must_follow_one_another(generations: tuple[KeyGeneration, ...]) -> None:
     with pytest.raises(FormatError):
         replace(HEADER, key_generation=2, generations=generations).to_body()
+
+
+def test_a_huge_number_of_key_generations_costs_nothing() -> None:
+    body = HEADER.to_body() | {"key_generation": 10_000_000}
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError):
+            VolumeHeader.from_body(VOLUME, body)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_header_that_grows_too_long_is_refused_when_sealed() -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 
 from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
 from mirrorfs.errors import DamagedError
-from mirrorfs.format.frame import Kind, make_body
+from mirrorfs.format.frame import (
+    FRAME_HEADER,
+    FRAME_HEADER_SIZE,
+    FrameCipher,
+    Kind,
+    make_body,
+    parse_frame_header,
+)
 from mirrorfs.format.ids import Stream, frame_id
+from mirrorfs.format.limits import SEGMENT_SIZE_MAX
 from mirrorfs.format.record import Forget
 from mirrorfs.format.segment import HEADER_SIZE, check_sealed
 from tests.support.segment_bytes import PUBLIC, SegmentBytes
@@ -151,6 +160,27 @@ def test_damage_below_what_was_durable_is_no_tail(inside: int, sequence: int) ->
     found = scan(flip(bytes(segment.data), bad + inside))
     assert (found.end, len(found.journals)) == (bad, 1)
     assert found.known_durable == durable > found.end
+
+
+def test_headers_that_claim_each_others_bytes_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store may send a segment whose frames all say that they reach to its end."""
+    claims = 1000
+    size = claims * FRAME_HEADER_SIZE + SEGMENT_SIZE_MAX // 2
+    lies = (
+        FRAME_HEADER.pack(size - (at + 1) * FRAME_HEADER_SIZE, 5, b"\xff" * 12, 3, 0) for at in range(claims)
+    )
+    hostile = bytes(SegmentBytes(3).data) + b"".join(lies) + bytes(SEGMENT_SIZE_MAX // 2)
+    opened: list[int] = []
+    open_body = FrameCipher.open_body
+
+    def counted(self: FrameCipher, data: bytes, **place: Any) -> Any:
+        opened.append(parse_frame_header(data).size)
+        return open_body(self, data, **place)
+
+    monkeypatch.setattr(FrameCipher, "open_body", counted)
+    found = scan(hostile)
+    assert found.fault is not None and found.end == HEADER_SIZE
+    assert 4 * SEGMENT_SIZE_MAX <= sum(opened) < 6 * SEGMENT_SIZE_MAX
 
 
 def test_torn_tail_is_not_damage() -> None:

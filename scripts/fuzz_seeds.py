@@ -1,0 +1,210 @@
+"""Valid inputs that the fuzzer starts from: made with the program's own encoders, and the golden volume's.
+
+All are fixed: no clock and no random bytes, so that a seed of the fuzzer replays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from mirrorfs.cli.control_protocol import PROTOCOL, encode_line
+from mirrorfs.cli.key_pipe import SessionRequest, UnlockedSession, write_session
+from mirrorfs.format.control import head_key, seal_control
+from mirrorfs.format.header import KeyGeneration, VolumeHeader, seal_header
+from mirrorfs.format.ids import Stream
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.record import Forget
+from mirrorfs.format.segment import HEADER_SIZE
+from mirrorfs.format.slot import Slot
+from mirrorfs.format.slot_token import (
+    Fido2Fields,
+    Pkcs11Fields,
+    RecoveryFields,
+    TokenMechanism,
+    Tpm2Fields,
+)
+from mirrorfs.keys.recovery_code import format_code
+from tests.support.segment_bytes import SegmentBytes
+from tests.support.volumes import HEAD, HEADER, INSTANCE, KEY_SET, KEYS, LEASE, SLOT, VOLUME
+
+GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
+HEAD_KEY = head_key(counter=HEAD.counter, epoch=HEAD.epoch, writer=HEAD.writer)
+
+# A keyed hash of our template, as tpm2-tss marshals it (keys/tpm2_device.py), and a private part of its form.
+_TPM2_PUBLIC = bytes.fromhex("002e0008000b000000520000" + "0010" + "0020") + b"\x21" * 32
+_TPM2_PRIVATE = (158).to_bytes(2, "big") + b"\x22" * 158
+
+
+def _golden(pattern: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(GOLDEN.glob(pattern)) if path.is_file()]
+
+
+# --- documents -------------------------------------------------------------------------------
+
+
+def slots() -> list[Slot]:
+    """One of each kind, and one of the first version."""
+    tokens = (
+        replace(SLOT.token, mechanism=TokenMechanism.RSA_PKCS1, challenge=b"\x31" * 256),
+        Fido2Fields("mirrorfs", b"\x32" * 64, b"\x33" * 32, b"\x34" * 16, "key"),
+        Tpm2Fields(_TPM2_PUBLIC, _TPM2_PRIVATE, b"\x00\x0b" + b"\x35" * 32, "TPM"),
+        RecoveryFields(),
+    )
+    assert isinstance(SLOT.token, Pkcs11Fields)
+    made = [
+        replace(SLOT, slot_id=bytes((number,)) * 16, token=token) for number, token in enumerate(tokens, 1)
+    ]
+    return [SLOT, replace(SLOT, box_key=b""), *made]
+
+
+@cache
+def headers() -> Sequence[bytes]:
+    """Each kind of slot alone, all of them together, and one after a rotation of keys."""
+    one_slot = [replace(HEADER, slots=(slot,)) for slot in slots()]
+    several = replace(HEADER, slots=tuple(slots()[2:]))
+    newer = VolumeKeys.derive(KEY_SET.root, volume=VOLUME, generation=2)
+    rotated = replace(
+        HEADER,
+        generation=2,
+        previous=b"\x41" * 32,
+        key_generation=2,
+        generations=(KeyGeneration(1, 0, b"\x42" * 92), KeyGeneration(2, 7, b"")),
+        slots=(replace(SLOT, boxed=b"\x43" * 188), replace(slots()[3], key_generation=2)),
+    )
+    sealed = [_sealed(header, KEYS) for header in (*one_slot, several)]
+    return [*sealed, _sealed(rotated, newer), *_golden("volume-1/header/*")]
+
+
+def _sealed(header: VolumeHeader, keys: VolumeKeys) -> bytes:
+    return seal_header(header, keys=keys, seed=KEY_SET.writer)
+
+
+@cache
+def control_documents() -> Sequence[bytes]:
+    """An instance, a lease and a head."""
+    return [seal_control(value, keys=KEYS, seed=KEY_SET.writer) for value in (INSTANCE, LEASE, HEAD)]
+
+
+@cache
+def instances() -> Sequence[bytes]:
+    """The instance alone, and the golden volume's."""
+    return [control_documents()[0], *_golden("volume-1/instance")]
+
+
+@cache
+def bodies() -> Sequence[bytes]:
+    """The JSON in those, and small values of every kind."""
+    small = (b"{}", b"[]", b"0", b'""', b'{"a":[1,-1,{"b":"\\u00e9"}]}')
+    return [*(data[16:-96] for data in (*headers(), *control_documents())), *small]
+
+
+# --- segments --------------------------------------------------------------------------------
+
+
+def _segment(stream: Stream = Stream.MAIN) -> SegmentBytes:
+    segment = SegmentBytes(3, stream=stream)
+    if stream is Stream.MAIN:
+        segment.add_data(b"some data " * 20)
+        segment.add_journal([Forget(1), Forget(2)])
+        segment.add_data(b"more data " * 20)
+        segment.add_journal(durable_size=500)
+    return segment
+
+
+@cache
+def segments() -> Sequence[bytes]:
+    """One that a crash ended, one that is sealed."""
+    return [bytes(_segment().data), _segment().seal()]
+
+
+@cache
+def sealed_checkpoints() -> Sequence[bytes]:
+    """Segments of the checkpoint stream with a copy of the header, and without one."""
+    copies = (b"", *headers()[:4])
+    return [_segment(Stream.CHECKPOINT).seal(copy) for copy in copies]
+
+
+@cache
+def frame_headers() -> Sequence[bytes]:
+    """The first frames of a segment."""
+    return [data[HEADER_SIZE : HEADER_SIZE + 40] for data in segments()]
+
+
+# --- names, messages, secrets that people type -----------------------------------------------
+
+
+@cache
+def object_keys() -> Sequence[bytes]:
+    """One of each kind."""
+    name = b"0000000000000003-00000001-00112233445566ff"
+    digest = b"88a4f6c45e241dc36f843ed56e4a70c4"
+    prefixes = (b"segments/", b"checkpoints/", b"relocated/", b"heads/")
+    return [*(prefix + name for prefix in prefixes), b"header/00000001-" + digest, b"lease", b"instance"]
+
+
+@cache
+def control_lines() -> Sequence[bytes]:
+    """Requests as the commands send them."""
+    requests: tuple[dict[str, object], ...] = (
+        {"command": "status"},
+        {"command": "umount", "wait": True, "deadline_s": 1.5},
+        {"command": "flush", "paths": ["a", "b"], "options": {"deep": False, "sample": None}},
+    )
+    return [encode_line({"protocol": PROTOCOL, **request}) for request in requests]
+
+
+@cache
+def sessions() -> Sequence[bytes]:
+    """What the process that unlocked hands to the one that serves."""
+    made = []
+    for request in (
+        SessionRequest("practice", 'stores = ["a"]\n', "/mnt"),
+        SessionRequest("practice", "", "/mnt", read_only=True, view="v", at_ns=1, at_position=2),
+    ):
+        fd = os.memfd_create("seed", os.MFD_CLOEXEC)
+        with open(os.dup(fd), "rb") as file:
+            write_session(fd, UnlockedSession(request, KEY_SET, headers()[0]))
+            file.seek(0)
+            made.append(file.read())
+    return made
+
+
+@cache
+def recovery_codes() -> Sequence[bytes]:
+    """As printed, and as typed without groups."""
+    printed = [format_code(bytes(range(32))).encode(), format_code(b"\xff" * 32).encode()]
+    return [*printed, printed[0].replace(b"-", b"").replace(b"\n", b"").lower()]
+
+
+@cache
+def pkcs11_uris() -> Sequence[bytes]:
+    """With and without a query."""
+    return [
+        b"pkcs11:",
+        b"pkcs11:token=My%20card;object=key;id=%01%02;type=private",
+        b"pkcs11:manufacturer=a;serial=0011;model=%C3%A9?module-path=/usr/lib/m.so&pin-source=file:/run/pin",
+        b"PKCS11:token=a?module-name=opensc",
+    ]
+
+
+@cache
+def tpm2_uris() -> Sequence[bytes]:
+    """All three forms."""
+    return [b"tpm2:", b"tpm2:?tcti=device:/dev/tpmrm0", b"tpm2:?tcti=swtpm:path=/run/user/0/swtpm.sock"]
+
+
+@cache
+def tpm2_objects() -> Sequence[bytes]:
+    """u16 size of the public part, the public part, the private part: the first is of our template."""
+    template = len(_TPM2_PUBLIC).to_bytes(2, "little") + _TPM2_PUBLIC + _TPM2_PRIVATE
+    # Another type of object: what is read as a hash is then something else.
+    ecc = (
+        bytes.fromhex("0056 0023 000b 00030472 0000 0006 0080 0043 0010 0003 0010")
+        + (b"\x00\x20" + b"\x23" * 32) * 2
+    )
+    other = len(ecc).to_bytes(2, "little") + ecc + _TPM2_PRIVATE
+    return [template, other]
