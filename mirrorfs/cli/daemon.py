@@ -1,9 +1,9 @@
-"""The background process of a mount: `python -m mirrorfs.cli.daemon STATUS_FD LOCK_FD`.
+"""The background process of a mount: `python -m mirrorfs.cli.daemon STATUS_FD LOCK_FD [MOUNTER_FD]`.
 
 It is started before the volume is unlocked, and forks nothing that holds keys. The keys come through
 standard input; through STATUS_FD go JSON lines to the waiting `mount`: {"loaded": percent}, {"replay": N}
 and {"watching_s": N}, then {"ready": true} or {"error": sentence, "exit_code": N}. The volume's lock is held
-by LOCK_FD being open.
+by LOCK_FD being open. MOUNTER_FD leads to the process that mounts for this one (`mount --user`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import trio
 from mirrorfs.cli.config import volume_paths
 from mirrorfs.cli.failures import describe, sentence_of, single_error
 from mirrorfs.cli.key_pipe import read_session
+from mirrorfs.cli.mount_user import RemoteMounter
 from mirrorfs.cli.view_session import session_kind
 from mirrorfs.drivers.process import harden_process, keep_freed_memory
 from mirrorfs.errors import MirrorfsError
@@ -112,7 +113,7 @@ def main(argv: list[str]) -> int:
     keep_freed_memory()
     os.chdir("/")
     status = StatusPipe(int(argv[1]))
-    for inherited in argv[1:3]:
+    for inherited in argv[1:]:
         os.set_inheritable(int(inherited), False)
 
     def unforeseen(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
@@ -133,7 +134,7 @@ def main(argv: list[str]) -> int:
         status.log_path = str(paths.log)
         session = session_kind(request.view)(
             unlocked, paths, on_ready=status.ready, on_replay=status.replay, on_loaded=status.loaded,
-            on_watch=status.watching,
+            on_watch=status.watching, mounter=RemoteMounter.inherited(int(argv[3])) if argv[3:] else None,
         )  # fmt: skip
         del unlocked
         trio.run(session.run)
