@@ -291,6 +291,7 @@ def _background(
         try:
             session = unlocked_session(arguments, environment, view=paths.view)
             write_session(os.dup(daemon.stdin.fileno()), session)
+            session.wipe()
             daemon.stdin.close()
             _await_ready(status, paths)
         except BaseException:
@@ -375,7 +376,10 @@ def _foreground(
         mounter=mounter,
     )
     del unlocked
-    trio.run(session.run)
+    try:
+        trio.run(session.run)
+    finally:
+        session.wipe_keys()
     _say(f"Volume {paths.name} is unmounted.")
     return 0
 

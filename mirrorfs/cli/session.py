@@ -43,7 +43,7 @@ from mirrorfs.engine.local import World
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import MirrorfsError
 from mirrorfs.format.header import StoreEntry, verify_header
-from mirrorfs.format.kdf import VolumeKeys, hkdf
+from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.fuse.kernel_mount import Mounter
 from mirrorfs.fuse.mount import serve
 from mirrorfs.fuse.operations import MirrorOperations
@@ -132,6 +132,10 @@ class Session:
                 raise
         # Outside the handler: the group must not become the context of what it holds.
         raise error
+
+    def wipe_keys(self) -> None:
+        """Overwrite the keys wherever they are in memory, as the last thing before this process ends."""
+        log.debug("%d copies of keys were overwritten", self._unlocked.wipe())
 
     async def _run(self) -> None:
         server = ControlServer(self._paths.socket, self._control.handlers())
@@ -228,7 +232,7 @@ class Session:
         files = SqliteIndexFiles(
             str(self._paths.state / "index.db"),
             keys.index_key,
-            digest_key=hkdf(keys.root, salt=keys.volume, info=b"mirrorfs v1 closed index"),
+            digest_key=keys.closed_index_key(),
         )
         settings = VolumeSettings(
             instances={store.name: store.instance.hex() for store in self._config.stores},
