@@ -254,6 +254,8 @@ def test_an_installation_that_the_user_cannot_read_is_refused(practice: Practice
         PYTHONPATH=str(unreadable_copy(practice)),
     )
     assert done.returncode == 2 and "cannot run this installation" in done.stdout
+    for helper in processes_of(practice, "mirrorfs.cli.mounter"):
+        wait_ended(helper)
 
 
 def unreadable_copy(practice: Practice) -> Path:
