@@ -1,9 +1,9 @@
-"""The background process of a mount: `python -m mirrorfs.cli.daemon STATUS_FD LOCK_FD`.
+"""The background process of a mount: `python -m mirrorfs.cli.daemon STATUS_FD LOCK_FD [MOUNTER_FD]`.
 
 It is started before the volume is unlocked, and forks nothing that holds keys. The keys come through
 standard input; through STATUS_FD go JSON lines to the waiting `mount`: {"loaded": percent}, {"replay": N}
 and {"watching_s": N}, then {"ready": true} or {"error": sentence, "exit_code": N}. The volume's lock is held
-by LOCK_FD being open.
+by LOCK_FD being open. MOUNTER_FD leads to the process that mounts for this one (`mount --user`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import trio
 from mirrorfs.cli.config import volume_paths
 from mirrorfs.cli.failures import describe, sentence_of, single_error
 from mirrorfs.cli.key_pipe import read_session
+from mirrorfs.cli.mount_user import RemoteMounter
 from mirrorfs.cli.view_session import session_kind
-from mirrorfs.drivers.process import harden_process, keep_freed_memory
+from mirrorfs.drivers.process import Hardening, harden_process, keep_freed_memory
 from mirrorfs.errors import MirrorfsError
 
 LOG_SIZE_MAX_BYTES: Final = 1024 * 1024
@@ -97,6 +98,12 @@ def log_to(path: Path) -> None:
     logger.setLevel(logging.INFO)
 
 
+def say_what_is_not_locked(hardening: Hardening) -> None:
+    """A note in the log: not an error, for a user's limit of locked memory is a few MiB everywhere."""
+    if not hardening.memory_locked:
+        log.info("memory is not locked, RLIMIT_MEMLOCK forbids it: keys may get to swap")
+
+
 class PlainFormatter(logging.Formatter):
     """Writes of an exception its types and places only: messages may hold names."""
 
@@ -108,11 +115,11 @@ class PlainFormatter(logging.Formatter):
 
 def main(argv: list[str]) -> int:
     """Read the keys, mount, serve, close."""
-    harden_process()
+    hardening = harden_process()
     keep_freed_memory()
     os.chdir("/")
     status = StatusPipe(int(argv[1]))
-    for inherited in argv[1:3]:
+    for inherited in argv[1:]:
         os.set_inheritable(int(inherited), False)
 
     def unforeseen(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
@@ -130,13 +137,17 @@ def main(argv: list[str]) -> int:
         request = unlocked.request
         paths = replace(volume_paths(request.name, os.environ), view=request.view)
         log_to(paths.log)
+        say_what_is_not_locked(hardening)
         status.log_path = str(paths.log)
         session = session_kind(request.view)(
             unlocked, paths, on_ready=status.ready, on_replay=status.replay, on_loaded=status.loaded,
-            on_watch=status.watching,
+            on_watch=status.watching, mounter=RemoteMounter.inherited(int(argv[3])) if argv[3:] else None,
         )  # fmt: skip
         del unlocked
-        trio.run(session.run)
+        try:
+            trio.run(session.run)
+        finally:
+            session.wipe_keys()
     except (MirrorfsError, OSError, ExceptionGroup) as error:
         log.error("stopped:\n%s", describe(error))
         status.failed(error)

@@ -17,7 +17,7 @@ from typing import Final
 
 from mirrorfs.cli.config import config_home, state_home
 from mirrorfs.cli.progress import format_bytes
-from mirrorfs.drivers.process import hibernation_possible, unencrypted_swap
+from mirrorfs.drivers.process import hibernation_possible, memory_lock_limit, unencrypted_swap
 from mirrorfs.errors import ModuleMissing
 from mirrorfs.keys.pkcs11_module import module_paths
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri
@@ -58,6 +58,7 @@ def run(environment: Mapping[str, str]) -> int:
         _modules,
         _swap,
         _hibernation,
+        _locked_memory,
         lambda: _space(environment),
         lambda: _places(environment),
         _clock,
@@ -169,6 +170,17 @@ def _hibernation() -> Finding:
                 "It writes memory, keys included, to swap: unmount before, or encrypt swap.",
             )
     return Finding(Verdict.NOTE, "Whether hibernation is possible cannot be told", "Unmount before it.")
+
+
+def _locked_memory() -> Finding:
+    limit_bytes = memory_lock_limit()
+    if limit_bytes is None:
+        return Finding(Verdict.OK, "Keys can be locked in memory")
+    return Finding(
+        Verdict.NOTE,
+        f"Keys cannot be locked in memory (limit {format_bytes(limit_bytes)})",
+        "They may get to swap: encrypt it, or mount by the unit scripts/systemd/mirrorfs@.service.",
+    )
 
 
 def _space(environment: Mapping[str, str]) -> Finding:

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
 from mirrorfs.cli.config import VolumeConfig
+from mirrorfs.drivers.wiping import wipe
 from mirrorfs.errors import MirrorfsError
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
+from mirrorfs.format.header import verify_header
 from mirrorfs.format.slot import KEY_SET_SIZE_BYTES, KeySet
 
 REQUEST_SIZE_MAX_BYTES = 256 * 1024
@@ -52,6 +54,21 @@ class UnlockedSession:
     request: SessionRequest
     key_set: KeySet
     header: bytes
+
+    def wipe(self) -> int:
+        """Overwrite these keys, and what follows from them, wherever they are in memory; they are gone then.
+
+        Returns: how many copies there were.
+        """
+        secrets = self.key_set.secrets()
+        try:
+            _, keys = verify_header(self.header, self.key_set)
+        except MirrorfsError:
+            pass  # Nothing was derived from keys that do not fit.
+        else:
+            # SQLite is given its key as text.
+            secrets += [*keys.secrets(), keys.index_key.hex().encode()]
+        return wipe(secrets)
 
     def __repr__(self) -> str:
         return f"UnlockedSession({self.request.name!r})"

@@ -32,7 +32,12 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def start_daemon(
-    environment: Mapping[str, str], *, status_fd: int, lock_fd: int, errors: IO[bytes]
+    environment: Mapping[str, str],
+    *,
+    status_fd: int,
+    lock_fd: int,
+    errors: IO[bytes],
+    mounter_fd: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start the background process, in a session of its own; it waits for keys on its standard input.
 
@@ -40,16 +45,18 @@ def start_daemon(
         status_fd: end of a pipe to write to.
         lock_fd: holds the volume's lock.
         errors: a file for what Python itself has to say.
+        mounter_fd: leads to the process that mounts for it; without it it mounts by itself.
     """
     inner = child_environment(environment)
     # The service manager hears of the command, which ends soon, not of what it leaves running.
     inner.pop(NOTIFY_SOCKET, None)
+    inherited = [status_fd, lock_fd, *([] if mounter_fd is None else [mounter_fd])]
     return subprocess.Popen(
-        command("mirrorfs.cli.daemon", str(status_fd), str(lock_fd)),
+        command("mirrorfs.cli.daemon", *map(str, inherited)),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=errors,
-        pass_fds=(status_fd, lock_fd),
+        pass_fds=inherited,
         cwd="/",
         env=inner,
         start_new_session=True,

@@ -32,6 +32,7 @@ from mirrorfs.cli.config import (
 from mirrorfs.cli.failures import RemoteError
 from mirrorfs.cli.key_pipe import SessionRequest, UnlockedSession, read_session, write_session
 from mirrorfs.cli.launch import start_daemon, start_unlock_child
+from mirrorfs.cli.mount_user import RemoteMounter, become_user
 from mirrorfs.cli.progress import LINE_INTERVAL_S
 from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
@@ -46,7 +47,7 @@ from mirrorfs.engine.restore_plan import Moment
 from mirrorfs.errors import MirrorfsError, UsageError
 from mirrorfs.format.header import header_key
 from mirrorfs.format.slot import Role
-from mirrorfs.fuse.mount_table import absolute, check_mountpoint, clean_stale
+from mirrorfs.fuse.mount_table import absolute, check_mountpoint, clean_stale, is_stale
 
 STOP_WAIT_S: Final = 30.0
 CLOSING_WAIT_S: Final = 40.0
@@ -63,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--at", metavar="WHEN", help="show it as it was then (2026-03-01, '2h ago'), read-only"
     )
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as permissions say")
+    parser.add_argument(
+        "--user", metavar="NAME", help="as root: mount for that user, and give up root before anything else"
+    )
     parser.add_argument("--token", metavar="URI", help="another token than the configured one")
     parser.add_argument("--module", metavar="PATH", help="another PKCS#11 module than the configured one")
     parser.add_argument("--password-file", metavar="FILE", help="read the password from its first line")
@@ -88,6 +92,26 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str], argv: Seq
     Raises: MirrorfsError.
     """
     harden_process()
+    mounter = None
+    if arguments.user is not None:
+        mounter = become_user(
+            arguments.user, mountpoint=arguments.mountpoint, allow_other=arguments.allow_other
+        )
+        harden_process()  # To become another user undid some of it.
+        environment = os.environ
+    try:
+        return _run_prepared(arguments, environment, argv, mounter)
+    finally:
+        if mounter is not None:
+            mounter.close()
+
+
+def _run_prepared(
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str],
+    argv: Sequence[str],
+    mounter: RemoteMounter | None,
+) -> int:
     paths = volume_paths(arguments.volume, environment)
     check_command(load_config(paths).alarm)
     _check_options(arguments)
@@ -100,7 +124,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str], argv: Seq
     # From here on the stores are those of the configuration, until the mount can be told of others.
     change = None if paths.view else volume_lock.ChangeLock(paths)
     try:
-        return _run_locked(arguments, paths, environment, argv, change)
+        return _run_locked(arguments, paths, environment, argv, change, mounter)
     finally:
         if change is not None:
             change.release()
@@ -112,17 +136,18 @@ def _run_locked(
     environment: Mapping[str, str],
     argv: Sequence[str],
     change: volume_lock.ChangeLock | None,
+    mounter: RemoteMounter | None,
 ) -> int:
     lock_fd = volume_lock.acquire(paths)
     try:
-        _check_mountpoint(arguments.mountpoint, paths, load_config(paths))
+        _check_mountpoint(arguments.mountpoint, paths, load_config(paths), mounter)
         if arguments.take_over:
             _say("Taking over takes about a minute: a machine that still writes has to notice first.")
         if unencrypted_swap():
             _say("Note: swap is not encrypted, so that memory may reach the disk in the clear; see doctor.")
         if arguments.foreground:
-            return _foreground(arguments, paths, environment, argv, change)
-        return _background(arguments, paths, environment, lock_fd)
+            return _foreground(arguments, paths, environment, argv, change, mounter)
+        return _background(arguments, paths, environment, lock_fd, mounter)
     finally:
         os.close(lock_fd)
         if paths.view:
@@ -150,12 +175,14 @@ def _moment(arguments: argparse.Namespace) -> Moment:
     return Moment() if arguments.at is None else parse_moment(arguments.at, now_ns=time.time_ns())
 
 
-def _check_mountpoint(mountpoint: str, paths: VolumePaths, config: VolumeConfig) -> str:
+def _check_mountpoint(
+    mountpoint: str, paths: VolumePaths, config: VolumeConfig, mounter: RemoteMounter | None
+) -> str:
     """The absolute path of a mountpoint that is fit. Raises: UsageError."""
     # The lock is ours, so that nobody serves this mount: what is still mounted of it is dead.
     dead = {record.mountpoint for record in mounts_of(paths.name, paths.view)}
     for mounted in dead | {absolute(mountpoint)}:
-        if clean_stale(mounted):
+        if _clean_stale(mounted, None if mounted != absolute(mountpoint) else mounter):
             _say("A dead mount of an earlier run was removed.")
     stores = [place for store in config.stores if (place := directory_of(store.url)) is not None]
     places = [paths.state, paths.config.parent, *stores]
@@ -167,6 +194,15 @@ def _check_mountpoint(mountpoint: str, paths: VolumePaths, config: VolumeConfig)
                 " choose another mountpoint."
             )
     return found
+
+
+def _clean_stale(mountpoint: str, mounter: RemoteMounter | None) -> bool:
+    if mounter is None:
+        return clean_stale(mountpoint)
+    if not is_stale(mountpoint):
+        return False
+    mounter.detach()
+    return True
 
 
 # --- unlocking -------------------------------------------------------------------------------
@@ -229,20 +265,34 @@ async def _look(paths: VolumePaths, config: VolumeConfig) -> tuple[list[StoreLoo
 
 
 def _background(
-    arguments: argparse.Namespace, paths: VolumePaths, environment: Mapping[str, str], lock_fd: int
+    arguments: argparse.Namespace,
+    paths: VolumePaths,
+    environment: Mapping[str, str],
+    lock_fd: int,
+    mounter: RemoteMounter | None,
 ) -> int:
     reading, writing = os.pipe()
     try:
         descriptor = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with open(descriptor, "ab") as errors:
-            daemon = start_daemon(environment, status_fd=writing, lock_fd=lock_fd, errors=errors)
+            daemon = start_daemon(
+                environment,
+                status_fd=writing,
+                lock_fd=lock_fd,
+                errors=errors,
+                mounter_fd=None if mounter is None else mounter.fileno(),
+            )
     finally:
         os.close(writing)
+    if mounter is not None:
+        # The helper is to see the daemon's end, not ours.
+        mounter.close()
     assert daemon.stdin is not None
     with open(reading, "rb") as status:
         try:
             session = unlocked_session(arguments, environment, view=paths.view)
             write_session(os.dup(daemon.stdin.fileno()), session)
+            session.wipe()
             daemon.stdin.close()
             _await_ready(status, paths)
         except BaseException:
@@ -295,6 +345,7 @@ def _foreground(
     environment: Mapping[str, str],
     argv: Sequence[str],
     change: volume_lock.ChangeLock | None,
+    mounter: RemoteMounter | None,
 ) -> int:
     # Imported here: the engine and the kernel's side of it are of no use to the other commands.
     from mirrorfs.cli.view_session import session_kind
@@ -323,9 +374,13 @@ def _foreground(
         on_ready=ready,
         on_watch=_say_watching,
         on_stopping=lambda: notify("STOPPING=1\nSTATUS=Unmounting", environment),
+        mounter=mounter,
     )
     del unlocked
-    trio.run(session.run)
+    try:
+        trio.run(session.run)
+    finally:
+        session.wipe_keys()
     _say(f"Volume {paths.name} is unmounted.")
     return 0
 

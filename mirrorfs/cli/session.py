@@ -43,7 +43,8 @@ from mirrorfs.engine.local import World
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import MirrorfsError
 from mirrorfs.format.header import StoreEntry, verify_header
-from mirrorfs.format.kdf import VolumeKeys, hkdf
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.fuse.kernel_mount import Mounter
 from mirrorfs.fuse.mount import serve
 from mirrorfs.fuse.operations import MirrorOperations
 from mirrorfs.ports import Store
@@ -83,6 +84,7 @@ class Session:
         on_loaded: Callable[[int, int], None] = lambda done, total: None,
         on_watch: Callable[[float], None] = lambda seconds: None,
         on_stopping: Callable[[], None] = lambda: None,
+        mounter: Mounter | None = None,
     ) -> None:
         """
         Args:
@@ -91,6 +93,7 @@ class Session:
             on_loaded: hears how much of a checkpoint is loaded, and of how much.
             on_watch: hears for how many seconds leases are watched that were not given back.
             on_stopping: called once, when the mount is about to go, or gone.
+            mounter: who mounts and unmounts; by default this process.
         """
         self._unlocked = unlocked
         self._request = unlocked.request
@@ -101,6 +104,7 @@ class Session:
         self._on_loaded = on_loaded
         self._on_watch = on_watch
         self._on_stopping = on_stopping
+        self._mounter = mounter
         limits = self._config.limits
         self._limits = Limits(limits.timetable, SystemClock()) if limits.is_limited else None
         self._control = self._make_control()
@@ -128,6 +132,10 @@ class Session:
                 raise
         # Outside the handler: the group must not become the context of what it holds.
         raise error
+
+    def wipe_keys(self) -> None:
+        """Overwrite the keys wherever they are in memory, as the last thing before this process ends."""
+        log.debug("%d copies of keys were overwritten", self._unlocked.wipe())
 
     async def _run(self) -> None:
         server = ControlServer(self._paths.socket, self._control.handlers())
@@ -224,7 +232,7 @@ class Session:
         files = SqliteIndexFiles(
             str(self._paths.state / "index.db"),
             keys.index_key,
-            digest_key=hkdf(keys.root, salt=keys.volume, info=b"mirrorfs v1 closed index"),
+            digest_key=keys.closed_index_key(),
         )
         settings = VolumeSettings(
             instances={store.name: store.instance.hex() for store in self._config.stores},
@@ -289,6 +297,7 @@ class Session:
                     read_only=request.read_only,
                     fsname=fsname(request.name, request.view),
                     on_ready=self._on_ready,
+                    mounter=self._mounter,
                 )
         finally:
             self._control.unmounted()

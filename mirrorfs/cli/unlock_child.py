@@ -23,7 +23,9 @@ def main(argv: list[str]) -> int:
     os.set_inheritable(keys_fd, False)
     view, arguments = argv[2], parse_arguments(argv[3:])
     try:
-        write_session(keys_fd, unlocked_session(arguments, os.environ, view=view))
+        session = unlocked_session(arguments, os.environ, view=view)
+        write_session(keys_fd, session)
+        session.wipe()
     except (MirrorfsError, KeyboardInterrupt, ExceptionGroup) as error:
         return report(error, debug=arguments.debug)
     return 0

@@ -90,10 +90,18 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 
+def memory_lock_limit() -> int | None:
+    """How many bytes this user may lock in memory; None where there is no limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if limit == resource.RLIM_INFINITY or _has_capability(_CAP_IPC_LOCK) else limit
+
+
 def _lock_memory(libc: ctypes.CDLL) -> bool:
-    # Under a limit, MCL_FUTURE would make later allocations fail, and with them the mount.
-    soft_limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if soft_limit != resource.RLIM_INFINITY and not _has_capability(_CAP_IPC_LOCK):
+    # All memory or none: the interpreter, OpenSSL and SQLite copy keys (11 copies of five keys in a mounted
+    # process), so that locking the page of one object would promise what it does not keep. Under a limit,
+    # MCL_FUTURE would make later allocations fail, and with them the mount. It costs nothing that was
+    # measured: 64 MiB resident after a mount with and without it.
+    if memory_lock_limit() is not None:
         return False
     # ONFAULT: reserved but untouched memory (thread stacks, arenas) is not made resident.
     return bool(libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0)

@@ -90,6 +90,18 @@ class VolumeKeys:
             lease_box_key=derived(b"lease-box"),
         )
 
+    def closed_index_key(self) -> bytes:
+        """For the keyed digest of an index that was closed properly, 32 bytes."""
+        return hkdf(self.root, salt=self.volume, info=_LABEL + b"closed index")
+
+    def secrets(self) -> list[bytes]:
+        """Everything here that must not be known: to be overwritten in memory."""
+        return [
+            self.root, self.index_key, self.dedup_key, self.document_mac_key,
+            self.segment_header_mac_key, self.segment_chain_key, self.lease_box_key,
+            self.closed_index_key(),
+        ]  # fmt: skip
+
     def __repr__(self) -> str:
         return f"VolumeKeys(volume={self.volume.hex()}, generation={self.generation})"
 

@@ -81,6 +81,10 @@ class KeySet:
     def _seed(self, role: Role) -> bytes:
         return {Role.WRITER: self.writer, Role.PRUNER: self.pruner, Role.DRILL: self.drill}[role]
 
+    def secrets(self) -> list[bytes]:
+        """Everything here that must not be known: to be overwritten in memory."""
+        return [self.root, self.writer, self.pruner, self.drill]
+
     def roles(self) -> tuple[Role, ...]:
         """The roles granted, in the order of Role."""
         return tuple(role for role in Role if any(self._seed(role)))

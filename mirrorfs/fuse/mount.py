@@ -22,8 +22,8 @@ import pyfuse3
 import trio
 
 from mirrorfs.errors import InUseError, MirrorfsError, UsageError
-from mirrorfs.fuse.kernel_mount import mount_as_root
-from mirrorfs.fuse.mount_table import MountRecord, absolute, detach, find_mount, unmount
+from mirrorfs.fuse.kernel_mount import Mounter, OwnMounter
+from mirrorfs.fuse.mount_table import MountRecord, absolute, find_mount
 from mirrorfs.fuse.operations import MirrorOperations
 from mirrorfs.fuse.poll import busy_polling
 
@@ -86,6 +86,7 @@ async def serve(
     busy_poll: bool = True,
     allow_suid: bool = False,
     allow_devices: bool = False,
+    mounter: Mounter | None = None,
 ) -> None:
     """Mount and answer requests; return when somebody unmounted the volume.
 
@@ -98,6 +99,7 @@ async def serve(
         workers: most requests in progress at once.
         on_ready: called once, when the mount answers.
         busy_poll: whether to poll for requests while they keep coming (poll.py).
+        mounter: who mounts and unmounts; by default this process.
     Raises:
         UsageError: fsname is unfit.
         MirrorfsError: the kernel refused the mount, or the connection to it broke.
@@ -110,24 +112,25 @@ async def serve(
         allow_devices=allow_devices,
     )
     path = absolute(mountpoint)
+    mounter = OwnMounter(path) if mounter is None else mounter
     with busy_polling(enabled=busy_poll, is_working=operations.is_working):
-        _start_session(operations, path, options)
+        _start_session(operations, path, options, mounter)
         record: MountRecord | None = None
         try:
             record = find_mount(path)
-            await _session(operations, path, record, workers, on_ready)
+            await _session(operations, path, record, mounter, workers, on_ready)
         finally:
             # The connection may be gone while the mount is not (fusectl abort); never unmount what
             # somebody else put there meanwhile.
             pyfuse3.close(unmount=False)
             if record is not None and find_mount(path) == record:
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(detach, path)
+                    await trio.to_thread.run_sync(mounter.detach)
 
 
-def _start_session(operations: MirrorOperations, path: str, options: set[str]) -> None:
+def _start_session(operations: MirrorOperations, path: str, options: set[str], mounter: Mounter) -> None:
     """Mount, and have pyfuse3 serve the mount. Raises MirrorfsError: the mount was refused."""
-    device = mount_as_root(path, options)
+    device = mounter.mount(options)
     try:
         # libfuse takes a path /dev/fd/N for a mount that has been made, and closes N at its end.
         pyfuse3.init(operations, path if device is None else f"/dev/fd/{device}", options)
@@ -137,7 +140,7 @@ def _start_session(operations: MirrorOperations, path: str, options: set[str]) -
         elif device is not None:
             os.close(device)
         if device is not None:
-            detach(path)
+            mounter.detach()
         raise MirrorfsError(
             "The mount was refused; check that fuse3 is installed, that the mountpoint is yours, and "
             "for --allow-other that /etc/fuse.conf has user_allow_other."
@@ -148,6 +151,7 @@ async def _session(
     operations: MirrorOperations,
     path: str,
     record: MountRecord | None,
+    mounter: Mounter,
     workers: int,
     on_ready: Callable[[], None],
 ) -> None:
@@ -176,23 +180,23 @@ async def _session(
             finally:
                 with trio.CancelScope(shield=True):
                     if not ended.is_set():
-                        await _leave(path, ended)
+                        await _leave(path, mounter, ended)
                     loop_scope.cancel()
     except ExceptionGroup as group:
         raise MirrorfsError("The connection to the kernel broke; mount the volume again.") from group
 
 
-async def _leave(path: str, ended: trio.Event) -> None:
+async def _leave(path: str, mounter: Mounter, ended: trio.Event) -> None:
     """Unmount while serving; then stop serving. Returns when the loop ended or its grace is over."""
     run = functools.partial(trio.to_thread.run_sync, abandon_on_cancel=True)
     try:
         with trio.move_on_after(UNMOUNT_TIMEOUT_S):
-            await run(unmount, path)
+            await run(mounter.unmount)
     except InUseError:
         log.info("the mount is in use: it is written back and detached")
         with trio.move_on_after(WRITE_BACK_TIMEOUT_S):
             await run(_write_back, path)
-        await run(detach, path)
+        await run(mounter.detach)
     except MirrorfsError as error:
         log.info("the mount was not unmounted: %s", error)
     with trio.move_on_after(GRACE_S / 5):

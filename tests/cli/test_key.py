@@ -125,7 +125,7 @@ def test_what_is_refused_and_in_which_words(volume: Mounted, spare: SoftToken, t
 
 def test_a_token_is_removed_and_the_last_is_not(volume: Mounted, spare: SoftToken) -> None:
     said = volume.must("key", "remove", volume.name, "first")
-    assert "Slot first opens" in said and "no more" in said and "kept a copy of the old header" in said
+    assert "Slot first opens" in said and "no more" in said and "key generation 2" in said
     assert "Slot spare opens" in volume.must("key", "check", volume.name)
     said = refused(volume, "key", "remove", volume.name, "spare", code=2)
     assert "last that mounts and writes" in said
@@ -273,7 +273,7 @@ def test_killed_anywhere_it_leaves_a_header_that_opens(volume: Mounted, tmp_path
     new = secret(tmp_path / "new", NEW_PASSWORD)
     places = (volume.state / "objects", *volume.stores.values())
     before = {path: path.read_bytes() for path in every_header(places)}
-    command = ("key", "passwd", volume.name, "--new-password-file", new)
+    command = ("key", "passwd", volume.name, "--no-rotate", "--new-password-file", new)
     reached: set[int] = set()
     for point in range(1, 200):
         outcome = subprocess.run(

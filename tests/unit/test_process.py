@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from mirrorfs.cli import doctor
+from mirrorfs.cli.daemon import say_what_is_not_locked
+from mirrorfs.cli.doctor import Verdict
+from mirrorfs.drivers import process
 from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.os_threads import SYNCS_MAX, ThreadOffload
 from mirrorfs.drivers.process import boot_id, hibernation_possible, unencrypted_swap
@@ -34,6 +39,30 @@ print("hardened")
 def test_a_hardened_process() -> None:
     child = subprocess.run([sys.executable, "-c", HARDENED], capture_output=True, text=True, check=False)
     assert (child.returncode, child.stdout, child.stderr) == (0, "hardened\n", "")
+
+
+@pytest.mark.parametrize(
+    ("limit", "capable", "expected"),
+    [(8 << 20, False, 8 << 20), (8 << 20, True, None), (resource.RLIM_INFINITY, False, None)],
+)
+def test_where_memory_can_be_locked(
+    limit: int, capable: bool, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process.resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(process, "_has_capability", lambda _: capable)
+    assert process.memory_lock_limit() == expected
+    finding = doctor._locked_memory()
+    assert finding.verdict is (Verdict.OK if expected is None else Verdict.NOTE)
+    assert ("8.0 MiB" in finding.text) == (expected is not None)
+
+
+def test_memory_that_is_not_locked_is_a_note_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="mirrorfs"):
+        say_what_is_not_locked(process.Hardening(memory_locked=True, io_flusher=False))
+        assert caplog.messages == []
+        say_what_is_not_locked(process.Hardening(memory_locked=False, io_flusher=False))
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "swap" in caplog.text
 
 
 # --- swap ------------------------------------------------------------------------------------
