@@ -95,11 +95,12 @@ class VolumeKeys:
         return hkdf(self.root, salt=self.volume, info=_LABEL + b"closed index")
 
     def secrets(self) -> list[bytes]:
-        """Everything here that must not be known: to be overwritten in memory."""
+        """Everything here that must not be known, past generations included: to be overwritten in memory."""
         return [
             self.root, self.index_key, self.dedup_key, self.document_mac_key,
             self.segment_header_mac_key, self.segment_chain_key, self.lease_box_key,
             self.closed_index_key(),
+            *(secret for past in self.past for secret in past.keys.secrets()),
         ]  # fmt: skip
 
     def __repr__(self) -> str:
