@@ -19,9 +19,9 @@ from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_token, make_t
 from mirrorfs.cli.unlock import (
     AskedPassword,
     Unlocked,
+    adopt,
     find_headers,
     open_with,
-    pin,
     unlock_found,
 )
 from mirrorfs.errors import TokenMissing, UnlockError, UsageError, WrongPassword
@@ -31,6 +31,7 @@ from mirrorfs.format.slot_token import Pkcs11Fields, SlotKind, TokenFields
 from mirrorfs.keys.prompts import read_new_password
 from mirrorfs.keys.question import SecretKind
 from mirrorfs.keys.recovery_token import RecoveryToken
+from mirrorfs.keys.rotation import check_can_rotate
 from mirrorfs.keys.slots import (
     available_memory_bytes,
     make_slot,
@@ -102,7 +103,7 @@ class KeyChange:
         was_on_paper = unlocked.slot.kind is SlotKind.RECOVERY
         # A code that was typed into a PC is used up.
         kept = [one for one in unlocked.header.slots if not was_on_paper or one.kind is not SlotKind.RECOVERY]
-        self._publish(unlocked, [*kept, slot])
+        changed = self._publish(unlocked, [*kept, slot])
         if config not in self._config.tokens:
             write_config(self._paths, replace(self._config, tokens=(*self._config.tokens, config)))
         print(f"Slot {name} opens volume {self._paths.name} too, with the password that was entered.")
@@ -111,6 +112,7 @@ class KeyChange:
                 "The recovery code is used up: remove the slot of the lost token with `key remove`, and print"
                 f" a new sheet with `mirrorfs key recovery {self._paths.name}`."
             )
+            self._rotate_after(changed)
 
     def remove(self) -> None:
         """`key remove`. Raises: UsageError: it would leave nothing that mounts. MirrorfsError."""
@@ -118,6 +120,8 @@ class KeyChange:
         unlocked = self._unlock()
         gone = _named(unlocked.header.slots, name)
         left = [slot for slot in unlocked.header.slots if slot is not gone]
+        if self._will_rotate():
+            check_can_rotate(replace(unlocked.header, slots=tuple(left)), unlocked.slot.roles)
         if not any(slot.kind is not SlotKind.RECOVERY and Role.WRITER in slot.roles for slot in left):
             raise UsageError(
                 f"Slot {name} is the last that mounts and writes; add another token first, with `key add`."
@@ -144,7 +148,10 @@ class KeyChange:
                 unlocked, slot.name, slot.roles, enrolment, stretched, kdf, created_ns=slot.created_ns
             )
         slots = unlocked.header.slots
-        published = self._publish(unlocked, [changed.get(slot.slot_id, slot) for slot in slots])
+        wanted = [changed.get(slot.slot_id, slot) for slot in slots]
+        if self._will_rotate():
+            check_can_rotate(replace(unlocked.header, slots=tuple(wanted)), unlocked.slot.roles)
+        published = self._publish(unlocked, wanted)
         for slot in slots:
             if slot.slot_id in changed:
                 print(f"Slot {slot.name} has the new password.")
@@ -165,9 +172,12 @@ class KeyChange:
         _say("The keys are rotated: every store first gets all there is.")
         print(describe_new_keys(rotation.run(unlocked.header.slots)))
 
+    def _will_rotate(self) -> bool:
+        return not getattr(self._arguments, "no_rotate", False) and not self._is_mounted
+
     def _rotate_after(self, unlocked: Unlocked) -> None:
         """So that who has the old header and could open it opens nothing that is written from now on."""
-        if not self._arguments.no_rotate and not self._is_mounted:
+        if self._will_rotate():
             self._rotate(unlocked)
             return
         _say(
@@ -224,7 +234,7 @@ class KeyChange:
             password=self._password,
         )
         if arguments.change != "check":
-            self._config = pin(paths, config, unlocked)
+            self._config = adopt(paths, config, unlocked)
         if arguments.change != "check" and Role.WRITER not in unlocked.slot.roles:
             raise UsageError(f"Slot {unlocked.slot.name} may read and no more; use a token that may write.")
         return unlocked

@@ -29,7 +29,7 @@ from mirrorfs.cli.stores import look_at_stores
 from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.engine.volume import MountedVolume
-from mirrorfs.errors import StoreUnavailable
+from mirrorfs.errors import MirrorfsError, StoreUnavailable
 from mirrorfs.format.header import parse_header
 from mirrorfs.format.kdf import format_fingerprint
 from mirrorfs.format.slot import KeySet, Slot
@@ -57,7 +57,8 @@ class Rotation:
         self._check_stores()
         unlocked = self._unlocked
         self._open(unlocked.data, unlocked.key_set, lambda volume: self._rotate(volume, slots))
-        assert self._new is not None
+        if self._new is None:
+            raise MirrorfsError("The keys were not rotated, for a signal came first; nothing has changed.")
         data, key_set = self._new
         _remove_index(self._paths)
         self._open(data, key_set, _flush)

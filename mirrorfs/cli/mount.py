@@ -38,14 +38,12 @@ from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
 from mirrorfs.cli.systemd import notify
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
-from mirrorfs.cli.unlock import find_headers, pin, unlock_found
+from mirrorfs.cli.unlock import adopt, find_headers, unlock_found
 from mirrorfs.cli.views import new_view, remove_dead_views
 from mirrorfs.cli.when import parse_moment
-from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.process import harden_process, unencrypted_swap
 from mirrorfs.engine.restore_plan import Moment
 from mirrorfs.errors import MirrorfsError, UsageError
-from mirrorfs.format.header import header_key
 from mirrorfs.format.slot import Role
 from mirrorfs.fuse.mount_table import absolute, check_mountpoint, clean_stale, is_stale
 
@@ -231,14 +229,11 @@ def unlocked_session(
     refuse_recovery(chosen, volume=paths.name)
     tokens = make_tokens(chosen, sources)
     unlocked = unlock_found(found, config, paths=paths, tokens=tokens, sources=sources)
-    config = pin(paths, config, unlocked)
+    config = adopt(paths, config, unlocked)
     if not view and Role.WRITER not in unlocked.slot.roles:
         raise UsageError(f"Slot {unlocked.slot.name} may read and no more; mount with --read-only.")
     for sentence in check_instances(looks, keys=unlocked.keys, writer=unlocked.header.public_keys.writer):
         _say(sentence)
-    key = header_key(unlocked.header.generation, unlocked.data)
-    if not (paths.state / "objects" / key).exists():
-        LocalDisk(paths.state).write_whole(f"objects/{key}", unlocked.data)
     moment = _moment(arguments)
     request = SessionRequest(
         name=paths.name,

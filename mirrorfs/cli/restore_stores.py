@@ -67,9 +67,13 @@ class StoresFound:
     unreachable: tuple[str, ...]
 
     def headers(self) -> list[bytes]:
-        """All headers, newest generation first, each once."""
-        distinct = {data: None for one in self.found for data in one.headers}
-        return sorted(distinct, key=lambda data: parse_header(data).generation, reverse=True)
+        """All headers, each once, newest first: one of later keys is newer than any of earlier ones."""
+
+        def age(data: bytes) -> tuple[int, int]:
+            header = parse_header(data)
+            return header.key_generation, header.generation
+
+        return sorted({data for one in self.found for data in one.headers}, key=age, reverse=True)
 
 
 def name_stores(urls: Sequence[str], *, destination: str) -> list[NamedStore]:

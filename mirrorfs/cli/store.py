@@ -48,7 +48,7 @@ from mirrorfs.cli.store_session import Serving, find_session
 from mirrorfs.cli.store_steps import carry_out, claim_place
 from mirrorfs.cli.stores import bare_store, directory_of
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
-from mirrorfs.cli.unlock import Unlocked, find_headers, pin, unlock_found
+from mirrorfs.cli.unlock import Unlocked, adopt, find_headers, unlock_found
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.errors import UsageError
 
@@ -240,7 +240,7 @@ class _Change:
         refuse_recovery(chosen, volume=paths.name)
         tokens = make_tokens(chosen, sources)
         unlocked = unlock_found(found, config, paths=paths, tokens=tokens, sources=sources)
-        self._config = pin(paths, config, unlocked)
+        self._config = adopt(paths, config, unlocked)
         return unlocked
 
     def _claim(self, name: str, url: str, unlocked: Unlocked, *, rotating: bool) -> StoreConfig:

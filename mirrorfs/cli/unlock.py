@@ -16,6 +16,7 @@ import trio
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.stores import LOOK_DEADLINE_S, ONCE, check_version, open_store
 from mirrorfs.cli.tokens import SecretSources
+from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.errors import (
     ChainError,
     DamagedError,
@@ -25,13 +26,13 @@ from mirrorfs.errors import (
     StoreUnavailable,
     TokenMissing,
     UnlockError,
-    WrongPassword,
     WrongToken,
     WrongVolume,
 )
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
 from mirrorfs.format.header import (
     VolumeHeader,
+    header_key,
     parse_header,
     parse_header_key,
     verify_header,
@@ -72,7 +73,7 @@ class AskedPassword:
         self._name = name
         self._sources = sources
         self._password: bytes | None = None
-        self._stretched: dict[bytes, bytes] = {}
+        self._stretched: dict[KdfParameters, bytes] = {}
 
     def password(self) -> bytes:
         """UTF-8 in normalization form C. Raises: UsageError: no source for it."""
@@ -85,9 +86,9 @@ class AskedPassword:
 
     def stretched(self, kdf: KdfParameters) -> bytes:
         """See `slots.stretch_password`. Raises: UsageError. UnlockError."""
-        if kdf.salt not in self._stretched:
-            self._stretched[kdf.salt] = stretch_password(self.password(), kdf)
-        return self._stretched[kdf.salt]
+        if kdf not in self._stretched:
+            self._stretched[kdf] = stretch_password(self.password(), kdf)
+        return self._stretched[kdf]
 
     def authorise(self, kdf: KdfParameters) -> Authorise:
         """For a slot with these parameters."""
@@ -180,7 +181,9 @@ def unlock_found(
     for data in found[:-1]:
         try:
             return opened(data)
-        except (DamagedError, LimitError, WrongToken, WrongPassword, WrongVolume) as exc:
+        except (DamagedError, LimitError, WrongToken, WrongVolume) as exc:
+            # Not a wrong password: the one of before would open the keys of before, and what is then written
+            # is followed by nobody.
             print(
                 "mirrorfs: A store shows a header with newer keys, which does not open here. If the keys were"
                 f" rotated, this token was left out, and what is written here is lost. {exc}",
@@ -215,8 +218,14 @@ def is_of(unlocked: Unlocked, config: VolumeConfig) -> bool:
     return pinned and unlocked.header.volume == config.volume
 
 
-def pin(paths: VolumePaths, config: VolumeConfig, unlocked: Unlocked) -> VolumeConfig:
-    """Pin what was opened, where another PC has rotated the keys. Raises: ConfigError."""
+def adopt(paths: VolumePaths, config: VolumeConfig, unlocked: Unlocked) -> VolumeConfig:
+    """Keep what was opened, and then pin it where another PC has rotated the keys.
+
+    Raises: DiskError, ConfigError.
+    """
+    key = header_key(unlocked.header.generation, unlocked.data)
+    if not (paths.state / "objects" / key).exists():
+        LocalDisk(paths.state).write_whole(f"objects/{key}", unlocked.data)
     if config.fingerprint != unlocked.keys.fingerprint:
         config = replace(config, fingerprint=unlocked.keys.fingerprint)
         write_config(paths, config)
@@ -294,7 +303,8 @@ async def find_headers(paths: VolumePaths, config: VolumeConfig) -> list[bytes]:
     """
     local = local_header(paths)
     known = parse_header(local) if local is not None else None
-    found = await _headers_of(config, above=known.generation if known is not None else 0)
+    # Another PC may have rotated the keys in a header with a lower number than the newest here.
+    found = await _headers_of(config, above=known.key_generation if known is not None else 0)
     fitting = [] if known is None or local is None else [(known, local)]
     for data in found:
         try:
