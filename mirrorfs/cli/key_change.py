@@ -20,9 +20,11 @@ from mirrorfs.cli.unlock import (
     AskedPassword,
     Unlocked,
     adopt,
-    find_headers,
+    check_pinned,
+    find_header,
+    newest_local_generation,
     open_with,
-    unlock_found,
+    unlock_header,
 )
 from mirrorfs.errors import TokenMissing, UnlockError, UsageError, WrongPassword
 from mirrorfs.format.header import parse_header
@@ -222,17 +224,17 @@ class KeyChange:
 
     def _unlock(self) -> Unlocked:
         arguments, config, paths = self._arguments, self._config, self._paths
-        found = trio.run(find_headers, paths, config)
+        data = trio.run(find_header, paths, config)
         self._configs = chosen_tokens(arguments.token, arguments.module, config.tokens)
         self._tokens = make_tokens(self._configs, self._sources)
-        unlocked = unlock_found(
-            found,
-            config,
-            paths=paths,
+        unlocked = unlock_header(
+            data,
+            name=paths.name,
             tokens=self._tokens,
             sources=self._sources,
             password=self._password,
         )
+        check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
         if arguments.change != "check":
             self._config = adopt(paths, config, unlocked)
         if arguments.change != "check" and Role.WRITER not in unlocked.slot.roles:

@@ -82,6 +82,7 @@ class Rotation:
             unlocked.header,
             unlocked.data,
             unlocked.keys,
+            unlocked.key_set,
             slots=slots,
             from_sequence=volume.last_sequence + 1,
             entropy=secrets.token_bytes,

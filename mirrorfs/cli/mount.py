@@ -38,7 +38,7 @@ from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
 from mirrorfs.cli.systemd import notify
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
-from mirrorfs.cli.unlock import adopt, find_headers, unlock_found
+from mirrorfs.cli.unlock import adopt, check_pinned, find_header, newest_local_generation, unlock_header
 from mirrorfs.cli.views import new_view, remove_dead_views
 from mirrorfs.cli.when import parse_moment
 from mirrorfs.drivers.process import harden_process, unencrypted_swap
@@ -218,7 +218,7 @@ def unlocked_session(
     """
     paths = volume_paths(arguments.volume, environment)
     config = load_config(paths)
-    looks, found = trio.run(_look, paths, config)
+    looks, data = trio.run(_look, paths, config)
     for look in looks:
         if look.unreachable is not None and look.store.rotating:
             _say(f"Store {look.store.name} is away; it gets what it lacks when it is back.")
@@ -228,7 +228,8 @@ def unlocked_session(
     chosen = chosen_tokens(arguments.token, arguments.module, config.tokens)
     refuse_recovery(chosen, volume=paths.name)
     tokens = make_tokens(chosen, sources)
-    unlocked = unlock_found(found, config, paths=paths, tokens=tokens, sources=sources)
+    unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
+    check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
     config = adopt(paths, config, unlocked)
     if not view and Role.WRITER not in unlocked.slot.roles:
         raise UsageError(f"Slot {unlocked.slot.name} may read and no more; mount with --read-only.")
@@ -249,11 +250,11 @@ def unlocked_session(
     return UnlockedSession(request, unlocked.key_set, unlocked.data)
 
 
-async def _look(paths: VolumePaths, config: VolumeConfig) -> tuple[list[StoreLook], list[bytes]]:
+async def _look(paths: VolumePaths, config: VolumeConfig) -> tuple[list[StoreLook], bytes]:
     looks = await look_at_stores(config.stores)
     # A store that has just not answered is not waited for again.
     answered = tuple(look.store for look in looks if look.unreachable is None or look.is_missing)
-    return looks, await find_headers(paths, replace(config, stores=answered))
+    return looks, await find_header(paths, replace(config, stores=answered))
 
 
 # --- in the background -----------------------------------------------------------------------

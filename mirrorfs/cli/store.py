@@ -48,7 +48,14 @@ from mirrorfs.cli.store_session import Serving, find_session
 from mirrorfs.cli.store_steps import carry_out, claim_place
 from mirrorfs.cli.stores import bare_store, directory_of
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
-from mirrorfs.cli.unlock import Unlocked, adopt, find_headers, unlock_found
+from mirrorfs.cli.unlock import (
+    Unlocked,
+    adopt,
+    check_pinned,
+    find_header,
+    newest_local_generation,
+    unlock_header,
+)
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.errors import UsageError
 
@@ -234,12 +241,13 @@ class _Change:
 
     def _unlock(self) -> Unlocked:
         arguments, config, paths = self._arguments, self._config, self._paths
-        found = trio.run(find_headers, paths, config)
+        data = trio.run(find_header, paths, config)
         sources = SecretSources(arguments.password_file, arguments.pin_file, self._environment)
         chosen = chosen_tokens(arguments.token, arguments.module, config.tokens)
         refuse_recovery(chosen, volume=paths.name)
         tokens = make_tokens(chosen, sources)
-        unlocked = unlock_found(found, config, paths=paths, tokens=tokens, sources=sources)
+        unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
+        check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
         self._config = adopt(paths, config, unlocked)
         return unlocked
 

@@ -7,7 +7,6 @@ be the right one: so neither is typed in vain.
 from __future__ import annotations
 
 import hmac
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from mirrorfs.cli.stores import LOOK_DEADLINE_S, ONCE, check_version, open_store
 from mirrorfs.cli.tokens import SecretSources
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.errors import (
+    AuthenticationError,
     ChainError,
     DamagedError,
     LimitError,
@@ -29,7 +29,8 @@ from mirrorfs.errors import (
     WrongToken,
     WrongVolume,
 )
-from mirrorfs.format.document import DOCUMENT_SIZE_MAX
+from mirrorfs.format.document import DOCUMENT_SIZE_MAX, DocumentKind, verify_signature
+from mirrorfs.format.generation import check_descent
 from mirrorfs.format.header import (
     VolumeHeader,
     header_key,
@@ -45,8 +46,6 @@ from mirrorfs.keys.slots import check_token_secret, open_slot, stretch_password,
 from mirrorfs.keys.token import Authorise, Token
 from mirrorfs.ports import ObjectKey, Store
 
-ROTATED_TRIED_MAX = 4
-"""Headers of newer keys that are tried; each may ask for a PIN."""
 HEADERS_MAX = 64
 """Headers of one store that are looked at; a volume makes one at init and one per change of its slots."""
 
@@ -159,39 +158,6 @@ def choose_slot(header: VolumeHeader, tokens: Sequence[Token]) -> tuple[Slot, To
     raise (wrong + absent + needless)[0]
 
 
-def unlock_found(
-    found: Sequence[bytes],
-    config: VolumeConfig,
-    *,
-    paths: VolumePaths,
-    tokens: Sequence[Token],
-    sources: SecretSources,
-    password: AskedPassword | None = None,
-) -> Unlocked:
-    """Open the first of the headers of `find_headers` that opens, and is the one of this volume. Blocks.
-
-    Raises: as `unlock_header` and `check_pinned`, of the last one.
-    """
-
-    def opened(data: bytes) -> Unlocked:
-        unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources, password=password)
-        check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
-        return unlocked
-
-    for data in found[:-1]:
-        try:
-            return opened(data)
-        except (DamagedError, LimitError, WrongToken, WrongVolume) as exc:
-            # Not a wrong password: the one of before would open the keys of before, and what is then written
-            # is followed by nobody.
-            print(
-                "mirrorfs: A store shows a header with newer keys, which does not open here. If the keys were"
-                f" rotated, this token was left out, and what is written here is lost. {exc}",
-                file=sys.stderr,
-            )
-    return opened(found[-1])
-
-
 def check_pinned(unlocked: Unlocked, config: VolumeConfig, *, generation_min: int) -> None:
     """Refuse a header that opens but is not the one of this volume.
 
@@ -293,43 +259,60 @@ async def store_headers(store: Store, *, above: int = 0) -> list[bytes]:
     return headers
 
 
-async def find_headers(paths: VolumePaths, config: VolumeConfig) -> list[bytes]:
-    """Headers to try in this order, of those in the local state and on the stores that answer.
+async def find_header(paths: VolumePaths, config: VolumeConfig) -> bytes:
+    """The newest header of a volume, of those in the local state and on the stores that answer.
 
     Another PC may have written a newer one than is here. It is taken if the writer signed it whom the local
-    header names. Where that PC has rotated the keys, writer and fingerprint are new ones, and only unlocking
-    tells: such headers come first, and the last one of the list is the newest of the others.
-    Raises: StoreUnavailable: there is none here, and no store that answers has it.
+    header names, or, where keys were rotated since, if the writers of all generations between made its keys.
+    `unlock_header` authenticates it then, and `check_pinned` compares what is pinned. It is never passed over
+    for an older one, whose keys would open, and what is then written would be followed by nobody.
+    Raises: StoreUnavailable: there is none here, and no store that answers has it. ChainError: there are two
+        that have new keys in place of the same ones.
     """
     local = local_header(paths)
     known = parse_header(local) if local is not None else None
     # Another PC may have rotated the keys in a header with a lower number than the newest here.
     found = await _headers_of(config, above=known.key_generation if known is not None else 0)
-    fitting = [] if known is None or local is None else [(known, local)]
+    fitting: dict[bytes, VolumeHeader] = {} if known is None or local is None else {local: known}
     for data in found:
         try:
-            header = verify_successor(data, known=known) if known is not None else parse_header(data)
+            fitting[data] = _fitting(data, known, config)
         except DamagedError:
             continue  # a store can hold, or show, anything
-        if (header.volume, header.fingerprint) == (config.volume, config.fingerprint):
-            fitting.append((header, data))
     if not fitting:
         raise StoreUnavailable(
             f"The header of volume {paths.name} is neither in the local state nor on a store that answers;"
             " make a store reachable and try again."
         )
-    newest, data = max(fitting, key=lambda one: (one[0].generation, one[1]))
-    return [*_rotated(found, newest), data]
+    newest = max(fitting, key=lambda one: (fitting[one].key_generation, fitting[one].generation, one))
+    same = [one for one in fitting.values() if one.key_generation == fitting[newest].key_generation]
+    if len({one.fingerprint for one in same}) > 1:
+        raise ChainError(
+            "The stores show two headers whose new keys replace the same old ones: two PCs rotated the keys,"
+            " or somebody with old keys did. Nothing is written; find out whose is right before you go on."
+        )
+    return newest
 
 
-def _rotated(found: Sequence[bytes], newest: VolumeHeader) -> list[bytes]:
-    """Headers that say they are of a later key generation, the newest first; a store can show any."""
-    later = []
-    for data in found:
-        header = parse_header(data)
-        if header.volume == newest.volume and header.key_generation > newest.key_generation:
-            later.append((header.generation, data))
-    return [data for _, data in sorted(later, reverse=True)[:ROTATED_TRIED_MAX]]
+def _fitting(data: bytes, known: VolumeHeader | None, config: VolumeConfig) -> VolumeHeader:
+    """A header that may take the place of the known one. Raises: DamagedError, LimitError."""
+    header = parse_header(data)
+    if known is None:
+        fingerprints = {header.fingerprint, *(entry.fingerprint for entry in header.generations)}
+        if header.volume != config.volume or config.fingerprint not in fingerprints:
+            raise AuthenticationError("The header is that of another volume.")
+    elif header.key_generation > known.key_generation and header.volume == known.volume:
+        check_descent(
+            header.volume,
+            header.line,
+            generation=known.key_generation,
+            fingerprint=known.fingerprint,
+            writer=known.public_keys.writer,
+        )
+        verify_signature(data, DocumentKind.HEADER, volume=known.volume, public_key=header.public_keys.writer)
+    else:
+        verify_successor(data, known=known)
+    return header
 
 
 async def _headers_of(config: VolumeConfig, *, above: int) -> list[bytes]:

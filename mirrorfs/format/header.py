@@ -10,13 +10,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import struct
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from mirrorfs.errors import AuthenticationError, FormatError, LimitError
 from mirrorfs.format.body import BodyReader
@@ -27,10 +22,9 @@ from mirrorfs.format.document import (
     seal_document,
     verify_signature,
 )
-from mirrorfs.format.kdf import FINGERPRINT_SIZE_BYTES, KEY_GENERATION_MAX, PastKeys, VolumeKeys, hkdf
+from mirrorfs.format.generation import KeyGeneration, with_past
+from mirrorfs.format.kdf import FINGERPRINT_SIZE_BYTES, KEY_GENERATION_MAX, VolumeKeys
 from mirrorfs.format.slot import (
-    NONCE_SIZE_BYTES,
-    TAG_SIZE_BYTES,
     KdfParameters,
     KeySet,
     PublicKeys,
@@ -63,7 +57,6 @@ INSTANCE_SIZE_BYTES = 16
 HASH_SIZE_BYTES = 32
 
 _KEY_HASH_DIGITS = 32
-_OLD_KEYS_SIZE_BYTES = NONCE_SIZE_BYTES + 2 * 32 + TAG_SIZE_BYTES
 _HEADER_KEY = re.compile(r"header/([0-9a-f]{8})-([0-9a-f]{32})")
 _STORE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HEADER_FIELDS = (
@@ -76,34 +69,6 @@ def check_store_name(name: str) -> None:
     """Raises: FormatError: not 1..64 letters, digits, '.', '_' or '-', or no letter or digit first."""
     if len(name) > STORE_NAME_SIZE_MAX_BYTES or _STORE_NAME.fullmatch(name) is None:
         raise FormatError("A store's name has 1 to 64 letters, digits, dots, dashes and underscores.")
-
-
-@dataclass(frozen=True, slots=True)
-class KeyGeneration:
-    """From which segment on a root key is used, and, for an old one, its keys under its successor."""
-
-    generation: int
-    from_sequence: int
-    wrapped: bytes
-    """Empty for the newest generation; for those before it nonce and ciphertext (92 bytes) of the root key
-    and the writer's public key."""
-
-    def to_body(self) -> dict[str, object]:
-        return {
-            "generation": self.generation,
-            "from_sequence": self.from_sequence,
-            "wrapped": self.wrapped.hex(),
-        }
-
-    @classmethod
-    def from_body(cls, body: object) -> KeyGeneration:
-        """Raises: FormatError, LimitError."""
-        read = BodyReader(body, what="key generation", names=("generation", "from_sequence", "wrapped"))
-        return cls(
-            generation=read.integer("generation", low=1, high=KEY_GENERATION_MAX),
-            from_sequence=read.integer("from_sequence"),
-            wrapped=read.hexadecimal("wrapped", low=_OLD_KEYS_SIZE_BYTES, empty=True),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +122,12 @@ class VolumeHeader:
     stores: tuple[StoreEntry, ...]
     pad_data: bool
     slots: tuple[Slot, ...]
+
+    @property
+    def line(self) -> tuple[KeyGeneration, ...]:
+        """Its key generations, the newest with what the header says of it."""
+        newest = replace(self.generations[-1], fingerprint=self.fingerprint, writer=self.public_keys.writer)
+        return (*self.generations[:-1], newest)
 
     def to_body(self) -> dict[str, object]:
         """The body without `format` and `volume`. Raises: FormatError, LimitError."""
@@ -260,46 +231,6 @@ def seal_header(header: VolumeHeader, *, keys: VolumeKeys, seed: bytes) -> bytes
     return seal_document(DocumentKind.HEADER, header.to_body(), volume=header.volume, keys=keys, seed=seed)
 
 
-def wrap_old_keys(
-    old: VolumeKeys, writer: bytes, *, newer: VolumeKeys, from_sequence: int, entropy: Callable[[int], bytes]
-) -> bytes:
-    """What the header keeps of a generation whose keys go out of use: `KeyGeneration.wrapped`, 92 bytes.
-
-    Args:
-        writer: the public key of that generation's writer role.
-        newer: the generation after it.
-        from_sequence: of the old generation.
-    """
-    nonce = entropy(NONCE_SIZE_BYTES)
-    aad = _old_keys_aad(old.volume, old.generation, from_sequence)
-    return nonce + AESGCM(_old_keys_key(newer)).encrypt(nonce, old.root + writer, aad)
-
-
-def _old_keys_key(newer: VolumeKeys) -> bytes:
-    return hkdf(newer.root, salt=newer.volume, info=b"mirrorfs v1 old generation")
-
-
-def _old_keys_aad(volume: bytes, generation: int, from_sequence: int) -> bytes:
-    return b"mirrorfs v1 old generation" + volume + struct.pack("<IQ", generation, from_sequence)
-
-
-def _with_past(header: VolumeHeader, keys: VolumeKeys) -> VolumeKeys:
-    """The keys with those of all generations before. Raises: AuthenticationError."""
-    past: list[PastKeys] = []
-    newer = keys
-    for entry, after in reversed(list(pairwise(header.generations))):
-        nonce, sealed = entry.wrapped[:NONCE_SIZE_BYTES], entry.wrapped[NONCE_SIZE_BYTES:]
-        aad = _old_keys_aad(header.volume, entry.generation, entry.from_sequence)
-        try:
-            plain = AESGCM(_old_keys_key(newer)).decrypt(nonce, sealed, aad)
-        except InvalidTag as exc:
-            raise AuthenticationError("An earlier key generation of the header does not verify.") from exc
-        old = VolumeKeys.derive(plain[:32], volume=header.volume, generation=entry.generation)
-        newer = replace(old, from_sequence=entry.from_sequence)
-        past.append(PastKeys(newer, plain[32:], after.from_sequence))
-    return replace(keys, from_sequence=header.generations[-1].from_sequence, past=tuple(reversed(past)))
-
-
 def parse_header(data: bytes, *, key: str | None = None) -> VolumeHeader:
     """Read a header before it can be authenticated; trust nothing in it but the limits.
 
@@ -346,4 +277,4 @@ def verify_header(data: bytes, key_set: KeySet) -> tuple[VolumeHeader, VolumeKey
     for role in key_set.roles():
         if getattr(granted, role.value) != getattr(header.public_keys, role.value):
             raise AuthenticationError(f"The slot's {role.value} key is not the one the header names.")
-    return header, _with_past(header, keys)
+    return header, with_past(keys, header.line)

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mirrorfs.errors import LimitError, UsageError
+from mirrorfs.format.generation import retire_generation
 from mirrorfs.format.header import (
     KEY_GENERATIONS_MAX,
     KeyGeneration,
     VolumeHeader,
     seal_header,
-    wrap_old_keys,
 )
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.slot import SLOT_VERSION_FIRST, KeySet, Role, Slot
@@ -43,6 +43,7 @@ def rotate_keys(
     header: VolumeHeader,
     data: bytes,
     keys: VolumeKeys,
+    key_set: KeySet,
     *,
     slots: Sequence[Slot],
     from_sequence: int,
@@ -51,7 +52,7 @@ def rotate_keys(
     """The sealed header of the next key generation, and its key set with all roles.
 
     Args:
-        header, data, keys: what is in force; `check_can_rotate` has passed.
+        header, data, keys, key_set: what is in force; `check_can_rotate` has passed.
         slots: those that are to open it.
         from_sequence: the segment of the main stream that comes next; above that of this generation.
     Raises: FormatError, LimitError.
@@ -60,11 +61,13 @@ def rotate_keys(
     new = KeySet(root=entropy(32), writer=entropy(32), pruner=entropy(32), drill=entropy(32))
     new_keys = VolumeKeys.derive(new.root, volume=header.volume, generation=generation)
     last = header.generations[-1]
-    wrapped = wrap_old_keys(
+    retired = retire_generation(
+        last,
         keys,
-        header.public_keys.writer,
+        seed=key_set.writer,
         newer=new_keys,
-        from_sequence=last.from_sequence,
+        newer_writer=new.public_keys().writer,
+        from_sequence=from_sequence,
         entropy=entropy,
     )
     roots = {past.keys.generation: past.keys.root for past in keys.past} | {keys.generation: keys.root}
@@ -76,7 +79,7 @@ def rotate_keys(
         key_generation=generation,
         generations=(
             *header.generations[:-1],
-            replace(last, wrapped=wrapped),
+            retired,
             KeyGeneration(generation, from_sequence, b""),
         ),
         public_keys=new.public_keys(),

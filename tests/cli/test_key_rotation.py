@@ -146,8 +146,10 @@ def test_another_pc_follows_the_new_keys(tmp_path: Path) -> None:
         volume.env = here
         volume.must("key", "remove", volume.name, "spare")
         volume.env = there
-        said = volume.run("key", "check", volume.name, "--token", spare.uri()).stdout
-        assert "with newer keys, which does not open here" in said and "is lost" in said
+        said = refused(volume, "key", "check", volume.name, "--token", spare.uri(), code=3)
+        assert "No slot that was asked for" in said
+        said = refused(volume, "mount", volume.name, str(volume.mountpoint), "--token", spare.uri(), code=3)
+        assert "No slot that was asked for" in said
 
 
 KILLING = """

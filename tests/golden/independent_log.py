@@ -95,8 +95,14 @@ class Reader:
             wrapped, label = bytes.fromhex(entry["wrapped"]), b"mirrorfs v1 old generation"
             place = struct.pack("<IQ", entry["generation"], entry["from_sequence"])
             key = _hkdf(root, self.volume, label)
-            plain = _decrypt(key, wrapped[:12], wrapped[12:], label + self.volume + place)
-            root, writer = plain[:32], plain[32:]
+            root = _decrypt(key, wrapped[:12], wrapped[12:], label + self.volume + place)
+            fingerprint = self._derived(b"fingerprint", root)[:16].hex()
+            check(fingerprint == entry["fingerprint"], "fingerprint of a generation")
+            made = struct.pack("<IQ", after["generation"], after["from_sequence"])
+            made += bytes.fromhex(after.get("fingerprint") or body["fingerprint"]) + writer
+            writer = bytes.fromhex(entry["writer"])
+            signature = bytes.fromhex(entry["endorsement"])
+            _verify(writer, signature, b"mirrorfs v1 rotation" + self.volume + made)
             found[entry["generation"]] = (root, writer, entry["from_sequence"], after["from_sequence"])
         return found
 

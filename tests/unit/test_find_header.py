@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +12,20 @@ from pathlib import Path
 import pytest
 
 from mirrorfs.cli.config import StoreConfig, TokenConfig, VolumeConfig, VolumePaths
-from mirrorfs.cli.unlock import find_headers
-from mirrorfs.errors import AuthenticationError, StoreUnavailable
+from mirrorfs.cli.unlock import find_header
+from mirrorfs.errors import AuthenticationError, ChainError, StoreUnavailable
 from mirrorfs.format.header import (
     StoreEntry,
     VolumeHeader,
     header_key,
+    parse_header,
     seal_header,
     verify_header,
     verify_successor,
 )
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.slot import KeySet
+from mirrorfs.keys.rotation import rotate_keys
 from tests.support.volumes import HEADER, KEY_SET, KEYS
 
 STRANGER = KeySet(root=KEY_SET.root, writer=b"\x77" * 32, pruner=b"\x03" * 32, drill=b"\x04" * 32)
@@ -73,7 +77,7 @@ class Practice:
         path.write_bytes(data)
 
     async def found(self) -> bytes:
-        return (await find_headers(self.paths, self.config))[-1]
+        return await find_header(self.paths, self.config)
 
 
 @pytest.fixture
@@ -140,3 +144,54 @@ def test_verify_successor() -> None:
     for forge in (planted, with_the_writers_key, of_another_root):
         with pytest.raises(AuthenticationError):
             verify_successor(forge(2), known=HEADER)
+
+
+# --- headers with newer keys -------------------------------------------------------------------
+
+
+def rotated(by: KeySet = KEY_SET, *, base: bytes = FIRST) -> bytes:
+    """The next key generation, made by whoever has these keys."""
+    slots = tuple(replace(slot, boxed=b"") for slot in parse_header(base).slots)
+    data, _ = rotate_keys(
+        parse_header(base), base, KEYS, by, slots=slots, from_sequence=7, entropy=os.urandom
+    )
+    return data
+
+
+async def test_newer_keys_that_the_writer_made_are_taken_whatever_the_number(it: Practice) -> None:
+    new = rotated()
+    it.put("s3", 2, new)
+    assert await it.found() == new
+    # This PC has changed its header more often meanwhile: its numbers are higher.
+    for generation in (2, 3):
+        it.put("state/objects", generation, newer(generation))
+    assert await it.found() == new
+    it.put("state/objects", 2, new)
+    assert await it.found() == new
+
+
+async def test_newer_keys_that_somebody_else_made_are_none(it: Practice) -> None:
+    """A seat that may only read has the root key; another store has nothing."""
+    it.put("s3", 2, rotated(STRANGER))
+    assert await it.found() == FIRST
+    forged = bytearray(rotated())
+    forged[-100] ^= 1
+    it.put("home", 2, bytes(forged))
+    assert await it.found() == FIRST
+
+
+async def test_two_rotations_of_the_same_keys_are_a_fork(it: Practice) -> None:
+    it.put("home", 2, rotated())
+    it.put("s3", 2, rotated())
+    with pytest.raises(ChainError, match="two headers whose new keys"):
+        await it.found()
+
+
+async def test_without_local_state_the_newest_keys_are_taken(it: Practice) -> None:
+    new = rotated()
+    it.put("home", 2, new)
+    it.put("s3", 2, newer(9))
+    shutil.rmtree(it.paths.state)
+    # What it names proves nothing before it is unlocked; then its chain must have the pinned keys in it.
+    assert await it.found() in (new, newer(9))
+    assert parse_header(await it.found()).key_generation == 2

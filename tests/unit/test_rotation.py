@@ -20,6 +20,7 @@ from mirrorfs.format.control import (
     open_lease,
     seal_control,
 )
+from mirrorfs.format.generation import check_descent
 from mirrorfs.format.header import VolumeHeader, parse_header, seal_header, verify_header
 from mirrorfs.format.ids import SegmentId, Stream
 from mirrorfs.format.kdf import VolumeKeys
@@ -69,6 +70,7 @@ class Rotated:
             self.old_header,
             self.old_data,
             self.old_keys,
+            KEY_SET,
             slots=all_slots[:2],
             from_sequence=FIRST_OF_SECOND,
             entropy=os.urandom,
@@ -135,30 +137,62 @@ def test_the_old_header_with_a_lost_token_opens_no_new_keys(it: Rotated) -> None
 
 def test_a_header_whose_past_was_altered_is_refused(it: Rotated) -> None:
     first, second = it.header.generations
-    for generations in (
-        (replace(first, wrapped=bytes(92)), second),
-        (replace(first, wrapped=first.wrapped[:-1] + bytes((first.wrapped[-1] ^ 1,))), second),
+    for altered in (
+        {"wrapped": bytes(60)},
+        {"wrapped": first.wrapped[:-1] + bytes((first.wrapped[-1] ^ 1,))},
+        {"fingerprint": bytes(16)},
+        {"writer": it.header.public_keys.writer},
+        {"endorsement": bytes(64)},
     ):
+        generations = (replace(first, **altered), second)
         data = seal_header(replace(it.header, generations=generations), keys=it.keys, seed=it.key_set.writer)
-        with pytest.raises(AuthenticationError, match="earlier key generation"):
+        with pytest.raises(AuthenticationError):
             verify_header(data, it.key_set)
+
+
+def test_only_the_writer_of_the_old_keys_makes_new_ones(it: Rotated) -> None:
+    """Who may read has the root key, and can seal anything with it, but this signature."""
+    reader = opened(it.old_header, "spare", SPARE)
+    planted, planted_set = rotate_keys(
+        it.old_header,
+        it.old_data,
+        it.old_keys,
+        replace(reader, writer=b"\x66" * 32),
+        slots=it.old_header.slots,
+        from_sequence=FIRST_OF_SECOND,
+        entropy=os.urandom,
+    )
+    header = verify_header(planted, planted_set)[0]
+    known = {
+        "generation": 1,
+        "fingerprint": it.old_header.fingerprint,
+        "writer": it.old_header.public_keys.writer,
+    }
+    check_descent(VOLUME, it.header.line, **known)
+    with pytest.raises(AuthenticationError, match="does not come from the keys that are known"):
+        check_descent(VOLUME, header.line, **known)
+    named = replace(header.generations[0], writer=it.old_header.public_keys.writer)
+    renamed = replace(header, generations=(named, header.generations[1]))
+    with pytest.raises(AuthenticationError, match="not made by the writer"):
+        check_descent(VOLUME, renamed.line, **known)
 
 
 def test_three_generations(it: Rotated) -> None:
     data, key_set = rotate_keys(
-        it.header, it.data, it.keys, slots=it.header.slots, from_sequence=90, entropy=os.urandom
+        it.header, it.data, it.keys, it.key_set, slots=it.header.slots, from_sequence=90, entropy=os.urandom
     )
     header, keys = verify_header(data, key_set)
     assert [past.keys.root for past in keys.past] == [KEY_SET.root, it.key_set.root]
     assert [past.until_sequence for past in keys.past] == [FIRST_OF_SECOND, 90]
     assert opened(header, "card", CARD).encode() == key_set.encode()
     with pytest.raises(LimitError):
-        rotate_keys(it.header, it.data, it.keys, slots=(), from_sequence=90, entropy=os.urandom)
+        rotate_keys(it.header, it.data, it.keys, it.key_set, slots=(), from_sequence=90, entropy=os.urandom)
     with pytest.raises(DamagedError):
         rotate_keys(
             it.header,
             it.data,
             it.keys,
+            it.key_set,
             slots=it.header.slots,
             from_sequence=FIRST_OF_SECOND,
             entropy=os.urandom,
