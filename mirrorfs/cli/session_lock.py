@@ -166,7 +166,7 @@ class Locking:
     def _take_away(self) -> None:
         try:
             if not take_away(self._request.mountpoint):
-                log.info("the connection cannot be aborted here: it ends with the process")
+                log.info("the connection is gone already, or ends with the process")
         except MirrorfsError as error:
             log.warning("The mount could not be taken away, it ends with the process: %s", error)
 

@@ -193,6 +193,8 @@ async def _leave(path: str, ended: trio.Event) -> None:
         with trio.move_on_after(WRITE_BACK_TIMEOUT_S):
             await run(_write_back, path)
         await run(detach, path)
+    except UsageError:
+        log.info("the mount was taken away before")
     except MirrorfsError as error:
         log.info("the mount was not unmounted: %s", error)
     with trio.move_on_after(GRACE_S / 5):

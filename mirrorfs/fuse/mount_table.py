@@ -171,7 +171,8 @@ def take_away(mountpoint: str | os.PathLike[str], *, connections: Path = CONNECT
     """Detach a MirrorFS mount and abort its connection, so that whoever uses it gets errors at once.
 
     Pages that the kernel has not handed over are lost: have them written back before.
-    Returns: whether it was aborted. If not (no fusectl, as in containers), it ends when the daemon closes it.
+    Returns: whether it was aborted. If not, nobody used it, or there is no fusectl (as in containers) and it
+        ends when the daemon closes it.
     Raises: UsageError: no MirrorFS mount is there. MirrorfsError: the kernel refused to detach it.
     """
     record = _own_mount(mountpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mirrorfs.fuse.mount_table import find_mount
-from tests.support.mounted import Mounted, mounted_volume
+from tests.support.mounted import REPOSITORY, Mounted, mounted_volume
 from tests.support.softhsm import SoftToken
 
 GONE_ERRORS = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
@@ -184,25 +185,25 @@ def test_token_that_comes_back_in_time_and_one_that_is_of_no_interest(volume: Mo
 def test_read_only_once_the_token_is_gone(volume: Mounted) -> None:
     lock_table(volume, 'on_removal = "read-only"\ngrace_s = 0')
     volume.mount()
-    (volume.mountpoint / "before").write_text("kept")
-    opened = open(volume.mountpoint / "before", "a")  # noqa: SIM115 - it has to fail when it is closed
+    (volume.mountpoint / "read").write_text("kept")
+    opened = os.open(volume.mountpoint / "written", os.O_WRONLY | os.O_CREAT)
     with token_of(volume).removed():
         volume.wait_until(lambda: volume.status()["lock"]["read_only"], within_s=NOTICED_S)
         with pytest.raises(OSError) as refused:
             (volume.mountpoint / "after").write_text("refused")
         assert refused.value.errno == errno.EROFS
-        opened.write("refused")
         with pytest.raises(OSError) as refused:
-            opened.flush()
-            os.fsync(opened.fileno())
+            os.write(opened, b"refused")  # which the kernel may keep to itself
+            os.fsync(opened)
         assert refused.value.errno in (errno.EROFS, errno.EIO)
-        assert (volume.mountpoint / "before").read_text() == "kept"
+        assert (volume.mountpoint / "read").read_text() == "kept"
         assert "READ-ONLY: its token was removed" in volume.must("status", volume.name)
         assert "Every store holds everything" in volume.flush()
-    with pytest.raises(OSError):
-        opened.close()
+    with contextlib.suppress(OSError):
+        os.close(opened)
     volume.umount()
     volume.mount()
+    assert (volume.mountpoint / "written").read_bytes() == b""
     (volume.mountpoint / "after").write_text("allowed again")
 
 
@@ -221,3 +222,78 @@ def test_lock_does_not_wait_for_stores(volume: Mounted) -> None:
     volume.mount()
     assert (volume.mountpoint / "late").stat().st_size == 1 << 20
     assert "every store holds all of it" in volume.umount()
+
+
+@pytest.fixture
+def both(volume: Mounted, tmp_path: Path) -> Iterator[tuple[Mounted, str, Path]]:
+    """The volume, and another one of the same user, with its mountpoint; both mounted."""
+    name, place = f"{volume.name}-2", tmp_path / "mnt-2"
+    stores = [tmp_path / f"store-{letter}" for letter in "cd"]
+    for folder in (place, *stores):
+        folder.mkdir()
+    volume.must(
+        "init", name, *(f"--store={folder.name}=file://{folder}" for folder in stores),
+        "--token", token_of(volume).uri(), "--create-key", "--kdf-memory-mib", "64",
+    )  # fmt: skip
+    config = volume.config.with_name(f"{name}.toml")
+    config.write_text(config.read_text() + "\n[lock]\non_suspend = false\n")
+    volume.mount()
+    volume.must("mount", name, str(place))
+    try:
+        yield volume, name, place
+    finally:
+        volume.run("lock", name)
+
+
+def test_all_volumes_and_what_is_exempt(both: tuple[Mounted, str, Path], tmp_path: Path) -> None:
+    volume, second, place = both
+    view = tmp_path / "view"
+    view.mkdir()
+    (volume.mountpoint / "file").write_text("1")
+    volume.must("flush", volume.name)
+    volume.must("mount", volume.name, str(view), "--read-only")
+    assert (view / "file").read_text() == "1"
+    said = volume.must("lock", "--all", "--for", "suspend")
+    assert f"A read-only view of volume {volume.name} is locked" in said
+    assert f"Volume {volume.name} is locked" in said
+    assert f"Volume {second} stays mounted, as its configuration has it" in said
+    assert [find_mount(mount) is None for mount in (volume.mountpoint, view, place)] == [True, True, False]
+    assert "the machine went to sleep" in volume.must("status", volume.name)
+    assert f"Volume {second} is locked" in volume.must("lock", "--all", "--for", "logout")
+    assert find_mount(place) is None and list(place.iterdir()) == []
+    assert not list((volume.state / "views").iterdir())
+
+
+def test_lock_ends_the_waiting_of_umount(volume: Mounted) -> None:
+    volume.mount()
+    volume.must("flush", volume.name)
+    (volume.mountpoint / "late").write_bytes(os.urandom(1 << 20))
+    for place in volume.stores.values():
+        place.rename(place.with_name(f"away-{place.name}"))
+    with volume.start("umount", volume.name) as umount:
+        wait_gone(volume, within_s=30)
+        assert volume.daemon_pids()
+        volume.must("lock", volume.name)
+        output, _ = umount.communicate(timeout=30)
+    assert (umount.returncode, volume.daemon_pids()) == (1, [])
+    assert "was locked meanwhile; what the stores lack is sent with the next mount" in output
+
+
+def test_script_for_sleep(volume: Mounted, tmp_path: Path) -> None:
+    assert os.geteuid() == 0, "the tests run as root"
+    program = tmp_path / "program"
+    # It locks where it is told to look, and nothing of whoever runs the tests.
+    program.write_text(
+        f'#!/bin/sh\n[ -n "${{MIRRORFS_CONFIG_HOME:-}}" ] || exit 0\n'
+        f'PYTHONPATH={REPOSITORY} exec {sys.executable} -m mirrorfs "$@"\n'
+    )
+    program.chmod(0o755)
+    volume.mount()
+    done = subprocess.run(
+        [REPOSITORY / "scripts/systemd/mirrorfs-lock-all", "suspend"],
+        env=volume.env | {"MIRRORFS": str(program)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Volume {volume.name} is locked" in done.stdout
+    assert find_mount(volume.mountpoint) is None and volume.daemon_pids() == []
+    assert volume.status()["locked"]["event"] == "suspend"
