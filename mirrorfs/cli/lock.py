@@ -7,22 +7,26 @@ mount. A volume's name means all its mounts, read-only views too, for each of th
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from mirrorfs.cli import volume_lock
 from mirrorfs.cli.config import VolumePaths, configured_volumes, volume_paths
-from mirrorfs.cli.control_protocol import ControlClient, Message, NotMounted
+from mirrorfs.cli.control_protocol import ControlClient, NoAnswer, NotMounted
 from mirrorfs.cli.failures import report
 from mirrorfs.cli.lock_note import LockEvent
 from mirrorfs.cli.resolve import mounts_of, resolve
 from mirrorfs.cli.views import remove_dead_views
 from mirrorfs.errors import MirrorfsError, UsageError
-from mirrorfs.fuse.mount_table import clean_stale
+from mirrorfs.fuse.mount_table import clean_stale, detach
 
-EXIT_WAIT_S: Final = 40.0
+EXIT_WAIT_S: Final = 10.0
+FORCE_AFTER_S: Final = 40.0
 """Longer than a session takes that ends itself by force."""
+FORCE_AFTER_MAX_S: Final = 3600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=LockEvent.COMMAND.value,
         help="what happens: leaves volumes alone that [lock] of their configuration exempts then",
     )
+    parser.add_argument(
+        "--force-after",
+        type=_seconds,
+        default=FORCE_AFTER_S,
+        metavar="SECONDS",
+        help="kill a process that has not locked its volume by then (default: %(default)g)",
+    )
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= FORCE_AFTER_MAX_S:
+        raise ValueError
+    return value
 
 
 def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -93,15 +111,28 @@ def _lock(mounts: Sequence[VolumePaths], arguments: argparse.Namespace) -> int:
     for one in asked:
         try:
             with one.client:
-                print(_outcome(one.paths, list(one.client.answers())[-1]))
+                print(_outcome(one, arguments.force_after))
         except MirrorfsError as error:
             codes.append(report(error, debug=arguments.debug))
     return next(filter(None, codes), 0)
 
 
-def _outcome(paths: VolumePaths, done: Message) -> str:
+def _outcome(asked: _Asked, silence_s: float) -> str:
     """What to say of it. Raises: MirrorfsError: it is not as it should be."""
+    paths = asked.paths
     name = f"A read-only view of volume {paths.name}" if paths.view else f"Volume {paths.name}"
+    asked.client.be_impatient(silence_s)
+    try:
+        done = list(asked.client.answers())[-1]
+    except NoAnswer as exc:
+        os.kill(asked.client.pid, signal.SIGKILL)
+        volume_lock.wait_released(paths, timeout_s=EXIT_WAIT_S)
+        for record in mounts_of(paths.name, paths.view):
+            detach(record.mountpoint)
+        raise MirrorfsError(
+            f"{name} is locked, but the process that served it did not answer and was killed: what was"
+            " written last may be lost."
+        ) from exc
     if not done.get("locked"):
         return f"{name} stays mounted, as its configuration has it."
     if not volume_lock.wait_released(paths, timeout_s=EXIT_WAIT_S):

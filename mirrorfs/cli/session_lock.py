@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_S: Final = 10.0
 """So long may it take until what was written is in the local log."""
+WRITE_BACK_S: Final = 7.0
+"""So much of it for what the kernel has not handed over yet."""
 RELEASE_S: Final = 2.0
 """So long may giving back the leases take."""
 EXIT_S: Final = 20.0
@@ -143,11 +145,15 @@ class Locking:
         """Whether everything written so far is in the local log."""
         if self.sync is None:
             return True
+        deadline_s = trio.current_time() + FLUSH_S
         try:
-            with trio.move_on_after(FLUSH_S):
+            # What the kernel has handed over is committed also where it had more than there is time for.
+            with trio.move_on_after(WRITE_BACK_S) as writing_back:
                 await self._write_back()
+            with trio.move_on_at(deadline_s):
                 await self.sync()
-                return True
+                if not writing_back.cancelled_caught:
+                    return True
             log.error("What was written last did not get to the local log in time.")
         except MirrorfsError as error:
             log.error("What was written last could not be kept: %s", error)

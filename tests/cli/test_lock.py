@@ -160,19 +160,18 @@ def test_pulled_token_locks_after_the_grace(volume: Mounted) -> None:
 def test_token_that_comes_back_in_time_and_one_that_is_of_no_interest(volume: Mounted) -> None:
     lock_table(volume, "grace_s = 60")
     volume.mount()
-    token = token_of(volume)
-    with token.removed():
-        volume.wait_until(lambda: volume.status()["lock"]["presence"] == "removed", within_s=NOTICED_S)
-    volume.wait_until(lambda: volume.status()["lock"]["presence"] == "present", within_s=NOTICED_S)
-    assert volume.status()["lock"]["locks_in_s"] is None
-    assert "The token is back in time" in volume.log_text()
     # Whoever looks is killed: another takes its place, and nothing is locked.
+    volume.wait_until(lambda: len(lookers(volume)) == 1, within_s=NOTICED_S)
     (first,) = lookers(volume)
     os.kill(first, signal.SIGKILL)
     volume.wait_until(lambda: lookers(volume) not in ([], [first]), within_s=NOTICED_S)
-    volume.wait_until(lambda: volume.status()["lock"]["presence"] == "present", within_s=NOTICED_S)
-    with token.removed():
+    with token_of(volume).removed():
         volume.wait_until(lambda: volume.status()["lock"]["presence"] == "removed", within_s=NOTICED_S)
+    volume.wait_until(lambda: volume.status()["lock"]["presence"] == "present", within_s=NOTICED_S)
+    assert volume.status()["lock"]["locks_in_s"] is None
+    log = volume.log_text()
+    assert "The token is back in time" in log
+    assert "the process that looks for the token is silent or gone: another is started" in log
     (volume.mountpoint / "file").write_text("still here")
     volume.umount()
 
@@ -297,3 +296,21 @@ def test_script_for_sleep(volume: Mounted, tmp_path: Path) -> None:
     assert f"Volume {volume.name} is locked" in done.stdout
     assert find_mount(volume.mountpoint) is None and volume.daemon_pids() == []
     assert volume.status()["locked"]["event"] == "suspend"
+
+
+def test_process_that_does_not_answer_is_killed(volume: Mounted) -> None:
+    volume.mount()
+    # Nothing stays open here: every child would wait for the stopped process when it closes what it inherits.
+    with open(volume.mountpoint / "file", "wb") as file:
+        file.write(b"safe")
+        file.flush()
+        os.fsync(file)
+    (pid,) = volume.daemon_pids()
+    os.kill(pid, signal.SIGSTOP)
+    outcome = volume.run("lock", volume.name, "--force-after", "1")
+    assert (outcome.returncode, volume.daemon_pids()) == (1, [])
+    assert "is locked, but the process that served it did not answer and was killed" in outcome.stdout
+    assert find_mount(volume.mountpoint) is None
+    assert volume.run("lock", volume.name, "--force-after", "0").returncode == 2
+    volume.mount()
+    assert (volume.mountpoint / "file").read_bytes() == b"safe"
