@@ -103,26 +103,51 @@ class Alarm:
             }
             await self._run_command(json.dumps(message).encode())
 
-    async def _run_command(self, message: bytes) -> None:
-        config = self._config
+    def locked(self, reason: str) -> None:
+        """The volume is being locked: start the command, which is not waited for.
+
+        Its message is that of a light that did not change, and `event`.
+        """
+        if not self._config.command:
+            return
+        light = None if self._told is None else self._told.value
+        message: dict[str, Any] = {
+            "volume": self._volume, "event": "locked", "light": light, "previous": light,
+            "reason": reason, "time_ns": time.time_ns(), "stores": [],
+        }  # fmt: skip
         try:
-            check_command(config)
-            # What root serves need not be root's alarm.
-            user = pwd.getpwnam(config.user or "nobody") if os.geteuid() == 0 else None
+            process = subprocess.Popen(stdin=subprocess.PIPE, **self._how())
+            assert process.stdin is not None
+            with process.stdin as pipe:
+                pipe.write(json.dumps(message).encode())  # far less than a pipe holds
+            process.returncode = 0  # this process ends before it
+        except (ConfigError, OSError, ValueError, LookupError):
+            log.warning("The alarm command could not be started.")
+
+    def _how(self) -> dict[str, Any]:
+        """Arguments for starting the command. Raises: ConfigError. LookupError: no such user."""
+        config = self._config
+        check_command(config)
+        # What root serves need not be root's alarm.
+        user = pwd.getpwnam(config.user or "nobody") if os.geteuid() == 0 else None
+        return {
+            "args": list(config.command),
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "cwd": "/",
+            "env": {"PATH": _PATH, "LANG": "C.UTF-8"},
+            "start_new_session": True,
+            "user": user and user.pw_uid,
+            "group": user and user.pw_gid,
+            "extra_groups": user and [],
+        }
+
+    async def _run_command(self, message: bytes) -> None:
+        try:
+            how = self._how()
+            program = how.pop("args")
             with trio.move_on_after(DEADLINE_S) as scope:
-                done = await trio.run_process(
-                    list(config.command),
-                    stdin=message,
-                    check=False,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    cwd="/",
-                    env={"PATH": _PATH, "LANG": "C.UTF-8"},
-                    start_new_session=True,
-                    user=user and user.pw_uid,
-                    group=user and user.pw_gid,
-                    extra_groups=user and [],
-                )
+                done = await trio.run_process(program, stdin=message, check=False, **how)
             failure = "it did not end in time" if scope.cancelled_caught else ""
             if not failure and done.returncode != 0:
                 failure = f"it ended with exit code {done.returncode}"

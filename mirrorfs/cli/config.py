@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.config_limits import LimitsConfig
+from mirrorfs.cli.config_lock import LockConfig
 from mirrorfs.cli.config_table import Table, quoted
 from mirrorfs.core.sizes import format_size
 from mirrorfs.drivers.local_disk import LocalDisk
@@ -200,6 +201,7 @@ class VolumeConfig:
     """Whether the local cache is filled in the background."""
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    lock: LockConfig = field(default_factory=LockConfig)
 
     def to_toml(self) -> str:
         """The text of the file."""
@@ -225,7 +227,9 @@ class VolumeConfig:
                 f"instance = {quoted(store.instance.hex())}",
                 *(["rotating = true"] if store.rotating else []),
             ]
-        return "\n".join(lines + self.alarm.to_lines() + self.limits.to_lines()) + "\n"
+        # [limits] is the last: its own tables follow it.
+        lines += self.alarm.to_lines() + self.lock.to_lines() + self.limits.to_lines()
+        return "\n".join(lines) + "\n"
 
     @classmethod
     def from_toml(cls, text: str) -> VolumeConfig:
@@ -235,7 +239,7 @@ class VolumeConfig:
         except tomllib.TOMLDecodeError as exc:
             raise ConfigError("The volume's configuration is not valid TOML; correct the file.") from exc
         read = Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
-        read.known |= {"cache_size", "prefetch", "token", "store", "alarm", "limits"}
+        read.known |= {"cache_size", "prefetch", "token", "store", "alarm", "limits", "lock"}
         read.check()
         version = table.get("format")
         if version != CONFIG_FORMAT:
@@ -255,6 +259,7 @@ class VolumeConfig:
             prefetch=read.switch("prefetch", default=True),
             alarm=AlarmConfig.from_table(table.get("alarm")),
             limits=LimitsConfig.from_table(table.get("limits")),
+            lock=LockConfig.from_table(table.get("lock")),
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ STALL_S: Final = 90.0
 """After so long without progress and with an error, flush and umount stop waiting for a store."""
 
 Message = dict[str, object]
+
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred: process, user, group."""
 
 
 def encode_line(message: Message) -> bytes:
@@ -72,6 +76,10 @@ class NotMounted(MirrorfsError):
     """No process serves the volume on this machine."""
 
 
+class NoAnswer(MirrorfsError):
+    """The process that serves the volume says nothing."""
+
+
 class ControlClient:
     """A connection to the daemon of a mounted volume; a context manager."""
 
@@ -103,6 +111,16 @@ class ControlClient:
         self._lines.close()
         self._socket.close()
 
+    def be_impatient(self, silence_s: float) -> None:
+        """From now on `answers` raises NoAnswer when nothing comes for so long."""
+        self._socket.settimeout(silence_s)
+
+    @property
+    def pid(self) -> int:
+        """The process that serves the volume."""
+        data = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(data)[0])
+
     def send(self, command: str, **fields: object) -> None:
         """Send the request. Raises: MirrorfsError: the daemon is gone."""
         try:
@@ -114,10 +132,13 @@ class ControlClient:
         """The daemon's lines up to and with the last one.
 
         Raises: MirrorfsError: with the exit code and the sentence that the daemon sent; or the daemon ended.
+            NoAnswer: see `be_impatient`.
         """
         while True:
             try:
                 line = self._lines.readline(LINE_SIZE_MAX_BYTES)
+            except TimeoutError as exc:
+                raise NoAnswer(f"The process that serves volume {self._volume} does not answer.") from exc
             except OSError as exc:
                 raise self._gone() from exc
             if not line.endswith(b"\n"):

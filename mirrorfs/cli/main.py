@@ -143,6 +143,13 @@ def _umount(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, environment, _: umount.run(arguments, environment)
 
 
+def _lock(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import lock
+
+    lock.add_arguments(parser)
+    return lambda arguments, environment, _: lock.run(arguments, environment)
+
+
 def _restore(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli.restore import add_arguments, run_restore
 
@@ -184,6 +191,7 @@ COMMANDS: Final = {
     "status": Command("show what is mounted and how safe it is", _status),
     "flush": Command("wait until every store holds everything written so far", _flush),
     "umount": Command("unmount a volume and wait for the stores", _umount),
+    "lock": Command("take a volume away at once and forget its keys, waiting for no store", _lock),
     "restore": Command("restore a volume from one store or more, without mounting it", _restore),
     "key": Command("show and change what opens a volume: tokens, password, recovery code", _key),
     "store": Command("show, add, remove or replace the stores of a volume", _store),

@@ -40,6 +40,7 @@ from mirrorfs.cli.systemd import notify
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
 from mirrorfs.cli.unlock import adopt, check_pinned, find_header, newest_local_generation, unlock_header
 from mirrorfs.cli.views import new_view, remove_dead_views
+from mirrorfs.cli.watched_token import WatchedToken
 from mirrorfs.cli.when import parse_moment
 from mirrorfs.drivers.process import harden_process, unencrypted_swap
 from mirrorfs.engine.restore_plan import Moment
@@ -246,6 +247,7 @@ def unlocked_session(
         view=view,
         at_ns=moment.time_ns,
         at_position=moment.position,
+        watched=WatchedToken.of(unlocked.slot, chosen).to_text(),
     )
     return UnlockedSession(request, unlocked.key_set, unlocked.data)
 

@@ -20,6 +20,7 @@ from typing import Final
 
 import trio
 
+from mirrorfs.cli import session_lock
 from mirrorfs.cli.alarm import Alarm
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths
 from mirrorfs.cli.control import ControlServer
@@ -27,6 +28,7 @@ from mirrorfs.cli.failures import single_error
 from mirrorfs.cli.key_pipe import UnlockedSession
 from mirrorfs.cli.resolve import fsname
 from mirrorfs.cli.session_control import SessionControl
+from mirrorfs.cli.session_lock import Locking
 from mirrorfs.cli.store_adoption import read_change
 from mirrorfs.cli.stores import ONCE, open_store, system_random
 from mirrorfs.cli.waiting import Patience, watched
@@ -37,7 +39,7 @@ from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.drivers.process import boot_id, write_back_here
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.guarded_store import GuardedStore
-from mirrorfs.engine.lease_taker import VolumeSettings
+from mirrorfs.engine.lease_taker import RELEASE_S, VolumeSettings
 from mirrorfs.engine.limits import Limits, patient
 from mirrorfs.engine.local import World
 from mirrorfs.engine.volume import MountedVolume
@@ -113,6 +115,11 @@ class Session:
         self._open_stores: list[Store] = []
         self._serving = trio.CancelScope()
         self._stopping = False
+        self._locking = Locking(
+            self._request, paths, self._config.lock,
+            control=self._control, leave=self._leave, write_back=self._write_back,
+            detaches=None if mounter is None else mounter.detach,
+        )  # fmt: skip
 
     def _make_control(self) -> SessionControl:
         return SessionControl(self._request)
@@ -138,10 +145,12 @@ class Session:
         log.debug("%d copies of keys were overwritten", self._unlocked.wipe())
 
     async def _run(self) -> None:
-        server = ControlServer(self._paths.socket, self._control.handlers())
+        handlers = {**self._control.handlers(), "lock": self._locking.handle}
+        server = ControlServer(self._paths.socket, handlers)
         with trio.open_signal_receiver(*_SIGNALS) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, signals)
+                nursery.start_soon(self._locking.watch)
                 await nursery.start(server.serve)
                 try:
                     await self._with_stores()
@@ -162,8 +171,11 @@ class Session:
             if self._stopping:
                 self._control.hurry()
             log.info("stopping after signal %d", number)
-            self._stop()
-            self._serving.cancel()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._stop()
+        self._serving.cancel()
 
     def _stop(self) -> None:
         if not self._stopping:
@@ -182,7 +194,7 @@ class Session:
                 with self._serving:
                     opened = await self._open(stores, nursery)
                 if opened is None:
-                    raise MirrorfsError("The volume was not mounted, for a signal came first.")
+                    raise MirrorfsError("The volume was not mounted, for a signal or a lock came first.")
                 await self._serve(opened)
                 nursery.cancel_scope.cancel()
         finally:
@@ -263,7 +275,10 @@ class Session:
         )
         self._control.opened(volume)
         volume.before_read_only = self._write_back
+        self._locking.sync = volume.filesystem.sync
+        self._locking.turn_read_only = volume.turn_read_only
         alarm = Alarm(self._request.name, self._config.alarm, status=lambda: asdict(volume.status()))
+        self._locking.on_lock = alarm.locked
         nursery.start_soon(alarm.run)
         return Opened(volume.filesystem, lambda: self._close(volume, files), volume.unforeseen)
 
@@ -296,7 +311,7 @@ class Session:
                     allow_other=request.allow_other,
                     read_only=request.read_only,
                     fsname=fsname(request.name, request.view),
-                    on_ready=self._on_ready,
+                    on_ready=self._ready,
                     mounter=self._mounter,
                 )
         finally:
@@ -305,13 +320,18 @@ class Session:
             with trio.CancelScope(shield=True):
                 await opened.close()
 
+    def _ready(self) -> None:
+        self._locking.mounted()
+        self._on_ready()
+
     async def _close(self, volume: MountedVolume, files: SqliteIndexFiles) -> None:
         """Close the engine, waiting for the stores as long as somebody wants it."""
         wait, patience = self._control.closing_plan()
         if patience is None:
             patience = Patience(stall_s=EXIT_WAIT_S, limit_s=EXIT_WAIT_S)
+        release_s = session_lock.RELEASE_S if self._control.is_locked else RELEASE_S
         left_behind = await watched(
-            lambda progress: volume.close(wait_for_stores=wait, progress=progress),
+            lambda progress: volume.close(wait_for_stores=wait, progress=progress, release_s=release_s),
             patience=patience,
             publish=self._control.publish,
             is_hurried=lambda: self._control.is_hurried,

@@ -41,6 +41,10 @@ class SessionControl:
         """Has the stores of the configuration as it is now. Raises: MirrorfsError."""
         self.is_hurried = False
         """Whether the waiting for stores at the end is to be cut short."""
+        self.is_locked = False
+        """Whether the session ends because it is locked."""
+        self.lock_state: Callable[[], Message] = dict
+        """What `status` shows of the locking."""
 
     # --- what the session tells ----------------------------------------------------------------
 
@@ -72,7 +76,25 @@ class SessionControl:
 
     def closing_plan(self) -> tuple[bool, Patience | None]:
         """(whether to wait for the stores, for how long); no patience: nobody asked."""
+        if self.is_locked:
+            return False, Patience(stall_s=0.0)
         return (True, None) if self._plan is None else self._plan
+
+    def lock(self) -> None:
+        """The session ends now, whatever the stores lack."""
+        self.is_locked = True
+        self.hurry()
+
+    @property
+    def is_unmounted(self) -> bool:
+        """Whether the mount is gone."""
+        return self._unmounted.is_set()
+
+    async def wait_finished(self) -> None:
+        """Return when everything is closed. Raises: MirrorfsError: it was not closed properly."""
+        await self._finished.wait()
+        if self._error is not None:
+            raise self._error
 
     def hurry(self) -> None:
         """Wait for no store any more."""
@@ -102,6 +124,7 @@ class SessionControl:
             "status": asdict(volume.status()),
             "limits": self._limits_now(),
             "instances": volume.instances,
+            "lock": self.lock_state(),
         }
 
     def _limits_now(self) -> Message | None:
@@ -211,12 +234,14 @@ class SessionControl:
             self._watchers.append(publish)
             try:
                 nursery.start_soon(self._withdraw, connection)
-                await self._finished.wait()
+                await self.wait_finished()
             finally:
                 self._watchers.remove(publish)
             nursery.cancel_scope.cancel()
-        if self._error is not None:
-            raise self._error
+        if self.is_locked and wait:
+            raise MirrorfsError(
+                "The volume was locked meanwhile; what the stores lack is sent with the next mount."
+            )
         if self._left_behind is not None and wait:
             raise StoreUnavailable(
                 f"The volume is unmounted, but {self._left_behind}; it is sent with the next mount."

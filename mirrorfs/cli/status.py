@@ -7,16 +7,18 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from mirrorfs.cli import volume_lock
 from mirrorfs.cli.config import VolumePaths, configured_volumes, load_config, volume_paths
 from mirrorfs.cli.control_protocol import ControlClient, NotMounted
 from mirrorfs.cli.failures import one_line
+from mirrorfs.cli.lock_note import LockNote, read_note
+from mirrorfs.cli.lock_status import lock_lines, locked_json, locked_line
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.cli.protection import Light, Protection, StoreProtection, judge, span
 from mirrorfs.cli.resolve import mounts_of, resolve
+from mirrorfs.cli.shown_times import local_time, timestamp
 from mirrorfs.cli.waiting_client import STATUS_SYNC_DEADLINE_S, write_back
 from mirrorfs.errors import MirrorfsError, UsageError
 
@@ -51,6 +53,8 @@ class VolumeReport:
     """Why nothing more can be said; one sentence."""
     view_time_ns: int | None = None
     """Of a read-only view: the time of the last change that it shows."""
+    locked: LockNote | None = None
+    """That the last mount ended so; of a volume that is not mounted."""
 
 
 def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -84,7 +88,7 @@ def _report(paths: VolumePaths) -> VolumeReport:
             note = f"Its mount is dead; `mirrorfs umount {paths.name}` removes it."
         elif volume_lock.is_held(paths):
             note = "It is just being mounted or unmounted."
-        return VolumeReport(paths.name, None, None, None, note)
+        return VolumeReport(paths.name, None, None, None, note, locked=read_note(paths))
     except MirrorfsError as error:
         return VolumeReport(paths.name, None, None, None, one_line(str(error)))
     mountpoint = str(answer["mountpoint"])
@@ -111,12 +115,6 @@ def _ask(paths: VolumePaths) -> Mapping[str, Any]:
 # --- JSON ------------------------------------------------------------------------------------
 
 
-def timestamp(time_ns: int) -> str:
-    """UTC with milliseconds, as in ISO 8601."""
-    moment = datetime.fromtimestamp(time_ns // 1_000_000 / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def as_json(report: VolumeReport) -> dict[str, Any]:
     """One element of "volumes" in docs/status-json.md."""
     result: dict[str, Any] = {
@@ -131,6 +129,8 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "follows": None,
         "local": None,
         "limits": None if report.answer is None else _limits(report.answer.get("limits")),
+        "lock": None if report.answer is None else report.answer.get("lock"),
+        "locked": None if report.locked is None else locked_json(report.locked),
         "stores": [],
     }
     if report.view_time_ns is not None and report.answer is not None:
@@ -192,12 +192,6 @@ def _limits(rates: Mapping[str, int] | None) -> dict[str, int | None]:
 # --- text ------------------------------------------------------------------------------------
 
 
-def local_time(time_ns: int, *, now_ns: int) -> str:
-    """Local time; with the date where it is not today's."""
-    moment, now = (datetime.fromtimestamp(value / 1e9).astimezone() for value in (time_ns, now_ns))
-    return moment.strftime("%H:%M:%S" if moment.date() == now.date() else "%Y-%m-%d %H:%M:%S")
-
-
 def as_text(report: VolumeReport) -> list[str]:
     """The lines for people."""
     if report.view_time_ns is not None:
@@ -209,17 +203,18 @@ def as_text(report: VolumeReport) -> list[str]:
             lines.append(f"  {answer['fault']}")
         lines += _limits_line(answer.get("limits"))
         lines += [f"  Store {name} does not answer." for name in answer.get("silent", ())]
-        return lines
+        return lines + lock_lines(answer.get("lock"))
     if report.answer is None or report.protection is None:
         note = "" if report.note is None else f" {report.note}"
         where = "is not mounted." if report.mountpoint is None else f"is mounted on {report.mountpoint}."
-        return [f"{report.name}: {where}{note}"]
+        lines = [f"{report.name}: {where}{note}"]
+        return lines if report.locked is None else [*lines, locked_line(report.locked)]
     protection = report.protection
     lines = [f"{report.name}: {_WORDS[protection.light]}, mounted on {report.mountpoint}"]
     if protection.reason is not None:
         lines.append(f"  {protection.reason}")
     lines += ["  " + _store_line(store, now_ns=protection.as_of_ns) for store in protection.stores]
-    lines += _limits_line(report.answer.get("limits"))
+    lines += _limits_line(report.answer.get("limits")) + lock_lines(report.answer.get("lock"))
     status = report.answer["status"]
     lines.append(
         f"  {status['files']} files and directories, {format_bytes(status['allocated_bytes'])};"

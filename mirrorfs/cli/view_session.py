@@ -51,6 +51,7 @@ class ViewControl(SessionControl):
             "fault": None if follower is None else follower.fault,
             "limits": self._limits_now(),
             "silent": [] if follower is None else list(follower.silent),
+            "lock": self.lock_state(),
         }
 
     async def _flush(self, connection: Connection) -> Message:

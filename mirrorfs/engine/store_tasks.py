@@ -379,9 +379,9 @@ class StoreTasks:
             return True
         return False
 
-    async def release(self, one: AttachedStore) -> None:
-        """Give one lease back, for at most RELEASE_S; one that stays expires."""
-        with trio.move_on_after(RELEASE_S):
+    async def release(self, one: AttachedStore, limit_s: float = RELEASE_S) -> None:
+        """Give one lease back, for at most so long; one that stays expires."""
+        with trio.move_on_after(limit_s):
             try:
                 await one.lease.release()
             except MirrorfsError as exc:

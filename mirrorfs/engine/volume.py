@@ -28,7 +28,7 @@ from mirrorfs.engine.checkpoints import WrittenCheckpoint
 from mirrorfs.engine.daily_look import DailyLook
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lasting import lasting
-from mirrorfs.engine.lease_taker import VolumeSettings
+from mirrorfs.engine.lease_taker import RELEASE_S, VolumeSettings
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.mend import Mender
 from mirrorfs.engine.mirror_state import MirrorState
@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 HEAD_INTERVAL_S = 600.0
 PROGRESS_S = 0.5
+Progress = Callable[["VolumeStatus"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class MountedVolume:
         self._published_position = -1
         self._publishing = trio.Lock()
         self.before_read_only: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
-        """Awaited when another writer took over, before changes are refused: the kernel may hold some."""
+        """Awaited before changes are refused for good: the kernel may hold some."""
         stores.members.on_held = local.cache.judge
         stores.members.on_counted = local.cache.judge_all
         mirrors = stores.members.mirrors
@@ -185,7 +186,7 @@ class MountedVolume:
             members, attaching, LocalObjects(world.disk, index, world.offload),
             StoreRecords(world.disk, world.offload, world.clock), writer.taker, world.clock, identity,
             settle_index=lambda: local.committer.settle_index(),
-            on_fenced=lambda: volume._turn_read_only(),
+            on_fenced=lambda: volume.turn_read_only(),
             on_unforeseen=lambda error: volume.unforeseen(error),
             on_left=lambda name: volume.scrubber.forget_store(name),
             adopt=adopt,
@@ -224,9 +225,9 @@ class MountedVolume:
                 if self._prefetches:
                     start(self._prefetcher.run, "filling the cache")
 
-    async def _turn_read_only(self) -> None:
-        """Another writer took over. After an error it is to be called again."""
-        # What was accepted so far is kept in the local log, and goes nowhere: no lease is fresh again.
+    async def turn_read_only(self) -> None:
+        """Another writer took over, or the token is gone. After an error it is to be called again."""
+        # What was accepted so far is kept in the local log; where no lease is fresh it goes nowhere.
         if not self._local.state.read_only:
             await self.before_read_only()
             self._local.state.read_only = True
@@ -285,13 +286,12 @@ class MountedVolume:
         """The state now; cheap."""
         local = self._local
         files, allocated = local.index.totals()
-        oldest_ns = local.log.oldest_ns
         return VolumeStatus(
             position=local.committer.durable_position,
             durable_ns=local.committer.durable_ns,
             dirty_bytes=local.state.dirty_bytes,
             pending_records_bytes=local.state.pending_bytes,
-            open_since_ns=self._ages.open_since_ns(oldest_ns) if oldest_ns else 0,
+            open_since_ns=self._ages.open_since_ns(oldest_ns) if (oldest_ns := local.log.oldest_ns) else 0,
             log_bytes_appended=local.log.bytes_appended,
             commits=local.committer.commits,
             files=files,
@@ -313,7 +313,7 @@ class MountedVolume:
         """Return when a store is seen to hold an object. Raises as Mirror.wait_held; StoreUnavailable."""
         await self._store(store).mirror.wait_held([key])
 
-    async def wait_filled(self, store: str, progress: Callable[[VolumeStatus], None]) -> None:
+    async def wait_filled(self, store: str, progress: Progress) -> None:
         """Return when a store holds everything that there is now; as `flush`, of it alone."""
         one = self._store(store)
         async with trio.open_nursery() as nursery:
@@ -347,7 +347,7 @@ class MountedVolume:
         """Stop writing for good, for an exception that nobody foresaw; reads go on until the unmount."""
         self._local.unforeseen(error)
 
-    async def flush(self, progress: Callable[[VolumeStatus], None] | None = None) -> None:
+    async def flush(self, progress: Progress | None = None) -> None:
         """Return when every store holds everything written so far.
 
         Waits as long as a store is away, but for one that rotates, and for those that are added meanwhile.
@@ -369,18 +369,18 @@ class MountedVolume:
         if progress is not None:
             progress(self.status())
 
-    async def _report(self, progress: Callable[[VolumeStatus], None]) -> None:
+    async def _report(self, progress: Progress) -> None:
         while True:
             progress(self.status())
             await trio.sleep(PROGRESS_S)
 
     async def close(
-        self, *, wait_for_stores: bool, progress: Callable[[VolumeStatus], None] | None = None
+        self, *, wait_for_stores: bool, progress: Progress | None = None, release_s: float = RELEASE_S
     ) -> None:
         """End the session. The filesystem must get no calls any more.
 
-        What the stores lack stays in the local log and goes out with the next mount. Raises what the last
-        commit raises, after everything else was closed.
+        What the stores lack goes out with the next mount. Leases are given back for `release_s` at most.
+        Raises what the last commit raises, after everything else was closed.
         """
         try:
             if wait_for_stores:
@@ -396,5 +396,5 @@ class MountedVolume:
                 await self._tasks_of_stores.remember(at_once=True)
                 async with trio.open_nursery() as nursery:
                     for one in self._stores:
-                        nursery.start_soon(self._tasks_of_stores.release, one)
+                        nursery.start_soon(self._tasks_of_stores.release, one, release_s)
             self._local.close()

@@ -197,6 +197,8 @@ async def _leave(path: str, mounter: Mounter, ended: trio.Event) -> None:
         with trio.move_on_after(WRITE_BACK_TIMEOUT_S):
             await run(_write_back, path)
         await run(mounter.detach)
+    except UsageError:
+        log.info("the mount was taken away before")
     except MirrorfsError as error:
         log.info("the mount was not unmounted: %s", error)
     with trio.move_on_after(GRACE_S / 5):

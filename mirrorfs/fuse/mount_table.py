@@ -24,6 +24,8 @@ FSTYPE: Final = "fuse.mirrorfs"
 PROBE_TIMEOUT_S: Final = 5.0
 PROBE_KILL_TIMEOUT_S: Final = 1.0
 MOUNTINFO: Final = Path("/proc/self/mountinfo")
+CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
+"""Where fusectl is mounted; a connection's files belong to the user who mounted it."""
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _STATVFS = "import os, sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as error: sys.exit(error.errno)"
@@ -163,6 +165,36 @@ def detach(mountpoint: str | os.PathLike[str]) -> None:
     _fusermount(record, "-z")
     if _is_mounted(record):
         raise MirrorfsError("The mount could not be removed; only the user who mounted it, or root, may.")
+
+
+def take_away(
+    mountpoint: str | os.PathLike[str],
+    *,
+    detaches: Callable[[], None] | None = None,
+    connections: Path = CONNECTIONS,
+) -> bool:
+    """Detach a MirrorFS mount and abort its connection, so that whoever uses it gets errors at once.
+
+    Pages that the kernel has not handed over are lost: have them written back before.
+    Args:
+        detaches: detaches it for a process that may not.
+    Returns: whether it was aborted. If not, nobody used it, or there is no fusectl (as in containers) and it
+        ends when the daemon closes it.
+    Raises: UsageError: no MirrorFS mount is there. MirrorfsError: the kernel refused to detach it.
+    """
+    record = _own_mount(mountpoint)
+    try:
+        if detaches is None:
+            detach(mountpoint)
+        else:
+            detaches()
+    finally:
+        try:
+            (connections / str(record.minor) / "abort").write_text("1")
+            aborted = True
+        except OSError:
+            aborted = False
+    return aborted
 
 
 def clean_stale(mountpoint: str | os.PathLike[str]) -> bool:

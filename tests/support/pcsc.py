@@ -98,6 +98,11 @@ class SmartCardRoom:
                 f" refuses to {'root' if os.geteuid() == 0 else 'users'}: {reason}"
             )
 
+    @property
+    def pid(self) -> int:
+        """A process in the room: /proc/PID/root is its file system."""
+        return self._keeper.pid
+
     def command(self, *arguments: str) -> list[str]:
         """What to run so that a program runs in here, with the same process id."""
         return ["nsenter", f"--target={self._keeper.pid}", *self._enter, "--mount", "--net", *arguments]

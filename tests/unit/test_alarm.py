@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,21 @@ def test_commands_that_are_refused(tmp_path: Path) -> None:
 def test_configurations_that_are_refused(table: Any) -> None:
     with pytest.raises(ConfigError, match="alarm"):
         AlarmConfig.from_table(table)
+
+
+def test_that_a_volume_is_locked_is_told_and_not_waited_for(told_by: tuple[Path, Path]) -> None:
+    program, out = told_by
+    command = (str(program), str(out))
+    Alarm("practice", AlarmConfig(command=command), status=lambda: status(store())).locked("It was locked.")
+    deadline_s = time.monotonic() + 20
+    while not out.with_name(f"{out.name}.home").exists():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    told = read_json(out)
+    assert (told["event"], told["reason"], told["light"]) == ("locked", "It was locked.", None)
+
+
+@pytest.mark.expects_warnings("The alarm command could not be started")
+def test_a_lock_does_not_fail_for_its_alarm() -> None:
+    Alarm("practice", AlarmConfig(command=("/nowhere",)), status=lambda: status(store())).locked("Locked.")
+    Alarm("practice", AlarmConfig(), status=lambda: status(store())).locked("Locked.")
