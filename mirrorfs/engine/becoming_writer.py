@@ -25,7 +25,7 @@ from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.recovery import Recovered, Recovery
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.sources import Segments
-from mirrorfs.engine.standing import NOBODY, Known, Standing, first_unsent
+from mirrorfs.engine.standing import NOBODY, Known, Standing, first_unsent, known_by_lease
 from mirrorfs.errors import InUseError, StoreUnavailable
 from mirrorfs.format.control import Lease
 from mirrorfs.format.header import VolumeHeader
@@ -226,7 +226,9 @@ async def become_writer(
         await _outwait(leases, taker.notice_s)
         lasting = [one.state() for one in leases if one.state().store not in taker.rotating]
         took_over = taker.takes_over and any(state.fresh for state in lasting)
-        await judge.again(Known(identity.epoch, -1, identity.writer) if took_over else NOBODY)
+        await judge.again(
+            known_by_lease(identity.epoch, identity.writer, identity.keys) if took_over else NOBODY
+        )
         lasting = [one.state() for one in leases if one.state().store not in taker.rotating]
         fenced = next((state.fenced for state in lasting if state.fenced is not None), None)
         if fenced is not None:

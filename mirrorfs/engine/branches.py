@@ -1,8 +1,9 @@
-"""Which of several branches of the log is the volume's: the one whose end has the highest epoch.
+"""Which of several branches of the log is the volume's: the one that was written last, as its end says.
 
 A writer that was fenced may have sent a segment that its successor never saw: then two segments continue one,
-and what counts is where each leads. Epochs rise along a branch, so its end says who wrote last. Only headers
-are read, in step along all branches, until one of them is known to win: of an orphan that is soon.
+and what counts is where each leads. Epochs rise along a branch, so its end says who wrote last. Before all
+epochs stands the key generation: who has but the keys of before a rotation ends no branch with later ones.
+Only headers are read, in step along all branches, until one is known to win: of an orphan that is soon.
 """
 
 from __future__ import annotations
@@ -28,11 +29,18 @@ class HeaderSource(Protocol):
 
 
 class End(NamedTuple):
-    """Where a branch ends."""
+    """Where a branch ends; the later end is the greater."""
 
+    era: int
+    """The key generation, `VolumeKeys.era`."""
     epoch: int
     sequence: int
     writer: bytes
+
+
+def end_at(segment: SegmentId, keys: VolumeKeys) -> End:
+    """A branch that ends with a segment."""
+    return End(keys.era(segment.sequence), segment.epoch, segment.sequence, segment.writer)
 
 
 class Branches:
@@ -56,7 +64,7 @@ class Branches:
 
         Of the winner it may be a place on the way, where it is known to win.
         """
-        ends = {root: End(root.epoch, root.sequence, root.writer) for root in roots}
+        ends = {root: end_at(root, self._keys) for root in roots}
         frontier = {root: root for root in roots}
         sequence = roots[0].sequence
         while frontier and not _is_decided(ends, set(frontier.values())):
@@ -67,7 +75,7 @@ class Branches:
                 root = frontier.get(previous.segment) if previous is not None else None
                 if root is not None:
                     following[segment] = root
-                    ends[root] = max(ends[root], End(segment.epoch, sequence, segment.writer))
+                    ends[root] = max(ends[root], end_at(segment, self._keys))
             frontier = following
         return ends
 
@@ -106,4 +114,4 @@ def _is_decided(ends: dict[SegmentId, End], alive: set[SegmentId]) -> bool:
     if len(ends) < 2 or len(alive) != 1:
         return False
     (winner,) = alive
-    return all(end.epoch < ends[winner].epoch for root, end in ends.items() if root != winner)
+    return all(end[:2] < ends[winner][:2] for root, end in ends.items() if root != winner)

@@ -123,7 +123,7 @@ class Follower:
             elif head is not None:
                 self._seen[name] = head
                 is_beyond = head.position > self.position and not holds_head(self._index, head)
-                if is_beyond and not is_left_behind(self._index, head) and not self.silent:
+                if is_beyond and not is_left_behind(self._index, head, self._keys) and not self.silent:
                     self._fail(
                         f"Store {name} has a later state that does not continue what is shown here:"
                         " unmount this view and mount it again."

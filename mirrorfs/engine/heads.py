@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from mirrorfs.engine.branches import End
+from mirrorfs.engine.branches import End, end_at
 from mirrorfs.errors import (
     AuthenticationError,
     DamagedError,
@@ -133,7 +133,7 @@ def vouched_by(head: Head) -> Previous | None:
     return Previous(parse_segment_object_key(head.segment_key)[1], head.segment_size, head.segment_digest)
 
 
-def is_left_behind(index: Index, head: Head) -> bool:
+def is_left_behind(index: Index, head: Head, keys: VolumeKeys) -> bool:
     """Whether a head is of a writer that was fenced: readers follow what the index holds, and not its branch.
 
     Epochs rise along a branch, so that no head of our own log is of an earlier one than our end.
@@ -141,7 +141,13 @@ def is_left_behind(index: Index, head: Head) -> bool:
     row = index.last_segment()
     if row is None or (head.epoch, head.writer) == (row.epoch, row.writer):
         return False
-    return End(head.epoch, head.sequence, head.writer) < End(row.epoch, row.sequence, row.writer)
+    ours = SegmentId(row.sequence, row.epoch, row.writer)
+    return end_of_head(head, keys) < end_at(ours, keys)
+
+
+def end_of_head(head: Head, keys: VolumeKeys) -> End:
+    """Where the log ended that a head tells of."""
+    return end_at(SegmentId(head.sequence, head.epoch, head.writer), keys)
 
 
 async def newest_heads(

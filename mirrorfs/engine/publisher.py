@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from mirrorfs.engine.branches import End
 from mirrorfs.engine.closed_segments import newest_local_head
 from mirrorfs.engine.heads import (
     FoundHead,
     HeadRelation,
+    end_of_head,
     holds_head,
     is_left_behind,
     newest_heads,
@@ -96,7 +96,7 @@ class Heads:
         Raises: ChainError.
         """
         own = self.newest if pinned else None
-        if own is not None and not holds_head(index, own) and not is_left_behind(index, own):
+        if own is not None and not holds_head(index, own) and not is_left_behind(index, own, self._keys):
             raise ChainError(
                 "This machine has seen a later state of the volume than the stores that answer show now: make"
                 " the others reachable, or go on without that state with --take-over."
@@ -117,7 +117,7 @@ class Heads:
                 continue
             if holds_head(index, found.head):
                 await self._adopt(found)
-            elif not known.loses_to(End(found.head.epoch, found.head.sequence, found.head.writer)):
+            elif not known.loses_to(end_of_head(found.head, self._keys)):
                 logger.warning("Store %s holds the end of a writer that was fenced since.", name)
             else:
                 raise ChainError(

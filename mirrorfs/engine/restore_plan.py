@@ -153,7 +153,9 @@ class Planner:
             raise UsageError("The volume had no commit yet at that moment; choose a later one.")
         inodes, size_bytes = index.totals()
         damage = await self._unreached(end)
-        beyond = [one for one in heads if not holds_head(index, one) and not is_left_behind(index, one)]
+        beyond = [
+            one for one in heads if not holds_head(index, one) and not is_left_behind(index, one, self._keys)
+        ]
         if damage is None and not self._stopped and beyond:
             position = format_position(max(one.position for one in beyond))
             damage = f"the newest head of a store names position {position}, and no store has the log there"

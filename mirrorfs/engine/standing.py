@@ -22,7 +22,7 @@ import trio
 
 from mirrorfs.core.held import HeldKeys
 from mirrorfs.core.scan import scan_segment
-from mirrorfs.engine.branches import Branches, End
+from mirrorfs.engine.branches import Branches, End, end_at
 from mirrorfs.engine.replay import previous_of
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import ChainError, DamagedError, InUseError, StoreTooNew
@@ -43,8 +43,12 @@ WHAT_NEXT: Final = (
 
 
 class Known(NamedTuple):
-    """The last writer whose changes this machine's log has, as far as stores have them too."""
+    """The last writer whose changes this machine's log has, as far as stores have them too.
 
+    Compared as engine.branches.End.
+    """
+
+    era: int
     epoch: int
     sequence: int
     """Of the last segment of that writer; -1 if it is known by its lease alone."""
@@ -62,7 +66,12 @@ class Known(NamedTuple):
         return end > self
 
 
-NOBODY: Final = Known(0, -1, b"")
+def known_by_lease(epoch: int, writer: bytes, keys: VolumeKeys) -> Known:
+    """A writer of whom no segment is known: it has the newest keys."""
+    return Known(keys.generation, epoch, -1, writer)
+
+
+NOBODY: Final = Known(0, 0, -1, b"")
 
 
 async def first_unsent(index: Index, held: Sequence[HeldKeys]) -> int:
@@ -113,16 +122,26 @@ class Standing:
         """Args: leases: those found in stores. own: writer ids of this machine's mounts that were settled."""
         found = NOBODY
         if self._first and (row := self._index.get_segment(self._first - 1)) is not None:
-            found = Known(row.epoch, row.sequence, row.writer)
+            found = self._known_by(row)
         async with aclosing(self._rows()) as rows:
             async for row in rows:
                 key = segment_object_key(Stream.MAIN, _id(row))
                 is_held = any(key in one for one in self._held.values())
                 if is_held or not self._held.keys().isdisjoint(self._segments.stores_of(_id(row))):
-                    found = Known(row.epoch, row.sequence, row.writer)
+                    found = self._known_by(row)
         return max(
-            [found, *(Known(lease.epoch, -1, lease.writer) for lease in leases if lease.writer in own)]
+            [
+                found,
+                *(
+                    known_by_lease(lease.epoch, lease.writer, self._keys)
+                    for lease in leases
+                    if lease.writer in own
+                ),
+            ]
         )
+
+    def _known_by(self, row: SegmentRow) -> Known:
+        return Known(*end_at(_id(row), self._keys))
 
     async def check(self, known: Known) -> None:
         """Raises: ChainError: the stores' log does not go on from this machine's. InUseError: another machine

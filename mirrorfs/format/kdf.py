@@ -55,6 +55,11 @@ class VolumeKeys:
     past: tuple[PastKeys, ...] = ()
     """Generations before this one, oldest first; only the newest generation knows them."""
 
+    def era(self, sequence: int) -> int:
+        """The key generation that seals a segment of the main stream."""
+        past = (one.keys.generation for one in self.past if sequence < one.until_sequence)
+        return next(past, self.generation)
+
     def past_of(self, generation: int) -> PastKeys | None:
         """An earlier generation's keys; None for this one and for one that is not known."""
         return next((past for past in self.past if past.keys.generation == generation), None)

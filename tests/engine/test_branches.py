@@ -57,8 +57,8 @@ async def test_the_end_counts_not_the_root_nor_the_length(autojump_clock: MockCl
     branches, _ = await looked(log)
     assert await branches.order([orphan, ours]) == [ours, orphan]
     assert await branches.ends([orphan, ours]) == {
-        ours: End(3, later.sequence, writer_of(3)),
-        orphan: End(2, end.sequence, writer_of(2)),
+        ours: End(1, 3, later.sequence, writer_of(3)),
+        orphan: End(1, 2, end.sequence, writer_of(2)),
     }
 
 

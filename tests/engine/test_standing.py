@@ -52,12 +52,12 @@ async def held_by(index: Index, *instances: str) -> list[HeldKeys]:
 
 
 def known(epoch: int) -> Known:
-    return Known(epoch, -1, writer_of(epoch))
+    return Known(1, epoch, -1, writer_of(epoch))
 
 
 def at(segment: SegmentId) -> Known:
     """What is known of a machine whose last segment that a store has is this one."""
-    return Known(segment.epoch, segment.sequence, segment.writer)
+    return Known(1, segment.epoch, segment.sequence, segment.writer)
 
 
 @pytest.mark.parametrize(

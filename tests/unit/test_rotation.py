@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 from trio.testing import MockClock
 
+from mirrorfs.engine.branches import Branches, End
 from mirrorfs.engine.heads import newest_head, seal_head
 from mirrorfs.errors import AuthenticationError, DamagedError, LimitError, UsageError
 from mirrorfs.format.control import (
@@ -24,13 +26,14 @@ from mirrorfs.format.generation import check_descent
 from mirrorfs.format.header import VolumeHeader, parse_header, seal_header, verify_header
 from mirrorfs.format.ids import SegmentId, Stream
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.segment import HEADER_SIZE, SegmentHeader, decode_header, encode_header
+from mirrorfs.format.segment import HEADER_SIZE, Previous, SegmentHeader, decode_header, encode_header
 from mirrorfs.format.signing import load_public_key, load_signer
 from mirrorfs.format.slot import KdfParameters, KeySet, Role, Slot
 from mirrorfs.keys import slots
 from mirrorfs.keys.rotation import check_can_rotate, rotate_keys
 from mirrorfs.keys.token import Enrolment
 from mirrorfs.ports import ObjectKey, Sealed
+from tests.golden.make_golden import OneCopy
 from tests.support.store_simulated import SimulatedStore
 from tests.support.volumes import HEAD, HEADER, INSTANCE, KEY_SET, KEYS, LEASE, SLOT, VOLUME
 
@@ -302,3 +305,54 @@ async def test_heads_count_under_the_newest_keys_alone(autojump_clock: MockClock
     for counter in range(4, 9):
         await put(replace(HEAD, counter=counter), KEYS, KEY_SET.writer)
     assert await found() == new_key, "whoever has the old keys publishes nothing"
+
+
+# --- branches ------------------------------------------------------------------------------------
+
+
+class Headers:
+    """Headers of segments in memory; a branch is added by who seals it."""
+
+    def __init__(self) -> None:
+        self._data: dict[SegmentId, bytes] = {}
+
+    def add(self, keys: VolumeKeys, seed: bytes, segment: SegmentId, before: SegmentId | None) -> SegmentId:
+        previous = None if before is None else Previous(before, 1000, bytes(32))
+        header = SegmentHeader(VOLUME, Stream.MAIN, keys.generation, 1, segment, os.urandom(32), previous)
+        self._data[segment] = encode_header(header, keys, load_signer(seed))
+        return segment
+
+    async def candidates(self, sequence: int) -> list[SegmentId]:
+        found = [segment for segment in self._data if segment.sequence == sequence]
+        return sorted(found, key=lambda segment: segment.epoch, reverse=True)
+
+    def beginnings(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
+        return OneCopy(self._data[segment])
+
+
+def at(sequence: int, epoch: int) -> SegmentId:
+    return SegmentId(sequence, epoch, bytes([epoch]) * 8)
+
+
+async def test_a_branch_under_old_keys_loses_whatever_its_epoch(it: Rotated) -> None:
+    headers = Headers()
+
+    def old(sequence: int, epoch: int, before: SegmentId | None) -> SegmentId:
+        return headers.add(KEYS, KEY_SET.writer, at(sequence, epoch), before)
+
+    root = old(FIRST_OF_SECOND - 3, 1, None)
+    genuine = old(FIRST_OF_SECOND - 2, 1, root)
+    before = old(FIRST_OF_SECOND - 1, 1, genuine)
+    end = headers.add(it.keys, it.key_set.writer, at(FIRST_OF_SECOND, 2), before)
+    forged = old(FIRST_OF_SECOND - 2, 50, root)
+    # In a place of the new keys the old ones are not valid.
+    old(FIRST_OF_SECOND, 50, old(FIRST_OF_SECOND - 1, 50, forged))
+    for keys, writer, winner in (
+        (it.keys, it.writer, genuine),
+        (it.old_keys, load_public_key(HEADER.public_keys.writer), forged),
+    ):
+        order = await Branches(headers, keys, writer).order([forged, genuine])
+        assert order[0] == winner
+    ends = await Branches(headers, it.keys, it.writer).ends([forged, genuine])
+    assert ends[genuine] == End(2, 2, end.sequence, end.writer)
+    assert ends[forged][:3] == (1, 50, FIRST_OF_SECOND - 1)
