@@ -14,7 +14,8 @@ from pathlib import Path
 from mirrorfs.cli.control_protocol import PROTOCOL, encode_line
 from mirrorfs.cli.key_pipe import SessionRequest, UnlockedSession, write_session
 from mirrorfs.format.control import head_key, seal_control
-from mirrorfs.format.header import KeyGeneration, VolumeHeader, seal_header
+from mirrorfs.format.generation import KeyGeneration
+from mirrorfs.format.header import VolumeHeader, seal_header
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.record import Forget
@@ -72,7 +73,10 @@ def headers() -> Sequence[bytes]:
         generation=2,
         previous=b"\x41" * 32,
         key_generation=2,
-        generations=(KeyGeneration(1, 0, b"\x42" * 92), KeyGeneration(2, 7, b"")),
+        generations=(
+            KeyGeneration(1, 0, b"\x42" * 60, b"\x43" * 16, b"\x44" * 32, b"\x45" * 64),
+            KeyGeneration(2, 7, b""),
+        ),
         slots=(replace(SLOT, boxed=b"\x43" * 188), replace(slots()[3], key_generation=2)),
     )
     sealed = [_sealed(header, KEYS) for header in (*one_slot, several)]
