@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,9 @@ settings.load_profile(os.environ.get("MIRRORFS_HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what runs in its background with Ctrl-C ignored, and that is inherited.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[SKIPPED] = []
     config.addinivalue_line(
         "markers", "expects_warnings(pattern, ...): log messages of WARNING or more that this test may cause"

@@ -107,7 +107,8 @@ class KeyChange:
         kept = [one for one in unlocked.header.slots if not was_on_paper or one.kind is not SlotKind.RECOVERY]
         changed = self._publish(unlocked, [*kept, slot])
         if config not in self._config.tokens:
-            write_config(self._paths, replace(self._config, tokens=(*self._config.tokens, config)))
+            self._config = replace(self._config, tokens=(*self._config.tokens, config))
+            write_config(self._paths, self._config)
         print(f"Slot {name} opens volume {self._paths.name} too, with the password that was entered.")
         if was_on_paper:
             print(
