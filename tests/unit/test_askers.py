@@ -244,6 +244,7 @@ def test_the_real_one_and_an_agent() -> None:
     with PasswordAgent() as agent:
         agent.expect(f"mirrorfs:password:{volume}", "clé % of it".encode())
         assert read_password(volume, path=None, environment=ENVIRONMENT) == "clé % of it".encode()
+        wait_until(lambda: len(agent.answered) == 1)
         (seen,) = agent.answered
         assert seen["Message"] == (
             f"Password of volume {volume}. This is the password of the volume, not the PIN of a token:"
@@ -252,6 +253,7 @@ def test_the_real_one_and_an_agent() -> None:
         agent.expect(f"mirrorfs:password:{volume}", None)
         with pytest.raises(CannotAsk, match="cancelled, or may not ask here"):
             read_password(volume, path=None, environment=ENVIRONMENT)
+        wait_until(lambda: len(agent.answered) == 2)
         assert not is_running(int(agent.answered[1]["PID"]))
 
 
