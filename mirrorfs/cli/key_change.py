@@ -22,7 +22,6 @@ from mirrorfs.cli.unlock import (
     adopt,
     check_pinned,
     find_header,
-    newest_local_generation,
     open_with,
     unlock_header,
 )
@@ -235,7 +234,7 @@ class KeyChange:
             sources=self._sources,
             password=self._password,
         )
-        check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
+        check_pinned(unlocked, config, paths)
         if arguments.change != "check":
             self._config = adopt(paths, config, unlocked)
         if arguments.change != "check" and Role.WRITER not in unlocked.slot.roles:

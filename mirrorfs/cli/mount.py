@@ -38,7 +38,7 @@ from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
 from mirrorfs.cli.systemd import notify
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
-from mirrorfs.cli.unlock import adopt, check_pinned, find_header, newest_local_generation, unlock_header
+from mirrorfs.cli.unlock import adopt, check_pinned, find_header, unlock_header
 from mirrorfs.cli.views import new_view, remove_dead_views
 from mirrorfs.cli.watched_token import WatchedToken
 from mirrorfs.cli.when import parse_moment
@@ -230,7 +230,7 @@ def unlocked_session(
     refuse_recovery(chosen, volume=paths.name)
     tokens = make_tokens(chosen, sources)
     unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
-    check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
+    check_pinned(unlocked, config, paths)
     config = adopt(paths, config, unlocked)
     if not view and Role.WRITER not in unlocked.slot.roles:
         raise UsageError(f"Slot {unlocked.slot.name} may read and no more; mount with --read-only.")

@@ -53,7 +53,6 @@ from mirrorfs.cli.unlock import (
     adopt,
     check_pinned,
     find_header,
-    newest_local_generation,
     unlock_header,
 )
 from mirrorfs.drivers.process import harden_process
@@ -247,7 +246,7 @@ class _Change:
         refuse_recovery(chosen, volume=paths.name)
         tokens = make_tokens(chosen, sources)
         unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
-        check_pinned(unlocked, config, generation_min=newest_local_generation(paths))
+        check_pinned(unlocked, config, paths)
         self._config = adopt(paths, config, unlocked)
         return unlocked
 

@@ -7,7 +7,7 @@ be the right one: so neither is typed in vain.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import trio
@@ -158,11 +158,9 @@ def choose_slot(header: VolumeHeader, tokens: Sequence[Token]) -> tuple[Slot, To
     raise (wrong + absent + needless)[0]
 
 
-def check_pinned(unlocked: Unlocked, config: VolumeConfig, *, generation_min: int) -> None:
-    """Refuse a header that opens but is not the one of this volume.
+def check_pinned(unlocked: Unlocked, config: VolumeConfig, paths: VolumePaths) -> None:
+    """Refuse a header that opens but is not the one of this volume, or older than one seen here: a roll-back.
 
-    Args:
-        generation_min: the newest generation seen here; an older one is a roll-back.
     Raises: WrongVolume. ChainError.
     """
     if not is_of(unlocked, config):
@@ -171,10 +169,14 @@ def check_pinned(unlocked: Unlocked, config: VolumeConfig, *, generation_min: in
             f"The header opens a volume with fingerprint {found}, not the one pinned here; nothing was used"
             " of it: check the stores."
         )
-    if unlocked.header.generation < generation_min:
-        raise ChainError(
-            "The volume's header is older than the one seen here before; restore the state directory's copy."
-        )
+    for generation, header, _ in _local_headers(paths):
+        # Numbers count among headers of the same keys; of a rotten one the number is all there is.
+        is_earlier = header is not None and header.key_generation < unlocked.header.key_generation
+        if generation > unlocked.header.generation and not is_earlier:
+            raise ChainError(
+                "The volume's header is older than the one seen here before; restore the state directory's"
+                " copy."
+            )
 
 
 def is_of(unlocked: Unlocked, config: VolumeConfig) -> bool:
@@ -202,31 +204,31 @@ def adopt(paths: VolumePaths, config: VolumeConfig, unlocked: Unlocked) -> Volum
 
 
 def local_header(paths: VolumePaths) -> bytes | None:
-    """The newest header in the local state; None when there is none that is whole."""
+    """The newest header in the local state, later keys before higher numbers; None when none is whole."""
+    whole = [(header, data) for _, header, data in _local_headers(paths) if header is not None]
+    return max(whole, key=lambda one: _age(one[0]))[1] if whole else None
+
+
+def _age(header: VolumeHeader) -> tuple[int, int]:
+    return header.key_generation, header.generation
+
+
+def _local_headers(paths: VolumePaths) -> list[tuple[int, VolumeHeader | None, bytes]]:
+    """The number in each one's name, and what it holds; a torn or rotten one holds nothing."""
     try:
         names = [path.name for path in paths.headers.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
-        return None
-    for _, key in _newest_first([f"header/{name}" for name in names]):
+        return []
+    found: list[tuple[int, VolumeHeader | None, bytes]] = []
+    for generation, key in _newest_first([f"header/{name}" for name in names]):
         try:
             with open(paths.state / "objects" / key, "rb") as file:
                 data = file.read(DOCUMENT_SIZE_MAX + 1)
-            parse_header(data, key=key)
+            found.append((generation, parse_header(data, key=key), data))
         except (DamagedError, LimitError, OSError):
-            # A torn or rotten copy is passed over: the stores have the same bytes.
-            continue
-        return data
-    return None
-
-
-def newest_local_generation(paths: VolumePaths) -> int:
-    """The highest generation that a local header's name states; 0 when there is none."""
-    try:
-        names = [path.name for path in paths.headers.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
-    found = _newest_first([f"header/{name}" for name in names])
-    return found[0][0] if found else 0
+            # It is passed over: the stores have the same bytes. Its name says that there was such a one.
+            found.append((generation, None, b""))
+    return found
 
 
 def _newest_first(keys: Sequence[str]) -> list[tuple[int, str]]:
@@ -239,16 +241,17 @@ def _newest_first(keys: Sequence[str]) -> list[tuple[int, str]]:
     return sorted(found, reverse=True)
 
 
-async def store_headers(store: Store, *, above: int = 0) -> list[bytes]:
+async def store_headers(store: Store, *, above: int = 0, known: Collection[str] = frozenset()) -> list[bytes]:
     """Whole headers that a store holds, newest generation first; nothing in them is authenticated.
 
     Args:
         above: older generations, and this one, are left out.
+        known: keys of headers that need not be fetched.
     Raises: StoreError: the store does not answer. StoreTooNew.
     """
     page = await store.list("header/", start_after=f"header/{above + 1:08x}")
     headers = []
-    for _, key in _newest_first([info.key for info in page])[:HEADERS_MAX]:
+    for _, key in _newest_first([info.key for info in page if info.key not in known])[:HEADERS_MAX]:
         try:
             data = await store.get(ObjectKey(key), size_max=DOCUMENT_SIZE_MAX)
             check_version(data, store=store.name)
@@ -272,19 +275,20 @@ async def find_header(paths: VolumePaths, config: VolumeConfig) -> bytes:
     local = local_header(paths)
     known = parse_header(local) if local is not None else None
     # Another PC may have rotated the keys in a header with a lower number than the newest here.
-    found = await _headers_of(config, above=known.key_generation if known is not None else 0)
+    held = {header_key(one.generation, data) for _, one, data in _local_headers(paths) if one is not None}
+    found = await _headers_of(config, above=known.key_generation if known is not None else 0, known=held)
     fitting: dict[bytes, VolumeHeader] = {} if known is None or local is None else {local: known}
     for data in found:
         try:
             fitting[data] = _fitting(data, known, config)
-        except DamagedError:
+        except (DamagedError, LimitError):
             continue  # a store can hold, or show, anything
     if not fitting:
         raise StoreUnavailable(
             f"The header of volume {paths.name} is neither in the local state nor on a store that answers;"
             " make a store reachable and try again."
         )
-    newest = max(fitting, key=lambda one: (fitting[one].key_generation, fitting[one].generation, one))
+    newest = max(fitting, key=lambda one: (*_age(fitting[one]), one))
     same = [one for one in fitting.values() if one.key_generation == fitting[newest].key_generation]
     if len({one.fingerprint for one in same}) > 1:
         raise ChainError(
@@ -310,12 +314,14 @@ def _fitting(data: bytes, known: VolumeHeader | None, config: VolumeConfig) -> V
             writer=known.public_keys.writer,
         )
         verify_signature(data, DocumentKind.HEADER, volume=known.volume, public_key=header.public_keys.writer)
-    else:
+    elif header.generation > known.generation:
         verify_successor(data, known=known)
+    else:
+        raise AuthenticationError("The header is no newer than the one that is here.")
     return header
 
 
-async def _headers_of(config: VolumeConfig, *, above: int) -> list[bytes]:
+async def _headers_of(config: VolumeConfig, *, above: int, known: Collection[str]) -> list[bytes]:
     """Headers above a generation that the stores show within LOOK_DEADLINE_S."""
     found: list[bytes] = []
 
@@ -323,7 +329,7 @@ async def _headers_of(config: VolumeConfig, *, above: int) -> list[bytes]:
         store = open_store(store_config.name, store_config.url, policy=ONCE)
         try:
             with trio.move_on_after(LOOK_DEADLINE_S):
-                found.extend(await store_headers(store, above=above))
+                found.extend(await store_headers(store, above=above, known=known))
         except StoreError:
             # One store that answers is enough; what it means that none does is the caller's to say.
             pass

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mirrorfs.cli.config import StoreConfig, TokenConfig, VolumeConfig, VolumePaths
-from mirrorfs.cli.unlock import find_header
+from mirrorfs.cli.unlock import Unlocked, check_pinned, find_header
 from mirrorfs.errors import AuthenticationError, ChainError, StoreUnavailable
 from mirrorfs.format.header import (
     StoreEntry,
@@ -168,6 +168,43 @@ async def test_newer_keys_that_the_writer_made_are_taken_whatever_the_number(it:
     assert await it.found() == new
     it.put("state/objects", 2, new)
     assert await it.found() == new
+
+
+async def test_of_two_with_one_number_the_one_that_is_here_stays(it: Practice) -> None:
+    """Two PCs changed the header at once: neither takes the other's for its own, whatever the bytes."""
+    ours = newer(2)
+    theirs = seal_header(replace(header(2), stores=HEADER.stores[:1]), keys=KEYS, seed=KEY_SET.writer)
+    for mine, other in ((ours, theirs), (theirs, ours)):
+        shutil.rmtree(it.paths.headers)
+        it.put("state/objects", 1, FIRST)
+        it.put("state/objects", 2, mine)
+        it.put("s3", 2, other)
+        assert await it.found() == mine
+
+
+async def test_newer_keys_count_before_higher_numbers_without_a_store_too(it: Practice) -> None:
+    slots = tuple(replace(slot, boxed=b"") for slot in parse_header(FIRST).slots)
+    data, new_set = rotate_keys(
+        HEADER, FIRST, KEYS, KEY_SET, slots=slots, from_sequence=7, entropy=os.urandom
+    )
+    for generation in (2, 3):
+        it.put("state/objects", generation, newer(generation))
+    it.put("state/objects", 2, data)
+    for place in ("home", "s3"):
+        shutil.rmtree(it.root / place)
+    assert await it.found() == data
+
+    def opened(one: bytes, key_set: KeySet) -> Unlocked:
+        found, keys = verify_header(one, key_set)
+        return Unlocked(one, found, key_set, keys, found.slots[0], b"")
+
+    check_pinned(opened(data, new_set), it.config, it.paths)
+    with pytest.raises(ChainError, match="older than the one seen here"):
+        check_pinned(opened(newer(2), KEY_SET), it.config, it.paths)
+    # A rotten one with a higher number was there: nobody knows of which keys.
+    (it.paths.headers / f"00000009-{'0' * 32}").write_bytes(b"rotten")
+    with pytest.raises(ChainError):
+        check_pinned(opened(data, new_set), it.config, it.paths)
 
 
 async def test_newer_keys_that_somebody_else_made_are_none(it: Practice) -> None:
