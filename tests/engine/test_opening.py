@@ -109,6 +109,8 @@ async def test_a_known_volume_is_not_begun_anew(tmp_path: Path, stores: Stores) 
     assert caught.group_contains(StoreUnavailable)
 
 
+# What the first uploads while the second looks is followed before the lease is asked for.
+@pytest.mark.expects_warnings("Another machine wrote")
 async def test_in_use_elsewhere(tmp_path: Path, stores: Stores) -> None:
     async with Machine(tmp_path / "one", stores.view()).mounted() as first:
         await write_file(first, b"letter", contents(1))
