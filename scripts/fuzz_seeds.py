@@ -30,7 +30,7 @@ from mirrorfs.format.slot_token import (
 )
 from mirrorfs.keys.recovery_code import format_code
 from tests.support.segment_bytes import SegmentBytes
-from tests.support.volumes import HEAD, HEADER, INSTANCE, KEY_SET, KEYS, LEASE, SLOT, VOLUME
+from tests.support.volumes import HEAD, HEADER, INSTANCE, KEY_SET, KEYS, LEASE, SLOT, VOLUME, ended
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 HEAD_KEY = head_key(counter=HEAD.counter, epoch=HEAD.epoch, writer=HEAD.writer)
@@ -74,7 +74,7 @@ def headers() -> Sequence[bytes]:
         previous=b"\x41" * 32,
         key_generation=2,
         generations=(
-            KeyGeneration(1, 0, b"\x42" * 60, b"\x43" * 16, b"\x44" * 32, b"\x45" * 64),
+            KeyGeneration(1, 0, b"\x42" * 60, b"\x43" * 16, b"\x44" * 32, ended(7), ended(3), b"\x45" * 64),
             KeyGeneration(2, 7, b""),
         ),
         slots=(replace(SLOT, boxed=b"\x43" * 188), replace(slots()[3], key_generation=2)),

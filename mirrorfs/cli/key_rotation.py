@@ -77,6 +77,7 @@ class Rotation:
 
     async def _rotate(self, volume: MountedVolume, slots: Sequence[Slot]) -> None:
         await volume.flush()
+        ends = await volume.ends()
         unlocked = self._unlocked
         data, key_set = rotate_keys(
             unlocked.header,
@@ -84,7 +85,8 @@ class Rotation:
             unlocked.keys,
             unlocked.key_set,
             slots=slots,
-            from_sequence=volume.last_sequence + 1,
+            log_end=ends.last,
+            checkpoint=ends.checkpoint,
             entropy=secrets.token_bytes,
         )
         header = parse_header(data)

@@ -90,7 +90,7 @@ async def open_as_writer(
         taker = LeaseTaker(world, key_set, keys, header, stores, settings, on_watch=on_watch)
         judge = _Judge(
             recovery, recovered, heads, taker, present,
-            lambda some: Segments(Stream.MAIN, disk=None, offload=world.offload, stores=some),
+            lambda some: Segments(Stream.MAIN, disk=None, offload=world.offload, stores=some, keys=keys),
             keys, load_public_key(public_key),
         )  # fmt: skip
         recovered, leases, identity = await become_writer(judge, taker)

@@ -8,13 +8,15 @@ Only headers are read, in step along all branches, until one is known to win: of
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
 
+from mirrorfs.core.scan import ScannedSegment
 from mirrorfs.errors import DamagedError, StoreTooNew
-from mirrorfs.format.ids import SegmentId
+from mirrorfs.format.ids import Previous, SegmentId
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.segment import Previous, decode_header
+from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import WriterPublicKey
 
 
@@ -39,8 +41,25 @@ class End(NamedTuple):
 
 
 def end_at(segment: SegmentId, keys: VolumeKeys) -> End:
-    """A branch that ends with a segment."""
-    return End(keys.era(segment.sequence), segment.epoch, segment.sequence, segment.writer)
+    """A branch that ends with a segment. The one with which a key generation ended leads to the next."""
+    ended = keys.log_end(segment.sequence)
+    era = keys.era(segment.sequence) + (ended is not None and ended.segment == segment)
+    return End(era, segment.epoch, segment.sequence, segment.writer)
+
+
+def begins_as(data: bytes, end: Previous) -> bool:
+    """Whether bytes of a segment go at least to an attested end, and are those up to there."""
+    return len(data) >= end.size and hashlib.sha256(memoryview(data)[: end.size]).digest() == end.digest
+
+
+def contradicts(end: Previous | None, scan: ScannedSegment, data: bytes) -> bool:
+    """Whether a whole copy of the segment with which keys went out of use is not what is attested of it.
+
+    It can be forged by who had those keys. Of a damaged copy nothing is known but what its good frames say.
+    """
+    if end is None or end.segment != scan.header.segment or scan.trailer is None or scan.bad:
+        return False
+    return not begins_as(data, end)
 
 
 class Branches:

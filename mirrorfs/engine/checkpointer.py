@@ -17,8 +17,7 @@ from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DiskError
 from mirrorfs.format.checkpoint import Root
-from mirrorfs.format.ids import Stream
-from mirrorfs.format.segment import Previous
+from mirrorfs.format.ids import Previous, Stream
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Index, IndexSnapshot
 

@@ -29,10 +29,10 @@ from mirrorfs.format.checkpoint import (
     row_key,
 )
 from mirrorfs.format.frame import Kind, make_body, unpack
-from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, segment_object_key
+from mirrorfs.format.ids import STREAM_PREFIX, Previous, SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import FRAME_LENGTH_MAX
-from mirrorfs.format.segment import FOOTER, Previous, decode_header, open_trailer, read_footer, signer_of
+from mirrorfs.format.segment import FOOTER, SegmentHeader, decode_header, open_trailer, read_footer, signer_of
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Disk, Entropy, Index, IndexSnapshot
 
@@ -218,6 +218,8 @@ class CheckpointReader:
         self._segments = segments
         self._keys = keys
         self._writer = writer
+        self._vouched: dict[int, list[Previous | None]] = {}
+        """By key generation out of use: its checkpoint segments from the newest back, as far as was asked."""
         self._read: dict[SegmentId, bytes] = {}
         """The segment whose root was found last: many of the checkpoint's chunks may lie in it."""
 
@@ -256,14 +258,34 @@ class CheckpointReader:
                 if not parts:
                     return None
                 root = decode_root(b"".join(parts))
-                past = self._keys.past_of(header.key_generation)
-                if past is not None and root.position >> 20 >= past.until_sequence:
-                    raise AuthenticationError("checkpoint is sealed with keys not in use for its place.")
+                if not await self._is_vouched(header, data):
+                    raise AuthenticationError("checkpoint is sealed with keys that are out of use.")
                 self._read = {segment: data}
                 return root
             except DamagedError as exc:
                 key = segment_object_key(Stream.CHECKPOINT, segment)
                 logger.warning("%s, object %s: %s", where, key, exc)
+        return None
+
+    async def _is_vouched(self, header: SegmentHeader, data: bytes) -> bool:
+        """Whether a checkpoint is of the keys in use; or was, when the last keys went out of use.
+
+        Of those the volume header names the newest, and each segment attests the one before it.
+        """
+        past = self._keys.past_of(header.key_generation)
+        if past is None:
+            return True
+        line = self._vouched.setdefault(header.key_generation, [past.checkpoint])
+        found = Previous(header.segment, len(data), hashlib.sha256(data).digest())
+        while found not in line and (last := line[-1]) is not None:
+            line.append(await self._before(last))
+        return found in line
+
+    async def _before(self, attested: Previous) -> Previous | None:
+        """What an attested segment attests of the one before it; None when it cannot be had."""
+        async for _, data in self._segments.copies(attested.segment):
+            if (len(data), hashlib.sha256(data).digest()) == attested[1:]:
+                return decode_header(data, self._keys, self._writer)[0].previous
         return None
 
     async def attest(self, segment: SegmentId) -> Previous | None:

@@ -93,7 +93,9 @@ class Follower:
         """Apply what has come. Raises: DamagedError: it is damaged in every place that has it."""
         asked = self._stores if heads else ()
         found = await newest_heads(asked, keys=self._keys, public_key=self._public_key)
-        segments = Segments(Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores)
+        segments = Segments(
+            Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores, keys=self._keys
+        )
         end = self._end
         # An open segment is read again from its beginning: what is known of it is passed over.
         first = end.next_sequence if end.tail is None else end.position >> 20

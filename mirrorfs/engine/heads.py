@@ -30,10 +30,9 @@ from mirrorfs.errors import (
 )
 from mirrorfs.format.control import Head, head_key, open_head, parse_head_key, seal_control
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
-from mirrorfs.format.ids import SegmentId, Stream, parse_segment_object_key, segment_object_key
+from mirrorfs.format.ids import Previous, SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import INTEGER_MAX
-from mirrorfs.format.segment import Previous
 from mirrorfs.ports import LIST_PAGE_MAX, Index, ObjectInfo, ObjectKey, Sealed, Store
 
 HEADS_PREFIX = "heads/"
@@ -166,12 +165,15 @@ async def newest_heads(
     return found
 
 
-async def newest_head(store: Store, *, keys: VolumeKeys, public_key: bytes) -> FoundHead | None:
+async def newest_head(
+    store: Store, *, keys: VolumeKeys, public_key: bytes, with_past: bool = False
+) -> FoundHead | None:
     """Find the newest head of a store that verifies; None when it has none at all, or none of these keys.
 
     Args:
         public_key: Ed25519 of the writer role, 32 bytes.
-    Raises: StoreError. AuthenticationError: there are heads, but none of those tried verifies.
+        with_past: one of an earlier key generation will do.
+    Raises: StoreError. AuthenticationError: there are heads, but none of the HEADS_TRIED_MAX tried is it.
     """
     rejected: list[str] = []
     past_count = 0
@@ -184,7 +186,7 @@ async def newest_head(store: Store, *, keys: VolumeKeys, public_key: bytes) -> F
             data = b""
             try:
                 data = await store.get(info.key, size_max=DOCUMENT_SIZE_MAX)
-                head = open_head(data, key=info.key, keys=keys, public_key=public_key)
+                head = open_head(data, key=info.key, keys=keys, public_key=public_key, with_past=with_past)
             except (DamagedError, LimitError, ObjectNotFound) as exc:
                 if _is_out_of_use(data, info.key, keys, public_key):
                     past_count += 1
@@ -193,15 +195,14 @@ async def newest_head(store: Store, *, keys: VolumeKeys, public_key: bytes) -> F
                 rejected.append(info.key)
             else:
                 return FoundHead(head, info.key, hashlib.sha256(data).digest(), data, tuple(rejected))
-        is_end = not page or len(rejected) + past_count >= HEADS_TRIED_MAX
-        if is_end and not rejected:
-            # None at all, or none since the keys were rotated.
-            return None
-        if is_end:
+        if len(rejected) + past_count >= HEADS_TRIED_MAX or (not page and rejected):
             raise AuthenticationError(
-                f"None of the newest {len(rejected)} heads of store {store.name} verifies;"
+                f"None of the newest {len(rejected) + past_count} heads of store {store.name} verifies;"
                 " use another store, and run `mirrorfs verify` on this one."
             )
+        if not page:
+            # None at all, or none since the keys were rotated.
+            return None
         below = page[0].key
 
 

@@ -26,9 +26,8 @@ from mirrorfs.engine.replay import Replayer, previous_of
 from mirrorfs.engine.restore_plan import NEWEST, Planner
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, LimitError, StoreError, StoreUnavailable
-from mirrorfs.format.ids import Stream, segment_object_key
+from mirrorfs.format.ids import Previous, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.segment import Previous
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Index, IndexFiles, ObjectKey, Offload, Store
 
@@ -146,7 +145,9 @@ class Joiner:
         """
         if not self.stores:
             return start, undecided
-        segments = Segments(Stream.MAIN, disk=None, offload=self._offload, stores=self.stores)
+        segments = Segments(
+            Stream.MAIN, disk=None, offload=self._offload, stores=self.stores, keys=self._keys
+        )
         silent = await segments.look(from_sequence=start.next_sequence)
         if not segments.sequences:
             return start, undecided
@@ -171,6 +172,19 @@ class Joiner:
             )
         position = LogPosition(end.next_sequence, end.last, end.journal_sequence, end.journal_hash)
         return position, end.undecided
+
+
+def check_reaches(index: Index, start: LogPosition, keys: VolumeKeys) -> None:
+    """Close the index and refuse where the log ends before the segment with which its newest keys begin.
+
+    Raises: StoreUnavailable.
+    """
+    if start.next_sequence < keys.from_sequence:
+        index.close()
+        raise StoreUnavailable(
+            f"The keys were rotated at segment {keys.from_sequence}, and neither this machine nor a store"
+            " that answers has the log up to there: make the other store reachable and mount again."
+        )
 
 
 def _unreached(stores: Iterable[str]) -> str:

@@ -25,10 +25,9 @@ from mirrorfs.engine.journals import journals_of_commit
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, Placed, SegmentWriter, WriterIdentity
 from mirrorfs.errors import DiskError, DiskFull
 from mirrorfs.format.frame import Body
-from mirrorfs.format.ids import STREAM_PREFIX, Stream, frame_id, split_frame_id
+from mirrorfs.format.ids import STREAM_PREFIX, Previous, Stream, frame_id, split_frame_id
 from mirrorfs.format.journal import GENESIS_HASH, Journal, journal_hash
 from mirrorfs.format.rows import RelocationRow, SegmentRow
-from mirrorfs.format.segment import Previous
 from mirrorfs.ports import Disk, Entropy, Offload
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Final
 
 from mirrorfs.engine.closed_segments import newest_local_head
 from mirrorfs.engine.heads import (
@@ -17,13 +18,14 @@ from mirrorfs.engine.heads import (
     end_of_head,
     holds_head,
     is_left_behind,
+    newest_head,
     newest_heads,
     relate_heads,
     seal_head,
 )
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, WriterIdentity
 from mirrorfs.engine.standing import WHAT_NEXT, Known
-from mirrorfs.errors import ChainError, MirrorfsError
+from mirrorfs.errors import ChainError, DamagedError, MirrorfsError, StoreError
 from mirrorfs.format.control import Head, parse_head_key
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
@@ -31,6 +33,9 @@ from mirrorfs.format.rows import SegmentRow
 from mirrorfs.ports import Clock, Disk, Index, Offload, Store
 
 logger = logging.getLogger(__name__)
+
+
+PAST_COUNTER_MAX: Final = 2**48
 
 
 class Heads:
@@ -67,12 +72,26 @@ class Heads:
         """`newest_heads`, of the stores whose heads can be read."""
         shown: dict[str, FoundHead | None] = {}
         found = await newest_heads(stores, keys=self._keys, public_key=self._public_key)
-        for name, one in found.items():
+        for store in stores:
+            one = found[store.name]
             if isinstance(one, MirrorfsError):
-                logger.warning("The heads of store %s cannot be read: %s", name, one)
-            else:
-                shown[name] = one
+                logger.warning("The heads of store %s cannot be read: %s", store.name, one)
+                continue
+            shown[store.name] = one
+            if one is None and self._keys.past:
+                await self._count_past(store)
         return shown
+
+    async def _count_past(self, store: Store) -> None:
+        """Let the first head under new keys sort behind those of before, which say nothing themselves."""
+        try:
+            old = await newest_head(store, keys=self._keys, public_key=self._public_key, with_past=True)
+        except (StoreError, DamagedError) as exc:
+            logger.warning("The heads of store %s cannot be read: %s", store.name, exc)
+            return
+        # Nobody counts so far: who has keys that are out of use may not use the numbers up.
+        if old is not None and old.head.counter <= PAST_COUNTER_MAX:
+            self._seen = max(self._seen, (old.head.counter, old.digest))
 
     async def compare(
         self,

@@ -23,7 +23,7 @@ from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
 from mirrorfs.engine.closed_segments import mend_youngest, newest_local_head
-from mirrorfs.engine.joining import Joiner, longer_copy
+from mirrorfs.engine.joining import Joiner, check_reaches, longer_copy
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
@@ -102,7 +102,9 @@ class Recovery:
             partial(newest_local_head, self._disk, keys=self._keys, public_key=self._public_key)
         )
         head = found[0] if found is not None else None
-        return await self._joined() or await self._local(head)
+        recovered = await self._joined() or await self._local(head)
+        check_reaches(recovered.index, recovered.start, self._keys)
+        return recovered
 
     async def _local(self, head: Head | None) -> Recovered:
         """What the local log leads to, and what stores have of it behind that."""
@@ -264,7 +266,9 @@ class Recovery:
 
     async def _replay(self, index: Index) -> ReplayEnd:
         position = index.get_meta("position")
-        segments = Segments(Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores)
+        segments = Segments(
+            Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores, keys=self._keys
+        )
         from_sequence = position >> 20 if isinstance(position, int) else 0
         # The stores are listed only when the local log alone does not do.
         await segments.look(from_sequence=from_sequence, stores=False)

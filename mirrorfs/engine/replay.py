@@ -16,14 +16,13 @@ from typing import Protocol
 
 from mirrorfs.core.scan import ScannedFrame, ScannedJournal, ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.apply import Applier
-from mirrorfs.engine.branches import Branches
+from mirrorfs.engine.branches import Branches, HeaderSource, begins_as, contradicts
 from mirrorfs.errors import ChainError, DamagedError, StoreTooNew
-from mirrorfs.format.ids import SegmentId, Stream, segment_object_key, split_frame_id
+from mirrorfs.format.ids import Previous, SegmentId, Stream, segment_object_key, split_frame_id
 from mirrorfs.format.journal import GENESIS_HASH, Journal
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.record import decode_records
 from mirrorfs.format.rows import FrameRow, RelocationRow, SegmentRow
-from mirrorfs.format.segment import Previous
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Index
 
@@ -32,17 +31,11 @@ logger = logging.getLogger(__name__)
 COMMITS_PER_TRANSACTION = 2000
 
 
-class SegmentSource(Protocol):
+class SegmentSource(HeaderSource, Protocol):
     """Where replay gets segments of the main stream from."""
-
-    async def candidates(self, sequence: int) -> list[SegmentId]:
-        """All segments known under a sequence number, the highest epoch first."""
 
     def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
         """The copies of a segment, best first: (where, bytes). Unreachable ones are passed over."""
-
-    def beginnings(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:
-        """The same of at least its header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +94,7 @@ class Replayer:
         self._keys = keys
         self._writer = writer
         self._stop_after = stop_after
-        self._vouched = vouched
+        self._vouched = [*vouched, *(past.log_end for past in keys.past if past.log_end is not None)]
         self._whole = whole
         self._on_progress = on_progress
         self._applier = Applier(index)
@@ -236,6 +229,10 @@ class Replayer:
                     continue
                 if scan.header.segment != segment or (check and scan.header.previous != previous):
                     continue
+                if contradicts(self._keys.log_end(sequence), scan, data):
+                    key = segment_object_key(Stream.MAIN, segment)
+                    logger.warning("%s, object %s: other bytes than the header says", where, key)
+                    continue
                 if scan.fault is None and scan.trailer is not None:
                     return _Loaded(segment, data, scan)
                 if scan.fault is not None:
@@ -267,11 +264,11 @@ class Replayer:
             previous = await self._branches.previous(segment)
             if previous is None or previous.segment != current.segment:
                 continue
-            if _begins_as(current.data, previous):
+            if begins_as(current.data, previous):
                 following = await self._load(segment.sequence, previous, check=True)
                 return None if following is None else (following, previous)
         for end in self._vouched:
-            if end.segment == current.segment and _begins_as(current.data, end):
+            if end.segment == current.segment and begins_as(current.data, end):
                 return None, end
         return None
 
@@ -389,10 +386,6 @@ class Replayer:
 def _rank(scan: ScannedSegment) -> tuple[bool, bool, int, int]:
     """Which of two copies is of more use."""
     return scan.trailer is not None, scan.journal_whole, scan.end, -len(scan.bad)
-
-
-def _begins_as(data: bytes, end: Previous) -> bool:
-    return len(data) >= end.size and hashlib.sha256(memoryview(data)[: end.size]).digest() == end.digest
 
 
 def previous_of(row: SegmentRow) -> Previous:

@@ -22,11 +22,11 @@ from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, MirrorfsError, StoreUnavailable, UsageError
 from mirrorfs.format.checkpoint import Root
 from mirrorfs.format.control import Head
-from mirrorfs.format.ids import SegmentId, Stream, format_position
+from mirrorfs.format.ids import Previous, SegmentId, Stream, format_position
 from mirrorfs.format.journal import Journal
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import ROOT_INODE
-from mirrorfs.format.segment import Previous, decode_header
+from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Disk, Index, IndexFiles, Offload, Store
 
@@ -116,7 +116,7 @@ class Planner:
         self._bad_heads: set[tuple[str, str]] = set()
         self._vouched: list[Previous] = []
         self._are_heads_known = True
-        self.main = Segments(Stream.MAIN, disk=disk, offload=offload, stores=stores)
+        self.main = Segments(Stream.MAIN, disk=disk, offload=offload, stores=stores, keys=keys)
         self._checkpoints = Segments(Stream.CHECKPOINT, disk=disk, offload=offload, stores=stores)
         self.end: ReplayEnd
         """After `run`: where replay ended."""
@@ -159,6 +159,9 @@ class Planner:
         if damage is None and not self._stopped and beyond:
             position = format_position(max(one.position for one in beyond))
             damage = f"the newest head of a store names position {position}, and no store has the log there"
+        if damage is None and not self._stopped and end.next_sequence < self._keys.from_sequence:
+            first = self._keys.from_sequence
+            damage = f"keys were rotated at segment {first}, and no store has the log up to there"
         if damage is not None and not end.journal_sequence:
             index.close()
             if self._who_failed():

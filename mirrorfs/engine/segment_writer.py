@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mirrorfs.engine.running_digest import RunningDigest
 from mirrorfs.errors import DiskError, DiskFull
 from mirrorfs.format.frame import NONCE_SIZE, Body, frame_size
-from mirrorfs.format.ids import SegmentId, Stream, frame_id, segment_object_key
+from mirrorfs.format.ids import Previous, SegmentId, Stream, frame_id, segment_object_key
 from mirrorfs.format.journal import Journal
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import SEGMENT_SIZE_MAX
@@ -17,7 +17,6 @@ from mirrorfs.format.segment import (
     FOOTER_MAGIC,
     TRAILER_ROOM,
     FrameEntry,
-    Previous,
     SegmentHeader,
     Trailer,
     cipher_for,

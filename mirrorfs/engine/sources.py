@@ -22,6 +22,7 @@ from mirrorfs.errors import (
     UnknownOutcome,
 )
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
+from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import HEADER_SIZE
 from mirrorfs.ports import LIST_PAGE_MAX, Disk, ObjectKey, Offload, Store
 
@@ -38,12 +39,22 @@ class Segments:
     """
 
     def __init__(
-        self, stream: Stream, *, disk: Disk | None, offload: Offload, stores: Sequence[Store]
+        self,
+        stream: Stream,
+        *,
+        disk: Disk | None,
+        offload: Offload,
+        stores: Sequence[Store],
+        keys: VolumeKeys | None = None,
     ) -> None:
+        """`keys`: of the main stream, stores are not believed a segment that has the number of one with which
+        keys went out of use, and is another.
+        """
         self._stream = stream
         self._disk = disk
         self.offload = offload
         self._stores = stores
+        self._keys = keys
         self._by_sequence: dict[int, set[SegmentId]] = {}
         self._places: dict[SegmentId, list[Store]] = {}
         self._local: set[SegmentId] = set()
@@ -101,11 +112,15 @@ class Segments:
             page = await store.list(prefix, start_after=after)
             for info in page:
                 segment = self._parse(info.key)
-                if segment is not None:
+                if segment is not None and not self._is_another_end(segment):
                     found.append(segment)
             if len(page) < LIST_PAGE_MAX:
                 return
             after = page[-1].key
+
+    def _is_another_end(self, segment: SegmentId) -> bool:
+        end = None if self._keys is None else self._keys.log_end(segment.sequence)
+        return end is not None and end.segment != segment
 
     def _parse(self, key: str) -> SegmentId | None:
         try:

@@ -30,6 +30,7 @@ from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.lease_taker import RELEASE_S, VolumeSettings
 from mirrorfs.engine.local import LocalVolume, World
+from mirrorfs.engine.log_ends import LogEnds, log_ends
 from mirrorfs.engine.mend import Mender
 from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
@@ -303,11 +304,9 @@ class MountedVolume:
             fenced=self._tasks_of_stores.members.fenced(),
         )
 
-    @property
-    def last_sequence(self) -> int:
-        """Of the youngest segment of the log; -1 when it has none."""
-        last = self._local.index.last_segment()
-        return -1 if last is None else last.sequence
+    async def ends(self) -> LogEnds:
+        """What a rotation of the keys attests of everything until now; after `flush`. Raises: as log_ends."""
+        return await log_ends(self._world, self._local, self._tasks_of_stores.members.stores())
 
     async def wait_held(self, store: str, key: str) -> None:
         """Return when a store is seen to hold an object. Raises as Mirror.wait_held; StoreUnavailable."""

@@ -11,15 +11,19 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from mirrorfs.errors import AuthenticationError
+from mirrorfs.errors import AuthenticationError, FormatError
 from mirrorfs.format.body import BodyReader
 from mirrorfs.format.document import SIGNATURE_SIZE_BYTES
+from mirrorfs.format.ids import Previous, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.kdf import FINGERPRINT_SIZE_BYTES, KEY_GENERATION_MAX, PastKeys, VolumeKeys, hkdf
+from mirrorfs.format.limits import SEGMENT_SIZE_MAX
+from mirrorfs.format.segment import HEADER_SIZE
 from mirrorfs.format.slot import NONCE_SIZE_BYTES, TAG_SIZE_BYTES
 
 _OLD_ROOT_SIZE_BYTES = NONCE_SIZE_BYTES + 32 + TAG_SIZE_BYTES
 _NEWEST_FIELDS = ("generation", "from_sequence", "wrapped")
-_OLD_FIELDS = (*_NEWEST_FIELDS, "fingerprint", "writer", "endorsement")
+_OLD_FIELDS = (*_NEWEST_FIELDS, "fingerprint", "writer", "log_end", "checkpoint", "endorsement")
+_ATTESTED = struct.Struct("<QI8sQ32s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,12 @@ class KeyGeneration:
     fingerprint: bytes = b""
     writer: bytes = b""
     """Public key of the writer role, 32 bytes."""
+    log_end: Previous | None = None
+    """The last segment of the main stream that it sealed."""
+    checkpoint: Previous | None = None
+    """The checkpoint segment with its newest root; None when it has no checkpoint."""
     endorsement: bytes = b""
-    """The writer's signature over the generation after this one, 64 bytes."""
+    """The writer's signature over all that is fixed of this generation and the one after it, 64 bytes."""
 
     def to_body(self) -> dict[str, object]:
         body: dict[str, object] = {
@@ -48,6 +56,8 @@ class KeyGeneration:
             body |= {
                 "fingerprint": self.fingerprint.hex(),
                 "writer": self.writer.hex(),
+                "log_end": _attested_body(Stream.MAIN, self.log_end),
+                "checkpoint": _attested_body(Stream.CHECKPOINT, self.checkpoint),
                 "endorsement": self.endorsement.hex(),
             }
         return body
@@ -67,8 +77,31 @@ class KeyGeneration:
             wrapped=read.hexadecimal("wrapped", low=_OLD_ROOT_SIZE_BYTES),
             fingerprint=read.hexadecimal("fingerprint", low=FINGERPRINT_SIZE_BYTES),
             writer=read.hexadecimal("writer", low=32),
+            log_end=_attested_from_body(read.raw("log_end"), Stream.MAIN),
+            checkpoint=_attested_from_body(read.raw("checkpoint"), Stream.CHECKPOINT),
             endorsement=read.hexadecimal("endorsement", low=SIGNATURE_SIZE_BYTES),
         )
+
+
+def _attested_body(stream: Stream, attested: Previous | None) -> dict[str, object]:
+    if attested is None:
+        return {"key": "", "size": 0, "digest": ""}
+    key = segment_object_key(stream, attested.segment)
+    return {"key": key, "size": attested.size, "digest": attested.digest.hex()}
+
+
+def _attested_from_body(body: object, stream: Stream) -> Previous | None:
+    """Raises: FormatError, LimitError."""
+    read = BodyReader(body, what="segment of a key generation", names=("key", "size", "digest"))
+    key, digest = read.string("key"), read.hexadecimal("digest", low=32, empty=True)
+    if not key:
+        if digest or read.integer("size"):
+            raise FormatError("A key generation describes a segment that it does not name.")
+        return None
+    found, segment = parse_segment_object_key(key)
+    if found is not stream or not digest:
+        raise FormatError("A key generation names a segment of another stream, or without its digest.")
+    return Previous(segment, read.integer("size", low=HEADER_SIZE, high=SEGMENT_SIZE_MAX), digest)
 
 
 def retire_generation(
@@ -78,7 +111,8 @@ def retire_generation(
     seed: bytes,
     newer: VolumeKeys,
     newer_writer: bytes,
-    from_sequence: int,
+    log_end: Previous,
+    checkpoint: Previous | None,
     entropy: Callable[[int], bytes],
 ) -> KeyGeneration:
     """What a header keeps of the generation whose keys go out of use.
@@ -86,19 +120,23 @@ def retire_generation(
     Args:
         last, old: it, and its keys.
         seed: of its writer role: nobody else can make the next generation.
-        newer, newer_writer, from_sequence: keys, writer's public key and first segment of the next.
+        newer, newer_writer: keys and writer's public key of the next.
+        log_end, checkpoint: `KeyGeneration`; the next one begins with the segment after.
     """
     nonce = entropy(NONCE_SIZE_BYTES)
     aad = _old_root_aad(old.volume, last)
     signer = Ed25519PrivateKey.from_private_bytes(seed)
-    after = KeyGeneration(newer.generation, from_sequence, b"", newer.fingerprint, newer_writer)
-    return replace(
+    first = log_end.segment.sequence + 1
+    after = KeyGeneration(newer.generation, first, b"", newer.fingerprint, newer_writer)
+    retired = replace(
         last,
         wrapped=nonce + AESGCM(_old_root_key(newer)).encrypt(nonce, old.root, aad),
         fingerprint=old.fingerprint,
         writer=signer.public_key().public_bytes_raw(),
-        endorsement=signer.sign(_endorsed(old.volume, after)),
+        log_end=log_end,
+        checkpoint=checkpoint,
     )
+    return replace(retired, endorsement=signer.sign(_endorsed(old.volume, retired, after)))
 
 
 def _old_root_key(newer: VolumeKeys) -> bytes:
@@ -110,9 +148,17 @@ def _old_root_aad(volume: bytes, entry: KeyGeneration) -> bytes:
     return b"mirrorfs v1 old generation" + volume + place
 
 
-def _endorsed(volume: bytes, after: KeyGeneration) -> bytes:
+def _endorsed(volume: bytes, entry: KeyGeneration, after: KeyGeneration) -> bytes:
     place = struct.pack("<IQ", after.generation, after.from_sequence)
-    return b"mirrorfs v1 rotation" + volume + place + after.fingerprint + after.writer
+    ends = _attested_bytes(entry.log_end) + _attested_bytes(entry.checkpoint)
+    return b"mirrorfs v1 rotation" + volume + place + after.fingerprint + after.writer + ends
+
+
+def _attested_bytes(attested: Previous | None) -> bytes:
+    if attested is None:
+        return bytes(_ATTESTED.size)
+    sequence, epoch, writer = attested.segment
+    return _ATTESTED.pack(sequence, epoch, writer, attested.size, attested.digest)
 
 
 def check_descent(
@@ -131,7 +177,7 @@ def check_descent(
     for entry, after in pairwise(rest):
         try:
             key = Ed25519PublicKey.from_public_bytes(entry.writer)
-            key.verify(entry.endorsement, _endorsed(volume, after))
+            key.verify(entry.endorsement, _endorsed(volume, entry, after))
         except (InvalidSignature, ValueError) as exc:
             raise AuthenticationError(
                 "New keys in a header of the volume were not made by the writer of the old ones."
@@ -155,7 +201,7 @@ def with_past(keys: VolumeKeys, line: Sequence[KeyGeneration]) -> VolumeKeys:
         if old.fingerprint != entry.fingerprint:
             raise AuthenticationError("An earlier key generation of the header does not verify.")
         newer = replace(old, from_sequence=entry.from_sequence)
-        past.append(PastKeys(newer, entry.writer, after.from_sequence))
+        past.append(PastKeys(newer, entry.writer, after.from_sequence, entry.log_end, entry.checkpoint))
     first = line[0]
     check_descent(keys.volume, line, generation=1, fingerprint=first.fingerprint, writer=first.writer)
     return replace(keys, from_sequence=line[-1].from_sequence, past=tuple(reversed(past)))

@@ -184,6 +184,9 @@ class VolumeHeader:
             raise FormatError("The key generations of a header do not follow one another.")
         if newest.wrapped or not all(entry.wrapped for entry in self.generations[:-1]):
             raise FormatError("A header wraps every key generation but the newest.")
+        for entry, after in pairwise(self.generations):
+            if entry.log_end is None or entry.log_end.segment.sequence + 1 != after.from_sequence:
+                raise FormatError("A key generation does not begin where the one before it ends.")
         for slot in self.slots:
             if (slot.key_generation < self.key_generation) != bool(slot.boxed) or (
                 slot.key_generation > self.key_generation

@@ -32,6 +32,16 @@ class SegmentId(NamedTuple):
     """8 random bytes, drawn at each mount."""
 
 
+class Previous(NamedTuple):
+    """What a header attests of the segment before it in its stream."""
+
+    segment: SegmentId
+    size: int
+    """Bytes of the whole object: to its footer when sealed, to the cut when a crash ended it."""
+    digest: bytes
+    """SHA-256 of those bytes."""
+
+
 def segment_object_key(stream: Stream, segment: SegmentId) -> str:
     """The object key of a segment; lexical order is sequence order."""
     return f"{STREAM_PREFIX[stream]}{segment.sequence:016x}-{segment.epoch:08x}-{segment.writer.hex()}"

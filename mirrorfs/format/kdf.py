@@ -7,12 +7,13 @@ build one ciphertext that opens under two. So a segment carries a commitment bes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from mirrorfs.errors import LimitError
+from mirrorfs.format.ids import Previous
 
 ROOT_SIZE_BYTES = 32
 VOLUME_ID_SIZE_BYTES = 16
@@ -59,6 +60,18 @@ class VolumeKeys:
         """The key generation that seals a segment of the main stream."""
         past = (one.keys.generation for one in self.past if sequence < one.until_sequence)
         return next(past, self.generation)
+
+    def log_end(self, sequence: int) -> Previous | None:
+        """The segment with which an earlier generation ended, if it ended with one of this number."""
+        ends = (past.log_end for past in self.past if past.until_sequence == sequence + 1)
+        return next(ends, None)
+
+    def for_any_place(self) -> VolumeKeys:
+        """The same, each generation taken for any segment: what a PC wrote that had not heard of a rotation
+        was sealed with keys that were out of use.
+        """
+        past = (replace(one, until_sequence=2**63, log_end=None) for one in self.past)
+        return replace(self, from_sequence=0, past=tuple(past))
 
     def past_of(self, generation: int) -> PastKeys | None:
         """An earlier generation's keys; None for this one and for one that is not known."""
@@ -121,6 +134,10 @@ class PastKeys:
     """Ed25519 public key of the writer role of that generation, 32 bytes."""
     until_sequence: int
     """The first segment of the main stream that they do not seal."""
+    log_end: Previous | None
+    """The last one that they sealed; None where that is not to be asked."""
+    checkpoint: Previous | None
+    """The checkpoint segment with their newest root."""
 
 
 def segment_key(keys: VolumeKeys, salt: bytes) -> tuple[bytes, bytes]:

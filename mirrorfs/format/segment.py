@@ -29,7 +29,7 @@ from mirrorfs.format.frame import (
     parse_frame_header,
     unpack,
 )
-from mirrorfs.format.ids import SegmentId, Stream
+from mirrorfs.format.ids import Previous, SegmentId, Stream
 from mirrorfs.format.kdf import VolumeKeys, segment_key
 from mirrorfs.format.limits import FORMAT_VERSION, SEGMENT_SIZE_MAX, SEQUENCE_MAX
 from mirrorfs.format.signing import WriterPublicKey, WriterSigner, load_public_key
@@ -57,16 +57,6 @@ KINDS_OF_STREAM = {
     Stream.RELOCATED: frozenset((Kind.DATA, Kind.JOURNAL)),
 }
 """What a stream's segments hold beside their trailers; anything else is refused."""
-
-
-class Previous(NamedTuple):
-    """What a header attests of the segment before it in its stream."""
-
-    segment: SegmentId
-    size: int
-    """Bytes of the whole object: to its footer when sealed, to the cut when a crash ended it."""
-    digest: bytes
-    """SHA-256 of those bytes."""
 
 
 _NO_PREVIOUS = Previous(SegmentId(0, 0, bytes(8)), 0, bytes(32))

@@ -19,6 +19,7 @@ from mirrorfs.format.header import (
     VolumeHeader,
     seal_header,
 )
+from mirrorfs.format.ids import Previous
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.slot import SLOT_VERSION_FIRST, KeySet, Role, Slot
 from mirrorfs.keys.slots import box_key_set
@@ -46,7 +47,8 @@ def rotate_keys(
     key_set: KeySet,
     *,
     slots: Sequence[Slot],
-    from_sequence: int,
+    log_end: Previous,
+    checkpoint: Previous | None,
     entropy: Entropy,
 ) -> tuple[bytes, KeySet]:
     """The sealed header of the next key generation, and its key set with all roles.
@@ -54,7 +56,8 @@ def rotate_keys(
     Args:
         header, data, keys, key_set: what is in force; `check_can_rotate` has passed.
         slots: those that are to open it.
-        from_sequence: the segment of the main stream that comes next; above that of this generation.
+        log_end, checkpoint: the last segment of the main stream, and the checkpoint segment with the newest
+            root, both of this generation.
     Raises: FormatError, LimitError.
     """
     generation = header.key_generation + 1
@@ -67,7 +70,8 @@ def rotate_keys(
         seed=key_set.writer,
         newer=new_keys,
         newer_writer=new.public_keys().writer,
-        from_sequence=from_sequence,
+        log_end=log_end,
+        checkpoint=checkpoint,
         entropy=entropy,
     )
     roots = {past.keys.generation: past.keys.root for past in keys.past} | {keys.generation: keys.root}
@@ -80,7 +84,7 @@ def rotate_keys(
         generations=(
             *header.generations[:-1],
             retired,
-            KeyGeneration(generation, from_sequence, b""),
+            KeyGeneration(generation, log_end.segment.sequence + 1, b""),
         ),
         public_keys=new.public_keys(),
         slots=tuple(

@@ -17,8 +17,7 @@ from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.restore_plan import NEWEST, Planner, RestorePlan
 from mirrorfs.errors import DamagedError
 from mirrorfs.format.control import Head
-from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
-from mirrorfs.format.segment import Previous
+from mirrorfs.format.ids import Previous, SegmentId, Stream, segment_object_key
 from mirrorfs.ports import Index, Store
 from tests.golden.make_golden import OneCopy
 from tests.sim.world import InlineOffload

@@ -13,8 +13,8 @@ from typing import Any
 
 from mirrorfs.format.document import DocumentKind, canonical_json, seal_document
 from mirrorfs.format.header import parse_header
-from mirrorfs.format.ids import SegmentId
-from mirrorfs.format.segment import Previous, decode_header
+from mirrorfs.format.ids import Previous, SegmentId
+from mirrorfs.format.segment import decode_header
 from tests.golden.forge import Forge
 from tests.golden.hostile_segments import empty_forge, segments
 from tests.golden.material import Case, Material, flip, found

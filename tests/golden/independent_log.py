@@ -76,6 +76,7 @@ class Reader:
         self.writer = bytes.fromhex(body["public_keys"]["writer"])
         check(public == self.writer, "writer's key")
         check(self._derived(b"fingerprint")[:16].hex() == body["fingerprint"], "fingerprint")
+        self.ends: dict[int, dict[int, dict[str, Any]]] = {1: {}, 2: {}}
         self.generations = self._generations(body)
         self.document(key, 1)
         self.header = data
@@ -102,9 +103,30 @@ class Reader:
             made += bytes.fromhex(after.get("fingerprint") or body["fingerprint"]) + writer
             writer = bytes.fromhex(entry["writer"])
             signature = bytes.fromhex(entry["endorsement"])
+            for stream, name in ((1, "log_end"), (2, "checkpoint")):
+                made += self._attested(stream, entry[name])
+            check(after["from_sequence"] - 1 in self.ends[1], "end of a generation")
             _verify(writer, signature, b"mirrorfs v1 rotation" + self.volume + made)
             found[entry["generation"]] = (root, writer, entry["from_sequence"], after["from_sequence"])
         return found
+
+    def _attested(self, stream: int, attested: dict[str, Any]) -> bytes:
+        """What is signed of a segment that a key generation names; it goes to `ends`."""
+        if not attested["key"]:
+            check(stream == 2 and attested == {"key": "", "size": 0, "digest": ""}, "no checkpoint")
+            return bytes(60)
+        prefix, _, rest = attested["key"].partition("/")
+        sequence, epoch, writer = rest.split("-")
+        check(prefix == {1: "segments", 2: "checkpoints"}[stream], "stream of a generation's end")
+        self.ends[stream][int(sequence, 16)] = attested
+        return struct.pack(
+            "<QI8sQ32s",
+            int(sequence, 16),
+            int(epoch, 16),
+            bytes.fromhex(writer),
+            attested["size"],
+            bytes.fromhex(attested["digest"]),
+        )
 
     def _unlock(self, body: dict[str, Any], password: bytes, secret: bytes) -> bytes:
         def fits(slot: dict[str, Any]) -> bool:
@@ -190,7 +212,11 @@ class Reader:
                     check(not segment.sealed or cut == len(segment.data), "cut of a sealed segment")
                     segment.end = cut
                     following.append(later)
-            if not following and not segment.sealed:
+            attested = self.ends[1].get(segment.sequence)
+            if attested is not None:
+                segment.end = attested["size"]
+                check(sha(segment.data[: segment.end]).hex() == attested["digest"], "end of a generation")
+            elif not following and not segment.sealed:
                 return
             yield segment
             current = following
@@ -229,6 +255,7 @@ class Segment:
         check(data[:8] == b"MFSSEG1\n", "magic")
         (generation,) = struct.unpack_from("<I", data, 32)
         check(generation in reader.generations, "key generation")
+        self.is_past = generation < max(reader.generations)
         root, self.signer, first, until = reader.generations[generation]
         mac = hmac.digest(reader._derived(b"segment-header-mac", root), data[:284], "sha256")
         check(mac == data[284:316], "header's MAC")

@@ -39,11 +39,10 @@ from mirrorfs.format.control import (
 from mirrorfs.format.document import canonical_json
 from mirrorfs.format.frame import Body, Kind, make_body
 from mirrorfs.format.header import KeyGeneration, StoreEntry, VolumeHeader, header_key, seal_header
-from mirrorfs.format.ids import SegmentId, Stream, parse_segment_object_key, segment_object_key
+from mirrorfs.format.ids import Previous, SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.journal import GENESIS_HASH, Journal, encode_journal, journal_hash
 from mirrorfs.format.kdf import VolumeKeys, hkdf
 from mirrorfs.format.record import Epoch, encode_record
-from mirrorfs.format.segment import Previous
 from mirrorfs.format.slot import KdfParameters, KeySet, Role, Slot
 from mirrorfs.format.slot_token import Pkcs11Fields, TokenMechanism
 from mirrorfs.keys.slots import stretch_password

@@ -19,8 +19,11 @@ from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.engine.cache import CACHE_SIZE
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
+from mirrorfs.engine.log_ends import LogEnds
 from mirrorfs.engine.volume import MountedVolume
-from mirrorfs.format.header import StoreEntry, header_key, seal_header
+from mirrorfs.format.header import StoreEntry, header_key, seal_header, verify_header
+from mirrorfs.format.slot import KeySet
+from mirrorfs.keys.rotation import rotate_keys
 from mirrorfs.ports import Store
 from tests.support.volumes import HEADER, KEY_SET, KEYS
 
@@ -52,8 +55,13 @@ class Machine:
         self.watched_s: list[float] = []
         """What mounts said of how long they watch leases."""
         self.header, self.header_bytes = HEADER, HEADER_BYTES
+        self.keys, self.key_set = KEYS, KEY_SET
         self.world = world or World(LocalDisk(root), SystemClock(), os.urandom, ThreadOffload())
-        self.files = SqliteIndexFiles(str(root / "index.db"), KEYS.index_key, digest_key=KEYS.dedup_key)
+        self.files = self._index_files()
+
+    def _index_files(self) -> SqliteIndexFiles:
+        keys = self.keys
+        return SqliteIndexFiles(str(self.root / "index.db"), keys.index_key, digest_key=keys.dedup_key)
 
     def settings(self, *, take_over: bool = False) -> VolumeSettings:
         """Of a mount here."""
@@ -83,7 +91,23 @@ class Machine:
             previous=hashlib.sha256(self.header_bytes).digest(),
             stores=entries,
         )
-        self.header_bytes = seal_header(self.header, keys=KEYS, seed=KEY_SET.writer)
+        self.header_bytes = seal_header(self.header, keys=self.keys, seed=self.key_set.writer)
+        self.write_header()
+
+    def rotate(self, ends: LogEnds) -> None:
+        """Make new keys, as `mirrorfs key rotate` does; `ends` are of the mount that ends with it."""
+        data, key_set = rotate_keys(
+            self.header, self.header_bytes, self.keys, self.key_set, slots=self.header.slots,
+            log_end=ends.last, checkpoint=ends.checkpoint, entropy=os.urandom,
+        )  # fmt: skip
+        self.adopt(data, key_set)
+
+    def adopt(self, data: bytes, key_set: KeySet) -> None:
+        """Go on with the keys of a later header."""
+        self.files.remove()
+        self.header, self.keys = verify_header(data, key_set)
+        self.header_bytes, self.key_set = data, key_set
+        self.files = self._index_files()
         self.write_header()
 
     @asynccontextmanager
@@ -95,8 +119,8 @@ class Machine:
                 nursery=nursery,
                 world=self.world,
                 files=self.files,
-                key_set=KEY_SET,
-                keys=KEYS,
+                key_set=self.key_set,
+                keys=self.keys,
                 header=self.header,
                 stores=self.stores,
                 settings=self.settings(take_over=take_over),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 
 from mirrorfs.engine.sources import Segments
-from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
+from mirrorfs.format.ids import Previous, SegmentId, Stream, segment_object_key
 from mirrorfs.format.rows import SegmentRow
-from mirrorfs.format.segment import Previous
 from tests.sim.world import InlineOffload
 from tests.support.segment_bytes import SegmentBytes
 from tests.support.store_memory import MemoryStore

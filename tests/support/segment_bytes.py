@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from mirrorfs.format.frame import Body, Kind, make_body
-from mirrorfs.format.ids import SegmentId, Stream
+from mirrorfs.format.ids import Previous, SegmentId, Stream
 from mirrorfs.format.journal import GENESIS_HASH, Journal, encode_journal, journal_hash
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.record import Record, encode_record
@@ -14,7 +14,6 @@ from mirrorfs.format.segment import (
     FOOTER,
     FOOTER_MAGIC,
     FrameEntry,
-    Previous,
     SegmentHeader,
     Trailer,
     cipher_for,

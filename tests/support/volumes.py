@@ -6,6 +6,7 @@ import hashlib
 
 from mirrorfs.format.control import Head, Instance, Lease
 from mirrorfs.format.header import KeyGeneration, StoreEntry, VolumeHeader
+from mirrorfs.format.ids import Previous, SegmentId
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.slot import KdfParameters, KeySet, Role, Slot
 from mirrorfs.format.slot_token import Pkcs11Fields, TokenMechanism
@@ -51,6 +52,12 @@ HEADER = VolumeHeader(
 )
 
 INSTANCE = Instance(store="home", instance=b"\x20" * 16)
+
+
+def ended(before: int) -> Previous:
+    """A last segment of a key generation: the next begins with this number."""
+    return Previous(SegmentId(before - 1, 1, WRITER), 5000, hashlib.sha256(b"last segment").digest())
+
 
 LEASE = Lease(
     writer=WRITER,

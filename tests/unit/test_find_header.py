@@ -26,7 +26,7 @@ from mirrorfs.format.header import (
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.slot import KeySet
 from mirrorfs.keys.rotation import rotate_keys
-from tests.support.volumes import HEADER, KEY_SET, KEYS
+from tests.support.volumes import HEADER, KEY_SET, KEYS, ended
 
 STRANGER = KeySet(root=KEY_SET.root, writer=b"\x77" * 32, pruner=b"\x03" * 32, drill=b"\x04" * 32)
 FIRST = seal_header(HEADER, keys=KEYS, seed=KEY_SET.writer)
@@ -153,7 +153,7 @@ def rotated(by: KeySet = KEY_SET, *, base: bytes = FIRST) -> bytes:
     """The next key generation, made by whoever has these keys."""
     slots = tuple(replace(slot, boxed=b"") for slot in parse_header(base).slots)
     data, _ = rotate_keys(
-        parse_header(base), base, KEYS, by, slots=slots, from_sequence=7, entropy=os.urandom
+        parse_header(base), base, KEYS, by, slots=slots, log_end=ended(7), checkpoint=None, entropy=os.urandom
     )
     return data
 
@@ -185,7 +185,7 @@ async def test_of_two_with_one_number_the_one_that_is_here_stays(it: Practice) -
 async def test_newer_keys_count_before_higher_numbers_without_a_store_too(it: Practice) -> None:
     slots = tuple(replace(slot, boxed=b"") for slot in parse_header(FIRST).slots)
     data, new_set = rotate_keys(
-        HEADER, FIRST, KEYS, KEY_SET, slots=slots, from_sequence=7, entropy=os.urandom
+        HEADER, FIRST, KEYS, KEY_SET, slots=slots, log_end=ended(7), checkpoint=None, entropy=os.urandom
     )
     for generation in (2, 3):
         it.put("state/objects", generation, newer(generation))

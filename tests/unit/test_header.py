@@ -25,12 +25,12 @@ from mirrorfs.format.header import (
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.slot import KdfParameters, KeySet, PublicKeys, Role, Slot
 from mirrorfs.format.slot_token import TokenMechanism
-from tests.support.volumes import HEADER, KEY_SET, KEYS, SLOT, VOLUME
+from tests.support.volumes import HEADER, KEY_SET, KEYS, SLOT, VOLUME, ended
 
 Change = Callable[[dict[str, Any]], object]
 
 
-OLD = KeyGeneration(1, 0, bytes(60), bytes(16), bytes(32), bytes(64))
+OLD = KeyGeneration(1, 0, bytes(60), bytes(16), bytes(32), ended(5), None, bytes(64))
 """A generation that is out of use."""
 
 
@@ -81,7 +81,7 @@ def test_two_generations_and_many_slots_read_back() -> None:
         generation=2,
         previous=hashlib.sha256(sealed()).digest(),
         key_generation=2,
-        generations=(OLD, KeyGeneration(2, 900, b"")),
+        generations=(replace(OLD, checkpoint=ended(3)), KeyGeneration(2, 5, b"")),
         slots=slots,
     )
     assert VolumeHeader.from_body(VOLUME, header.to_body()) == header
@@ -271,6 +271,9 @@ def test_what_a_header_may_not_say(change: Change) -> None:
         (OLD, KeyGeneration(2, 0, b"")),
         (replace(OLD, generation=2), KeyGeneration(1, 5, b"")),
         (OLD, KeyGeneration(3, 5, b"")),
+        (OLD, KeyGeneration(2, 4, b"")),
+        (OLD, KeyGeneration(2, 6, b"")),
+        (replace(OLD, log_end=None), KeyGeneration(2, 5, b"")),
         (OLD, replace(OLD, generation=2, from_sequence=5)),
     ],
 )

@@ -24,9 +24,9 @@ from mirrorfs.format.control import (
 )
 from mirrorfs.format.generation import check_descent
 from mirrorfs.format.header import VolumeHeader, parse_header, seal_header, verify_header
-from mirrorfs.format.ids import SegmentId, Stream
+from mirrorfs.format.ids import Previous, SegmentId, Stream
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.segment import HEADER_SIZE, Previous, SegmentHeader, decode_header, encode_header
+from mirrorfs.format.segment import HEADER_SIZE, SegmentHeader, decode_header, encode_header
 from mirrorfs.format.signing import load_public_key, load_signer
 from mirrorfs.format.slot import KdfParameters, KeySet, Role, Slot
 from mirrorfs.keys import slots
@@ -35,7 +35,7 @@ from mirrorfs.keys.token import Enrolment
 from mirrorfs.ports import ObjectKey, Sealed
 from tests.golden.make_golden import OneCopy
 from tests.support.store_simulated import SimulatedStore
-from tests.support.volumes import HEAD, HEADER, INSTANCE, KEY_SET, KEYS, LEASE, SLOT, VOLUME
+from tests.support.volumes import HEAD, HEADER, INSTANCE, KEY_SET, KEYS, LEASE, SLOT, VOLUME, ended
 
 PASSWORD = b"correct horse battery"
 KDF = KdfParameters(iterations=2, memory_kib=65536, lanes=1, salt=b"\x11" * 16)
@@ -75,7 +75,8 @@ class Rotated:
             self.old_keys,
             KEY_SET,
             slots=all_slots[:2],
-            from_sequence=FIRST_OF_SECOND,
+            log_end=ended(FIRST_OF_SECOND),
+            checkpoint=None,
             entropy=os.urandom,
         )
         self.header, self.keys = verify_header(self.data, self.key_set)
@@ -162,7 +163,8 @@ def test_only_the_writer_of_the_old_keys_makes_new_ones(it: Rotated) -> None:
         it.old_keys,
         replace(reader, writer=b"\x66" * 32),
         slots=it.old_header.slots,
-        from_sequence=FIRST_OF_SECOND,
+        log_end=ended(FIRST_OF_SECOND),
+        checkpoint=None,
         entropy=os.urandom,
     )
     header = verify_header(planted, planted_set)[0]
@@ -182,14 +184,30 @@ def test_only_the_writer_of_the_old_keys_makes_new_ones(it: Rotated) -> None:
 
 def test_three_generations(it: Rotated) -> None:
     data, key_set = rotate_keys(
-        it.header, it.data, it.keys, it.key_set, slots=it.header.slots, from_sequence=90, entropy=os.urandom
+        it.header,
+        it.data,
+        it.keys,
+        it.key_set,
+        slots=it.header.slots,
+        log_end=ended(90),
+        checkpoint=None,
+        entropy=os.urandom,
     )
     header, keys = verify_header(data, key_set)
     assert [past.keys.root for past in keys.past] == [KEY_SET.root, it.key_set.root]
     assert [past.until_sequence for past in keys.past] == [FIRST_OF_SECOND, 90]
     assert opened(header, "card", CARD).encode() == key_set.encode()
     with pytest.raises(LimitError):
-        rotate_keys(it.header, it.data, it.keys, it.key_set, slots=(), from_sequence=90, entropy=os.urandom)
+        rotate_keys(
+            it.header,
+            it.data,
+            it.keys,
+            it.key_set,
+            slots=(),
+            log_end=ended(90),
+            checkpoint=None,
+            entropy=os.urandom,
+        )
     with pytest.raises(DamagedError):
         rotate_keys(
             it.header,
@@ -197,7 +215,8 @@ def test_three_generations(it: Rotated) -> None:
             it.keys,
             it.key_set,
             slots=it.header.slots,
-            from_sequence=FIRST_OF_SECOND,
+            log_end=ended(FIRST_OF_SECOND),
+            checkpoint=None,
             entropy=os.urandom,
         )
 

@@ -15,14 +15,13 @@ from mirrorfs.errors import (
     StoreTooNew,
 )
 from mirrorfs.format.frame import Kind, make_body
-from mirrorfs.format.ids import SegmentId, Stream
+from mirrorfs.format.ids import Previous, SegmentId, Stream
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.record import Forget
 from mirrorfs.format.segment import (
     FOOTER,
     HEADER_SIZE,
     FrameEntry,
-    Previous,
     SegmentHeader,
     check_follows,
     check_sealed,

@@ -1,0 +1,359 @@
+"""A log over a rotation of the keys: what who has only the old ones can add to it, which is nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.engine import checkpointer
+from mirrorfs.engine.checkpoints import CheckpointReader, CheckpointWriter
+from mirrorfs.engine.heads import newest_head, seal_head
+from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
+from mirrorfs.engine.segment_writer import SegmentWriter, WriterIdentity
+from mirrorfs.engine.sources import Segments
+from mirrorfs.errors import AuthenticationError, DamagedError, StoreUnavailable
+from mirrorfs.format.control import LEASE_KEY, open_head, seal_control
+from mirrorfs.format.ids import Previous, SegmentId, Stream, segment_object_key
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.segment import decode_header
+from mirrorfs.format.signing import load_public_key, load_signer
+from mirrorfs.format.slot import KeySet
+from mirrorfs.ports import Index
+from tests.sim.world import InlineOffload
+from tests.support.machine import write_file
+from tests.support.store_simulated import SimulatedStore
+from tests.support.virtual_pc import VirtualPc
+from tests.support.volumes import LEASE
+
+EPOCH = 1000
+Objects = dict[str, bytes]
+
+
+def contents(number: int) -> bytes:
+    return random.Random(number).randbytes(20_000 + number)
+
+
+def names(index: Index) -> list[bytes]:
+    return sorted(row.name for row in index.list_dentries(1, after_cookie=0, limit=1000))
+
+
+class Rotated:
+    """A volume with files `old N` of before a rotation and `new N` of after it, and a thief's keys."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.places: list[Objects] = [{}, {}]
+        self.pc = VirtualPc(root / "pc", self.view(), seed=2)
+        self.old_keys: VolumeKeys = self.pc.keys
+        self.old_set: KeySet = self.pc.key_set
+        self.roots: list[str] = []
+        """Object keys of the checkpoints of before."""
+
+    def view(self) -> list[SimulatedStore]:
+        return [
+            SimulatedStore(name, seed=1, objects=place)
+            for name, place in zip(("home", "s3"), self.places, strict=True)
+        ]
+
+    async def write(self) -> None:
+        async with self.pc.mounted() as volume:
+            for number in range(3):
+                await write_file(volume, b"old %d" % number, contents(number))
+                await volume.flush()
+                await trio.sleep(1)
+            await volume.flush()
+            self.roots = sorted(key for key in self.places[0] if key.startswith("checkpoints/"))
+            ends = await volume.ends()
+        self.pc.rotate(ends)
+        async with self.pc.mounted() as volume:
+            await write_file(volume, b"new", contents(9))
+        self.first = self.pc.keys.from_sequence
+
+    @property
+    def end(self) -> Previous:
+        end = self.pc.keys.log_end(self.first - 1)
+        assert end is not None
+        return end
+
+    def without_new(self, *, but: int = 0) -> list[SimulatedStore]:
+        """Stores that hide the segments of the new keys, the last `but` of before, and all heads."""
+        places = [
+            {
+                key: data
+                for key, data in place.items()
+                if not key.startswith("heads/")
+                and not (key.startswith("segments/") and int(key[9:25], 16) >= self.first - but)
+            }
+            for place in self.places
+        ]
+        return [
+            SimulatedStore(name, seed=1, objects=place)
+            for name, place in zip(("home", "s3"), places, strict=True)
+        ]
+
+    async def restored(
+        self, stores: list[SimulatedStore], moment: Moment = NEWEST
+    ) -> tuple[list[bytes], RestorePlan]:
+        keys = self.pc.keys
+        files = SqliteIndexFiles(str(self.root / "restore.db"), keys.index_key, digest_key=keys.dedup_key)
+        planner = Planner(
+            stores, files, InlineOffload(random.Random(2)), keys, self.pc.header.public_keys.writer
+        )
+        index, plan = await planner.run(moment)
+        try:
+            return names(index), plan
+        finally:
+            index.close()
+
+    async def forge_log(self, first: int, *, epoch: int) -> Objects:
+        """Segments that a thief seals with the old keys, from a number on, in a place of his own."""
+        thief = VirtualPc(self.root / f"thief {first}", [], seed=3)
+        lease = replace(LEASE, epoch=epoch - 1, released=True, parent=b"")
+        sealed = seal_control(lease, keys=self.old_keys, seed=self.old_set.writer)
+        stores: list[Objects] = [{LEASE_KEY: sealed}, {LEASE_KEY: sealed}]
+        for place, mine in zip(stores, self.places, strict=True):
+            place.update(
+                (key, data)
+                for key, data in mine.items()
+                if key.startswith("segments/") and int(key[9:25], 16) < first
+            )
+        thief.stores = [
+            SimulatedStore(n, seed=1, objects=place) for n, place in zip(("home", "s3"), stores, strict=True)
+        ]
+        async with thief.mounted(take_over=True) as volume:
+            for number in range(self.first + 2 - first):
+                await write_file(volume, b"forged %d" % number, contents(50 + number))
+                await volume.flush()
+        return {key: data for key, data in stores[0].items() if key not in self.places[0]}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Rotated:
+    volume = Rotated(tmp_path_factory.mktemp("rotated"))
+    with pytest.MonkeyPatch.context() as patch:
+        # A checkpoint of every segment.
+        patch.setattr(checkpointer, "JOURNAL_MIN_BYTES", 10)
+        patch.setattr(checkpointer, "SEGMENTS_MAX", 0)
+        trio.run(volume.write, clock=MockClock(autojump_threshold=0))
+    return volume
+
+
+@pytest.fixture
+def it(written: Rotated, tmp_path: Path) -> Rotated:
+    volume = copy(written)
+    volume.root = tmp_path
+    volume.places = [dict(place) for place in written.places]
+    return volume
+
+
+OLD = [b"old 0", b"old 1", b"old 2"]
+
+
+async def test_what_the_header_attests(autojump_clock: MockClock, it: Rotated) -> None:
+    last = segment_object_key(Stream.MAIN, it.end.segment)
+    assert len(it.places[0][last]) == it.end.size
+    (past,) = it.pc.keys.past
+    assert past.checkpoint is not None
+    assert segment_object_key(Stream.CHECKPOINT, past.checkpoint.segment) == it.roots[-1]
+    found, plan = await it.restored(it.view())
+    assert (found, plan.damage) == ([b"new", *OLD], None)
+
+
+async def test_every_checkpoint_of_before_is_still_one(autojump_clock: MockClock, it: Rotated) -> None:
+    assert len(it.roots) > 1
+    segments = Segments(Stream.CHECKPOINT, disk=None, offload=it.pc.world.offload, stores=it.view())
+    await segments.look()
+    reader = CheckpointReader(segments, it.pc.keys, load_public_key(it.pc.header.public_keys.writer))
+    newer: set[SegmentId] = set()
+    seen = []
+    while (one := await reader.newest(but=newer)) is not None:
+        newer.add(one[1])
+        seen.append(segment_object_key(Stream.CHECKPOINT, one[1]))
+    assert set(it.roots) <= set(seen)
+
+
+@pytest.mark.expects_warnings("out of use", "does not verify", "checkpoint cannot be used")
+@pytest.mark.parametrize("sequence", [0, 1, 2, 900])
+async def test_a_checkpoint_that_a_thief_made(autojump_clock: MockClock, it: Rotated, sequence: int) -> None:
+    """It would overrule the log: it says what the tree was at a position before the rotation."""
+    thief = SqliteIndexFiles(
+        str(it.root / "thief.db"), it.old_keys.index_key, digest_key=it.old_keys.dedup_key
+    )
+    planner = Planner(
+        it.without_new(), thief, InlineOffload(random.Random(3)), it.old_keys,
+        it.old_set.public_keys().writer,
+    )  # fmt: skip
+    index, _ = await planner.run(NEWEST)
+    rows = index.list_dentries(1, after_cookie=0, limit=9)
+    index.delete_dentry(next(row for row in rows if row.name == b"old 1"))
+    index.commit()
+    disk = LocalDisk(it.root / "forged")
+    identity = WriterIdentity(
+        it.old_keys, load_signer(it.old_set.writer), 1, EPOCH, os.urandom(8), True, it.pc.header_bytes
+    )
+    snapshot = index.snapshot()
+    try:
+        written = CheckpointWriter(disk, identity, os.urandom, sequence=sequence, previous=None).write(
+            snapshot, None
+        )
+    finally:
+        snapshot.close()
+        index.close()
+    forged = {key: (it.root / "forged" / "objects" / key).read_bytes() for key in written.keys}
+    for place in it.places:
+        place.update(forged)
+    for stores, expected in ((it.view(), [b"new", *OLD]), (it.without_new(), OLD)):
+        found, plan = await it.restored(stores)
+        assert (found, plan.damage) == (expected, None if len(expected) == 4 else plan.damage)
+
+
+@pytest.mark.expects_warnings(".")
+@pytest.mark.parametrize("back", [1, 2, 3])
+async def test_a_log_that_a_thief_sealed(autojump_clock: MockClock, it: Rotated, back: int) -> None:
+    forged = await it.forge_log(it.first - back, epoch=EPOCH)
+    assert [key for key in forged if key.startswith("segments/")]
+    for place in it.places:
+        for key, data in forged.items():
+            if key.startswith("segments/"):
+                place.setdefault(key, data)
+    for stores in (it.view(), it.without_new()):
+        found, _ = await it.restored(stores)
+        assert not [name for name in found if name.startswith(b"forged")]
+
+
+@pytest.mark.expects_warnings(".")
+@pytest.mark.parametrize("hidden", [1, 2])
+async def test_the_end_of_before_is_hidden_or_replaced(
+    autojump_clock: MockClock, it: Rotated, hidden: int
+) -> None:
+    forged = await it.forge_log(it.first - hidden, epoch=EPOCH)
+    for with_forged in (False, True):
+        stores = it.without_new(but=hidden)
+        for store in stores if with_forged else ():
+            store.objects.update(
+                (key, data)
+                for key, data in forged.items()
+                if key.startswith("segments/") and int(key[9:25], 16) < it.first
+            )
+            for key in [key for key in store.objects if key.startswith("checkpoints/")]:
+                del store.objects[key]
+        found, plan = await it.restored(stores)
+        assert plan.damage is not None
+        assert hidden > 1 or not [name for name in found if name.startswith(b"forged")]
+        assert "rotated" in plan.damage or "segment" in plan.damage
+        new_pc = VirtualPc(it.root / f"new pc {with_forged}", stores, seed=4)
+        new_pc.adopt(it.pc.header_bytes, it.pc.key_set)
+        with pytest.raises(ExceptionGroup) as caught:
+            async with new_pc.mounted():
+                pass
+        assert caught.group_contains((StoreUnavailable, DamagedError))
+
+
+@pytest.mark.expects_warnings("other bytes than the header says", "checkpoint cannot be used")
+async def test_the_end_of_before_with_other_bytes(autojump_clock: MockClock, it: Rotated) -> None:
+    """Under its own name a thief seals one that says less: without the last file."""
+    end = it.end
+    key = segment_object_key(Stream.MAIN, end.segment)
+    writer = load_public_key(it.old_set.public_keys().writer)
+    previous = decode_header(it.places[0][key], it.old_keys, writer)[0].previous
+    _, epoch, name = end.segment
+    identity = WriterIdentity(it.old_keys, load_signer(it.old_set.writer), 1, epoch, name, True)
+    forged = SegmentWriter(
+        LocalDisk(it.root / "forged"), identity, os.urandom,
+        stream=Stream.MAIN, sequence=end.segment.sequence, previous=previous,
+    )  # fmt: skip
+    forged.seal()
+    forged.sync()
+    forged.close()
+    data = (it.root / "forged" / "objects" / key).read_bytes()
+    for stores in (it.view(), it.without_new()):
+        stores[0].objects[key] = data
+        found, plan = await it.restored(stores)
+        assert set(OLD) <= set(found), "from the other store"
+        assert plan.damage is None
+    stores[1].objects[key] = data
+    _, plan = await it.restored(stores)
+    assert plan.damage is not None
+
+
+@pytest.mark.expects_warnings("does not verify", "cannot be used", "Another machine wrote")
+async def test_a_pc_that_is_behind_does_not_write_before_the_rest_is_there(
+    autojump_clock: MockClock, it: Rotated, written: Rotated
+) -> None:
+    """What it wrote under the new keys, in the place of the old, nobody would read."""
+    shutil.copytree(written.pc.root, it.root / "behind")
+    for path in (it.root / "behind" / "objects").glob("segments/*"):
+        if int(path.name[:16], 16) >= it.first - 1:
+            path.unlink()
+    shutil.rmtree(it.root / "behind" / "objects" / "checkpoints")
+    shutil.rmtree(it.root / "behind" / "objects" / "heads")
+    behind = VirtualPc(it.root / "behind", it.without_new(but=1), seed=5)
+    behind.adopt(it.pc.header_bytes, it.pc.key_set)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with behind.mounted():
+            pass
+    assert caught.group_contains(StoreUnavailable, match="keys were rotated at segment")
+    behind.stores = it.view()
+    async with behind.mounted() as volume:
+        assert set(OLD) < set(names(volume._local.index))
+
+
+async def test_old_heads_hide_no_new_ones_and_are_counted_past(
+    autojump_clock: MockClock, it: Rotated
+) -> None:
+    store = SimulatedStore("home", seed=1, objects=dict(it.places[0]))
+    public_key = it.pc.header.public_keys.writer
+    newest = await newest_head(store, keys=it.pc.keys, public_key=public_key)
+    assert newest is not None
+
+    def plant(count: int, make: Callable[[int], int]) -> None:
+        for number in range(count):
+            head = replace(newest.head, counter=make(number))
+            sealed = seal_head(head, keys=it.old_keys, seed=it.old_set.writer)
+            open_head(
+                sealed.data, key=sealed.key, keys=it.old_keys, public_key=it.old_set.public_keys().writer
+            )
+            store.objects[sealed.key] = bytes(sealed.data)
+
+    plant(31, lambda number: 1000 + number)
+    again = await newest_head(store, keys=it.pc.keys, public_key=public_key)
+    assert again is not None
+    assert again.key == newest.key
+    plant(40, lambda number: 2000 + number)
+    with pytest.raises(AuthenticationError, match="None of the newest 32 heads"):
+        await newest_head(store, keys=it.pc.keys, public_key=public_key)
+
+
+@pytest.mark.expects_warnings("is away", "holds no object", "not held yet")
+async def test_the_first_head_under_new_keys_comes_after_all_others(
+    autojump_clock: MockClock, it: Rotated
+) -> None:
+    """On a PC that has no head of before, where the one that rotated was cut off before its first."""
+    for place in it.places:
+        for key in [key for key in place if key.startswith("heads/")]:
+            data = place[key]
+            try:
+                open_head(data, key=key, keys=it.pc.keys, public_key=it.pc.header.public_keys.writer)
+            except DamagedError:
+                continue
+            del place[key]
+    before = max(int(key[6:22], 16) for key in it.places[0] if key.startswith("heads/"))
+    new_pc = VirtualPc(it.root / "new pc", it.view(), seed=4)
+    new_pc.adopt(it.pc.header_bytes, it.pc.key_set)
+    async with new_pc.mounted() as volume:
+        await write_file(volume, b"more", contents(1))
+    assert max(int(key[6:22], 16) for key in it.places[0] if key.startswith("heads/")) > before
+    found = await newest_head(it.view()[0], keys=it.pc.keys, public_key=it.pc.header.public_keys.writer)
+    assert found is not None
+    assert found.head.counter > before
