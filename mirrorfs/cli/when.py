@@ -1,4 +1,4 @@
-"""Moments in the past as people write them, for --at."""
+"""Moments in the past as people write them, for --at, --since and the like."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from mirrorfs.engine.restore_plan import Moment
 from mirrorfs.errors import LimitError, UsageError
 from mirrorfs.format.ids import parse_position
 
-_AGO = re.compile(r"([0-9]{1,9})\s*(s|min|m|h|d|w)(?:\s+ago)?")
-_UNIT_S: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+_AGO = re.compile(
+    r"([0-9]{1,9})\s*(s|min|m|h|d|w|(?:second|minute|hour|day|week)s?)(?:\s+ago)?", re.IGNORECASE
+)
+_UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+"""By the first letter of a unit."""
 _NS_PER_S: Final = 1_000_000_000
-_DAY = re.compile(r"(today|yesterday)(?:[ T]+([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?)?", re.IGNORECASE)
+_TIME = r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?"
+_DAY = re.compile(rf"(today|yesterday)(?:[ T]+{_TIME})?", re.IGNORECASE)
 _POSITION = re.compile(r"([0-9]{1,13})([.:])([0-9]{1,7})")
-_CLOCK = re.compile(r"[0-9]{1,2}:[0-9]{2}")
+_CLOCK = re.compile(_TIME)
 
 
 def parse_when(text: str, *, now_ns: int) -> int:
@@ -23,20 +27,21 @@ def parse_when(text: str, *, now_ns: int) -> int:
 
     Either a date with or without a time (2026-03-01, "2026-03-01 14:05", 2026-03-01T14:05:30+01:00; local
     time unless an offset or Z is given; a bare date is its midnight), "today" or "yesterday" with or without
-    a time ("yesterday 18:00"), or an age: 90s, 15m, 2h, 3d, 1w, each with or without "ago".
+    a time ("yesterday 18:00"), a time of today (18:00), or an age: 90s, 15m, 2h, 3d, 1w, "3 days", each with
+    or without "ago".
     Raises: UsageError: none of these, or in the future.
     """
     text = text.strip()
     match = _AGO.fullmatch(text)
     if match is not None:
-        return now_ns - int(match[1]) * _UNIT_S[match[2]] * _NS_PER_S
+        return now_ns - int(match[1]) * _UNIT_S[match[2][0].lower()] * _NS_PER_S
     try:
         moment = _day(text, now_ns=now_ns) or datetime.fromisoformat(text)
         whole_s = int(moment.replace(microsecond=0).timestamp())
     except (ValueError, OverflowError, OSError) as exc:
         raise UsageError(
-            "The moment cannot be read; write it as 2026-03-01, '2026-03-01 14:05', 'yesterday 18:00' or 2h,"
-            " 3d, 1w."
+            "The moment cannot be read; write it as 2026-03-01, '2026-03-01 14:05', 'yesterday 18:00', 18:00,"
+            " 2h, '3 days ago' or a position such as 17.203."
         ) from exc
     when_ns = whole_s * _NS_PER_S + moment.microsecond * 1000
     if when_ns > now_ns:
@@ -45,7 +50,7 @@ def parse_when(text: str, *, now_ns: int) -> int:
 
 
 def _day(text: str, *, now_ns: int) -> datetime | None:
-    match = _DAY.fullmatch(text)
+    match = _DAY.fullmatch(f"today {text}" if _CLOCK.fullmatch(text) else text)
     if match is None:
         return None
     day = datetime.fromtimestamp(now_ns // _NS_PER_S).date()
@@ -58,14 +63,13 @@ def _day(text: str, *, now_ns: int) -> datetime | None:
 def parse_moment(text: str, *, now_ns: int) -> Moment:
     """What --at means: a moment as `parse_when` reads it, or a position such as 17.203 or 17:203.
 
-    Raises: UsageError: neither, in the future, or like 17:20, which could be either.
+    What looks like a time of day is one: 17:20 is today's, the position is written 17.20.
+    Raises: UsageError: neither, or in the future.
     """
     text = text.strip()
     match = _POSITION.fullmatch(text)
-    if match is None:
+    if match is None or _CLOCK.fullmatch(text):
         return Moment(time_ns=parse_when(text, now_ns=now_ns))
-    if _CLOCK.fullmatch(text):
-        raise UsageError("A time needs a day, such as 'today 17:20'; a position is written 17.20.")
     try:
         position = parse_position(f"{match[1]}.{match[3]}")
     except LimitError as exc:
