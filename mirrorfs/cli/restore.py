@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import secrets
 import sys
@@ -12,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import trio
 
@@ -31,6 +29,7 @@ from mirrorfs.cli.restore_stores import (
 )
 from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens, make_tokens
 from mirrorfs.cli.unlock import Unlocked, unlock_header
+from mirrorfs.cli.warning_lines import warning_lines
 from mirrorfs.cli.when import parse_moment
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.os_threads import ThreadOffload
@@ -41,8 +40,6 @@ from mirrorfs.errors import DamagedError, LimitError, MirrorfsError, UsageError,
 from mirrorfs.format.header import parse_header, verify_header
 from mirrorfs.format.kdf import format_fingerprint
 from mirrorfs.format.slot import KeySet
-
-WARNINGS_SHOWN_MAX: Final = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--at",
         metavar="WHEN",
-        help="as it was at 2026-03-01T14:05, 'yesterday 18:00', 2h, or position 17.203",
+        help="as it was at 2026-03-01T14:05, 'yesterday 18:00', 18:00, 2h, or position 17.203",
     )
     parser.add_argument(
         "--path",
@@ -200,7 +197,7 @@ class _Command:
     async def run(self, moment: Moment, started_s: float, to_repair: StoresFound | None) -> int:
         """Plan, ask, restore, report; and repair the stores, if they are given."""
         keys = self._unlocked.keys
-        with work_directory(self._environment) as work, _warnings(self._progress) as warnings:
+        with work_directory(self._environment) as work, warning_lines(self._progress) as warnings:
             # The key of the temporary index is never stored: what a crash leaves of it nobody can read.
             files = SqliteIndexFiles(
                 str(work / "index.db"), secrets.token_bytes(32), digest_key=secrets.token_bytes(32)
@@ -239,7 +236,7 @@ class _Command:
 
     async def run_from_state(self, state: LocalState, started_s: float) -> int:
         """The same of a local state, which is first brought in order like by a mount."""
-        with _warnings(self._progress) as warnings:
+        with warning_lines(self._progress) as warnings:
             async with opened(self._stores) as stores:
                 writer_key = self._unlocked.header.public_keys.writer
                 files = state.index_files(self._unlocked.keys)
@@ -290,38 +287,3 @@ def confirmed(question: str) -> bool:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
         return False
-
-
-# --- warnings --------------------------------------------------------------------------------
-
-
-class _WarningLines(logging.Handler):
-    """Prints warnings above the progress bar: the first ones, and counts them all."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(logging.WARNING)
-        self.count = 0
-        self._progress = progress
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.count += 1
-        if self.count <= WARNINGS_SHOWN_MAX:
-            self._progress.end()
-            say(record.getMessage())
-        elif self.count == WARNINGS_SHOWN_MAX + 1:
-            self._progress.end()
-            say("There are more warnings; they are counted only.")
-
-
-@contextmanager
-def _warnings(progress: Progress) -> Iterator[_WarningLines]:
-    logger = logging.getLogger("mirrorfs")
-    handler = _WarningLines(progress)
-    propagates = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield handler
-    finally:
-        logger.propagate = propagates
-        logger.removeHandler(handler)

@@ -76,7 +76,7 @@ class StoresFound:
         return sorted({data for one in self.found for data in one.headers}, key=age, reverse=True)
 
 
-def name_stores(urls: Sequence[str], *, destination: str) -> list[NamedStore]:
+def name_stores(urls: Sequence[str], *, destination: str | None = None) -> list[NamedStore]:
     """Check the URLs, and name each store by its place.
 
     Raises: UsageError: malformed, none, too many, one twice, or DEST lies in one of them.
@@ -93,7 +93,7 @@ def name_stores(urls: Sequence[str], *, destination: str) -> list[NamedStore]:
         name = str(place) if place is not None else url.partition("?")[0].rstrip("/")
         if any(known.url == url or known.name == name for known in stores):
             raise UsageError(f"Store {name} is given twice; name each store once.")
-        if place is not None:
+        if place is not None and destination is not None:
             _check_outside(destination, place)
         stores.append(NamedStore(name, url))
     return stores

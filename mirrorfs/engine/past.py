@@ -86,9 +86,9 @@ class ReadOnlyVolume:
             on_progress=on_progress, on_loaded=on_loaded, disk=world.disk,
         )  # fmt: skip
         writer = load_public_key(writer_key)
-        index, plan = await planner.run(moment)
+        index, _ = await index_at(planner, moment)
         try:
-            return cls._of(index, plan, planner.end, nursery, world, keys, writer, stores, moment, random)
+            return cls._of(index, planner.end, nursery, world, keys, writer, stores, moment, random)
         except BaseException:
             index.close()
             raise
@@ -97,7 +97,6 @@ class ReadOnlyVolume:
     def _of(
         cls,
         index: Index,
-        plan: RestorePlan,
         end: ReplayEnd,
         nursery: trio.Nursery,
         world: World,
@@ -107,25 +106,8 @@ class ReadOnlyVolume:
         moment: Moment,
         random: Callable[[], float],
     ) -> ReadOnlyVolume:
-        if plan.damage is not None:
-            raise DamagedError(f"The log cannot be followed up to that moment: {plan.damage}.")
-        if index.get_inode(ROOT_INODE) is None:
-            raise UsageError("The volume had no commit yet at that moment; choose a later one.")
-        if (segment := plan.open_segment) is not None:
-            # Replay stopped inside it. Frames verify only in the right segment, whatever is named here.
-            index.put_segment(SegmentRow(*segment, 0, 0, bytes(32), 0, 0))
         state = VolumeState(index, world.clock, read_only=True)
-        files_reader = Reader(
-            state,
-            world.disk,
-            world.offload,
-            keys,
-            writer,
-            log=lambda: None,
-            stores=lambda: stores,
-            nursery=nursery,
-            throttle=world.throttle,
-        )
+        files_reader = reader_of(state, world, keys, writer, stores, nursery)
         filesystem = FileSystem(state, SpaceGuard(world.disk, world.clock), files_reader, None, world.offload)
         follower = None
         if moment == NEWEST:
@@ -146,3 +128,47 @@ class ReadOnlyVolume:
         """Close the index; the caller removes its files."""
         self._reader.close()
         self._index.close()
+
+
+async def index_at(planner: Planner, moment: Moment, *, needs_all: bool = True) -> tuple[Index, RestorePlan]:
+    """The index at a moment, to be read and no more; the caller closes it.
+
+    Args:
+        needs_all: whether it is an error that the log breaks off before the moment; else the plan says it.
+    Raises: as `Planner.run`, and DamagedError: the log breaks off before.
+    """
+    index, plan = await planner.run(moment)
+    try:
+        if plan.damage is not None and needs_all:
+            raise DamagedError(f"The log cannot be followed up to that moment: {plan.damage}.")
+        if index.get_inode(ROOT_INODE) is None:
+            raise UsageError("The volume had no commit yet at that moment; choose a later one.")
+        if (segment := plan.open_segment) is not None:
+            # Replay stopped inside it. Frames verify only in the right segment, whatever is named here.
+            index.put_segment(SegmentRow(*segment, 0, 0, bytes(32), 0, 0))
+    except BaseException:
+        index.close()
+        raise
+    return index, plan
+
+
+def reader_of(
+    state: VolumeState,
+    world: World,
+    keys: VolumeKeys,
+    writer: WriterPublicKey,
+    stores: Sequence[Store],
+    nursery: trio.Nursery,
+) -> Reader:
+    """Reads the files of a volume that nobody here writes."""
+    return Reader(
+        state,
+        world.disk,
+        world.offload,
+        keys,
+        writer,
+        log=lambda: None,
+        stores=lambda: stores,
+        nursery=nursery,
+        throttle=world.throttle,
+    )

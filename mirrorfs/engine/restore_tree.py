@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+from mirrorfs.engine.tree_walk import DEPTH_MAX, entries
 from mirrorfs.errors import DamagedError
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.rows import InodeRow
@@ -19,8 +20,6 @@ from mirrorfs.ports import Index, Offload
 
 NAMES_PER_BATCH = 1000
 INODES_PER_BATCH = 500
-DEPTH_MAX = 4096
-"""Directories above a name; a log of this program cannot exceed what the kernel's paths allow by much."""
 
 NewName = tuple[int, bytes, InodeRow]
 """(inode of the directory, name, the inode itself)"""
@@ -146,7 +145,7 @@ class TreeMaker:
                 raise DamagedError(
                     "The volume's directories are nested without an end; restore an older moment."
                 )
-            for name, row in self._entries(directory.row.inode):
+            for name, row in entries(self._index, directory.row.inode):
                 text = name.decode("utf-8", "surrogateescape")
                 path = f"{directory.path}/{text}" if directory.path else text
                 selected = directory.selected or self._matches(path)
@@ -160,19 +159,6 @@ class TreeMaker:
                     self._add(directory.row.inode, name, row)
                 if len(self._batch) >= NAMES_PER_BATCH:
                     await self._flush()
-
-    def _entries(self, directory: int) -> Iterator[tuple[bytes, InodeRow]]:
-        after = 0
-        while True:
-            page = self._index.list_dentries(directory, after_cookie=after, limit=NAMES_PER_BATCH)
-            for entry in page:
-                row = self._index.get_inode(entry.inode)
-                if row is None:
-                    raise DamagedError(f"An entry of directory {directory} names an inode that is not there.")
-                yield entry.name, row
-            if len(page) < NAMES_PER_BATCH:
-                return
-            after = page[-1].cookie
 
     def _matches(self, path: str) -> bool:
         return any(fnmatchcase(path, glob) for glob in self._globs)
