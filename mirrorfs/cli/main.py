@@ -18,7 +18,7 @@ from mirrorfs import __version__
 from mirrorfs.cli.failures import describe, report, sentence_of
 from mirrorfs.errors import MirrorfsError, UsageError
 
-NOT_YET: Final = ("log", "snapshot")
+NOT_YET: Final = ("snapshot",)
 """Commands that are part of the contract and come later."""
 
 Run = Callable[[argparse.Namespace, Mapping[str, str], Sequence[str]], int]
@@ -157,6 +157,20 @@ def _restore(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, _environment, _argv: run_restore(arguments)
 
 
+def _log(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import log
+
+    log.add_arguments(parser)
+    return lambda arguments, environment, _: log.run(arguments, environment)
+
+
+def _history(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import history
+
+    history.add_arguments(parser)
+    return lambda arguments, environment, _: history.run(arguments, environment)
+
+
 def _store(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli import store
 
@@ -193,6 +207,8 @@ COMMANDS: Final = {
     "umount": Command("unmount a volume and wait for the stores", _umount),
     "lock": Command("take a volume away at once and forget its keys, waiting for no store", _lock),
     "restore": Command("restore a volume from one store or more, without mounting it", _restore),
+    "log": Command("show the moments that a volume can be returned to, and what changed in each", _log),
+    "history": Command("show the versions of one file", _history),
     "key": Command("show and change what opens a volume: tokens, password, recovery code", _key),
     "store": Command("show, add, remove or replace the stores of a volume", _store),
     "verify": Command("look whether the stores and the local disk hold everything, whole", _verify),

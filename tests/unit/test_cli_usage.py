@@ -112,6 +112,23 @@ def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "usage:" in capsys.readouterr().err
 
 
+STORE = "--store=file:///nowhere/at/all"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["log"], ["log", "nowhere"], ["log", "v", "more"], ["log", "v", "--since=2999-01-01"],
+        ["log", STORE, "v"], ["log", STORE, STORE], ["log", "--store=ftp://host/"],
+        ["history", "v"], ["history", "v", "a", "b"], ["history", "v", "/"], ["history", STORE],
+    ],
+)  # fmt: skip
+def test_wrong_usage_of_commands_that_look_back(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and not said.out
+
+
 @pytest.mark.parametrize("command", NOT_YET)
 def test_what_comes_later_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "anything"]) == 2

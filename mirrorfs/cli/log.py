@@ -1,0 +1,177 @@
+"""`mirrorfs log`: the moments that a volume can be returned to, and how much changed in each.
+
+By the hour or the day, for a practice makes thousands of commits a day. JSON: docs/history-json.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from mirrorfs.cli.past_session import (
+    WHEN_HELP,
+    Past,
+    add_past_arguments,
+    exit_code_of,
+    look_back,
+    moment_of,
+    operands_of,
+)
+from mirrorfs.cli.progress import format_bytes
+from mirrorfs.cli.restore_report import EXIT_DAMAGED, date_of, say
+from mirrorfs.core.tally import Tally
+from mirrorfs.engine.commits import Commit, CommitReader, Stretch
+from mirrorfs.engine.restore_plan import NEWEST, Moment
+from mirrorfs.format.ids import format_position
+from mirrorfs.format.signing import load_public_key
+
+SCHEMA: Final = 1
+SHOWN_DAYS: Final = 7
+"""Without --since, counted back from the last moment that is shown."""
+HOURS_SHOWN_DAYS: Final = 8
+"""A longer time is shown by the day."""
+_NS_PER_S: Final = 1_000_000_000
+_NS_PER_DAY: Final = 24 * 3600 * _NS_PER_S
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `log`."""
+    add_past_arguments(parser, "")
+    parser.add_argument(
+        "--since", metavar="WHEN", help=f"from then on; default: the last {SHOWN_DAYS} days ({WHEN_HELP})"
+    )
+    parser.add_argument("--until", metavar="WHEN", help="up to then; default: the newest moment")
+    grouping = parser.add_mutually_exclusive_group()
+    grouping.add_argument("--all", action="store_true", help="every moment by itself")
+    grouping.add_argument(
+        "--by", choices=("hour", "day"), help=f"default: by the hour up to {HOURS_SHOWN_DAYS} days"
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable, as docs/history-json.md says")
+
+
+def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    """Carry out `log`.
+
+    Returns: 0; 5 or 4 where part of the log is damaged or not to be had.
+    Raises: MirrorfsError.
+    """
+    operands_of(arguments, least=0, most=0)
+    since, until = moment_of(arguments.since), moment_of(arguments.until)
+
+    async def work(past: Past) -> int:
+        return await _show(past, arguments, since, until)
+
+    return look_back(arguments, environment, work)
+
+
+async def _show(past: Past, arguments: argparse.Namespace, since: Moment, until: Moment) -> int:
+    async with past.at(NEWEST, needs_all=False) as opened:
+        plan = opened.plan
+        end_ns = plan.time_ns if until.time_ns is None else min(until.time_ns, plan.time_ns)
+        if since == NEWEST:
+            # By a position nothing is known of the time; then of the newest moment.
+            since = Moment(time_ns=end_ns - SHOWN_DAYS * _NS_PER_DAY)
+        reader = CommitReader(
+            opened.planner.main, opened.index, plan, past.keys, load_public_key(past.writer_key)
+        )
+        timeline = _Timeline(by=None if arguments.all else _grouping(arguments.by, since, end_ns))
+        await reader.run(
+            Stretch(since, until), timeline.add,
+            on_progress=lambda done, total: past.show("log", done, total, "segments"),
+        )  # fmt: skip
+        past.end_progress()
+    if arguments.json:
+        print(json.dumps(timeline.as_json(past.name, plan.position, plan.time_ns, reader.lost), indent=2))
+    else:
+        timeline.print()
+        if not timeline.tallies:
+            say(f"There is no moment in that time; the newest one is of {date_of(plan.time_ns)}.")
+        elif arguments.since is None:
+            say(f"These are the last {SHOWN_DAYS} days; --since shows more.")
+    for sequence in reader.lost:
+        say(f"Segment {sequence} is damaged or in no store that answers: moments in it may be missing here.")
+    return exit_code_of(plan) or (EXIT_DAMAGED if reader.lost else 0)
+
+
+def _grouping(by: str | None, since: Moment, end_ns: int) -> str:
+    if by is not None:
+        return by
+    is_long = since.time_ns is None or end_ns - since.time_ns > HOURS_SHOWN_DAYS * _NS_PER_DAY
+    return "day" if is_long else "hour"
+
+
+class _Timeline:
+    """Moments as they come in, counted by the hour, by the day, or each."""
+
+    def __init__(self, *, by: str | None) -> None:
+        self._by = by
+        self._last_key: object = None
+        self.tallies: list[Tally] = []
+
+    def add(self, commit: Commit) -> None:
+        key: object = commit.position
+        if self._by is not None:
+            moment = datetime.fromtimestamp(commit.time_ns // _NS_PER_S).astimezone()
+            # With the offset: an hour that a change to winter time repeats is two.
+            key = moment.date() if self._by == "day" else (moment.date(), moment.hour, moment.utcoffset())
+        if not self.tallies or key != self._last_key:
+            self._last_key = key
+            self.tallies.append(Tally())
+        self.tallies[-1].add(commit.records(), position=commit.position, time_ns=commit.time_ns)
+
+    def print(self) -> None:
+        for tally in self.tallies:
+            moment = datetime.fromtimestamp(tally.first_ns // _NS_PER_S).astimezone()
+            position = format_position(tally.last_position)
+            if self._by is None:
+                print(f"{moment:%Y-%m-%d %H:%M:%S}  {position}: {_changes(tally)}")
+                continue
+            start = f"{moment:%Y-%m-%d}" if self._by == "day" else f"{moment:%Y-%m-%d %H}:00"
+            count = f"{tally.moments} moment{'' if tally.moments == 1 else 's'} up to {position}"
+            print(f"{start}  {count}: {_changes(tally)}")
+
+    def as_json(self, name: str, position: int, time_ns: int, lost: list[int]) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "volume": name,
+            "newest": {"position": format_position(position), "time_ns": time_ns},
+            "by": self._by or "moment",
+            "lost_segments": lost,
+            "entries": [_entry(tally) for tally in self.tallies],
+        }
+
+
+def _entry(tally: Tally) -> dict[str, Any]:
+    return {
+        "moments": tally.moments,
+        "first": {"position": format_position(tally.first_position), "time_ns": tally.first_ns},
+        "last": {"position": format_position(tally.last_position), "time_ns": tally.last_ns},
+        "created": tally.created,
+        "changed": tally.changed,
+        "deleted": tally.deleted,
+        "renamed": tally.renamed,
+        "linked": tally.linked,
+        "attributes_changed": tally.attributes_changed,
+        "written_bytes": tally.written_bytes,
+        "mounts": tally.mounts,
+    }
+
+
+def _changes(tally: Tally) -> str:
+    counts = [
+        (tally.created, "created"),
+        (tally.changed, "changed"),
+        (tally.deleted, "deleted"),
+        (tally.renamed, "renamed"),
+        (tally.linked, "linked"),
+        (tally.attributes_changed, "with new attributes"),
+    ]
+    parts = [f"{count} {what}" for count, what in counts if count]
+    if tally.written_bytes:
+        parts.append(f"{format_bytes(tally.written_bytes)} written")
+    if tally.mounts:
+        parts.append("mounted" if tally.mounts == 1 else f"mounted {tally.mounts} times")
+    return ", ".join(parts) or "nothing changed"
