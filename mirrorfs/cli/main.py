@@ -171,6 +171,27 @@ def _history(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, environment, _: history.run(arguments, environment)
 
 
+def _ls(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import ls
+
+    ls.add_arguments(parser, finds=False)
+    return lambda arguments, environment, _: ls.run(arguments, environment)
+
+
+def _find(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import ls
+
+    ls.add_arguments(parser, finds=True)
+    return lambda arguments, environment, _: ls.run(arguments, environment)
+
+
+def _cat(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import cat
+
+    cat.add_arguments(parser)
+    return lambda arguments, environment, _: cat.run(arguments, environment)
+
+
 def _store(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli import store
 
@@ -209,6 +230,9 @@ COMMANDS: Final = {
     "restore": Command("restore a volume from one store or more, without mounting it", _restore),
     "log": Command("show the moments that a volume can be returned to, and what changed in each", _log),
     "history": Command("show the versions of one file", _history),
+    "ls": Command("list a directory as it is or was, without mounting the volume", _ls),
+    "find": Command("list everything below a directory as it is or was", _find),
+    "cat": Command("write a file as it is or was to standard output", _cat),
     "key": Command("show and change what opens a volume: tokens, password, recovery code", _key),
     "store": Command("show, add, remove or replace the stores of a volume", _store),
     "verify": Command("look whether the stores and the local disk hold everything, whole", _verify),
