@@ -192,6 +192,13 @@ def _cat(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, environment, _: cat.run(arguments, environment)
 
 
+def _diff(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import diff
+
+    diff.add_arguments(parser)
+    return lambda arguments, environment, _: diff.run(arguments, environment)
+
+
 def _store(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli import store
 
@@ -233,6 +240,7 @@ COMMANDS: Final = {
     "ls": Command("list a directory as it is or was, without mounting the volume", _ls),
     "find": Command("list everything below a directory as it is or was", _find),
     "cat": Command("write a file as it is or was to standard output", _cat),
+    "diff": Command("show what differs between two moments", _diff),
     "key": Command("show and change what opens a volume: tokens, password, recovery code", _key),
     "store": Command("show, add, remove or replace the stores of a volume", _store),
     "verify": Command("look whether the stores and the local disk hold everything, whole", _verify),

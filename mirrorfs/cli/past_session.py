@@ -119,6 +119,11 @@ class Past:
             note = f"{done} of {total} {what}"
             self._progress.show([ProgressItem(name, done, total, note=note, shows_bytes=False)])
 
+    def show_count(self, name: str, count: int) -> None:
+        """The same where it is not known how much there is."""
+        if sys.stderr.isatty():
+            self._progress.show([ProgressItem(name, 0, 0, note=f"{count} names", shows_bytes=False)])
+
     def end_progress(self) -> None:
         """Leave the terminal to what is said next."""
         self._progress.end()

@@ -118,3 +118,18 @@ def test_names_and_contents_then(past: Past, versions: list[dict[str, Any]]) -> 
     listing = past.json("ls", past.urls[0], "--at", written)
     assert listing["moment"]["position"] == written
     assert [entry["path"] for entry in listing["entries"]] == ["film", "letters"]
+
+
+def test_diff(past: Past, versions: list[dict[str, Any]]) -> None:
+    first, written = (version["position"] for version in versions[:2])
+    shown = past.run("diff", past.volume.name, first, written).stdout.decode().splitlines()
+    assert shown[0].startswith(f"A: position {first} of ") and shown[1].startswith(
+        f"B: position {written} of "
+    )
+    assert shown[2:] == [
+        "M  letters/mueller.txt  (54 B -> 108 B)", "+  letters/new.txt  (3 B)", "1 created, 1 changed",
+    ]  # fmt: skip
+    alone = past.json("diff", past.urls[1], written)
+    assert [(one["what"], one["path"], one["old_path"]) for one in alone["differences"]] == [
+        ("renamed", "letters/kept.txt", "letters/new.txt"), ("deleted", "letters/mueller.txt", None),
+    ]  # fmt: skip

@@ -122,6 +122,7 @@ STORE = "--store=file:///nowhere/at/all"
         ["log", STORE, "v"], ["log", STORE, STORE], ["log", "--store=ftp://host/"],
         ["history", "v"], ["history", "v", "a", "b"], ["history", "v", "/"], ["history", STORE],
         ["ls"], ["ls", "v", "a", "b"], ["ls", "v", "--at=1.2.3"], ["find", STORE, "a", "b"], ["cat", "v"],
+        ["diff", "v"], ["diff", "v", "nonsense"], ["diff", "v", "1.1", "2.2", "3.3"],
     ],
 )  # fmt: skip
 def test_wrong_usage_of_commands_that_look_back(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
