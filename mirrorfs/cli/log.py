@@ -83,13 +83,15 @@ async def _show(past: Past, arguments: argparse.Namespace, since: Moment, until:
             on_progress=lambda done, total: past.show("log", done, total, "segments"),
         )  # fmt: skip
         past.end_progress()
+        oldest = opened.index.list_segments(from_sequence=0, limit=1)
+        has_older = since.time_ns is not None and any(row.first_ns < since.time_ns for row in oldest)
     if arguments.json:
         print(json.dumps(timeline.as_json(past.name, plan.position, plan.time_ns, reader.lost), indent=2))
     else:
         timeline.print()
         if not timeline.tallies:
             say(f"There is no moment in that time; the newest one is of {date_of(plan.time_ns)}.")
-        elif arguments.since is None:
+        elif arguments.since is None and has_older:
             say(f"These are the last {SHOWN_DAYS} days; --since shows more.")
     for sequence in reader.lost:
         say(f"Segment {sequence} is damaged or in no store that answers: moments in it may be missing here.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,7 +90,8 @@ def test_log(past: Past) -> None:
     shown = past.run("log", name)
     assert b"4 created" in shown.stdout and b"3.0 MiB written" in shown.stdout
     assert b"mueller" not in shown.stdout + shown.stderr
-    assert b"--since shows more" in shown.stderr
+    # Older there is nothing, so nothing is said of it.
+    assert shown.stderr == b""
 
 
 def test_history(past: Past, versions: list[dict[str, Any]]) -> None:
@@ -133,3 +135,21 @@ def test_diff(past: Past, versions: list[dict[str, Any]]) -> None:
     assert [(one["what"], one["path"], one["old_path"]) for one in alone["differences"]] == [
         ("renamed", "letters/kept.txt", "letters/new.txt"), ("deleted", "letters/mueller.txt", None),
     ]  # fmt: skip
+
+
+def test_damage_is_said(past: Past, versions: list[dict[str, Any]], tmp_path: Path) -> None:
+    """What there is is shown, and the exit code tells that it is not all."""
+    place = Path(shutil.copytree(past.volume.stores["a"], tmp_path / "store"))
+    film, *_, last = sorted((place / "segments").iterdir())
+    last.unlink()
+    data = bytearray(film.read_bytes())
+    data[len(data) // 2] ^= 1
+    film.chmod(0o600)
+    film.write_bytes(bytes(data))
+    url = f"--store=file://{place}"
+    shown = past.run("log", url, "--all", exit_code=5)
+    assert b"newer commits that cannot be read" in shown.stderr
+    assert b" " + versions[1]["position"].encode() + b": " in shown.stdout
+    broken = past.run("cat", url, "film", "--at", versions[0]["position"], exit_code=5)
+    assert b"good copy" in broken.stderr and b"film" not in broken.stderr
+    assert len(broken.stdout) < 3 << 20
