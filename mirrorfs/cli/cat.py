@@ -6,7 +6,7 @@ import argparse
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import trio
@@ -16,7 +16,7 @@ from mirrorfs.cli.past_session import WHEN_HELP, Past, add_past_arguments, look_
 from mirrorfs.engine.past import reader_of
 from mirrorfs.engine.state import VolumeState
 from mirrorfs.engine.tree_walk import split_path
-from mirrorfs.errors import DamagedError, InvalidCall, ReadFailed
+from mirrorfs.errors import DamagedError, InvalidCall, MirrorfsError, ReadFailed, StoreUnavailable
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Index
 
@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Carry out `cat`.
 
-    Raises: MirrorfsError; NoEntry: there was no such path; InvalidCall: it was no regular file; DamagedError:
-        no copy of a part is good, and what comes before it is written.
+    Raises: MirrorfsError; NoEntry: there was no such path; InvalidCall: it was no regular file; DamagedError,
+        StoreUnavailable: no copy of a part is good, or to be had; what comes before it is written.
     """
     (path,) = operands_of(arguments, least=1, most=1)
     names = split_path(os.fsencode(path))
@@ -44,7 +44,10 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
             row = row_at(then.index, names)
             if not stat.S_ISREG(row.mode):
                 raise InvalidCall("That is no regular file; `mirrorfs ls` shows what it is.")
-            await _copy(past, then.index, row.inode)
+            try:
+                await _copy(past, then.index, row.inode)
+            except* ReadFailed as group:
+                raise _not_whole(then.plan.silent) from group
         return 0
 
     return look_back(arguments, environment, work)
@@ -61,11 +64,18 @@ async def _copy(past: Past, index: Index, inode: int) -> None:
             while data := await reader.read(inode, offset, PIECE_BYTES):
                 output.write(data)
                 offset += len(data)
-        except ReadFailed as exc:
-            raise DamagedError(
-                f"No place that answers has a good copy of what follows the first {offset} bytes of it."
-            ) from exc
         finally:
             output.flush()
         reader.close()
         nursery.cancel_scope.cancel()
+
+
+def _not_whole(silent: Sequence[str]) -> MirrorfsError:
+    if silent:
+        return StoreUnavailable(
+            f"Store {' and store '.join(silent)} does not answer, and no other place has a good copy of the"
+            " rest of that file: try again when it does."
+        )
+    return DamagedError(
+        "No place has a good copy of the rest of that file; `history` shows other versions of it."
+    )

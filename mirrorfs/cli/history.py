@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
-from mirrorfs.cli.failures import one_line
+from mirrorfs.cli.ls import shown
 from mirrorfs.cli.past_session import (
     WHEN_HELP,
     Past,
@@ -102,10 +102,7 @@ async def _show(past: Past, arguments: argparse.Namespace, names: list[bytes], s
 
 
 def _said(version: Version) -> str:
-    other = ""
-    if version.other is not None:
-        name = one_line(os.fsdecode(version.other).encode("utf-8", "replace").decode())
-        other = f" {name}" + ("" if version.same_directory else " (in another folder)")
+    other = "" if version.other is None else f" {shown(version.other)}"
     gone = (What.DELETED, What.RENAMED_TO, What.FOLDER_WENT)
     return f"{version.what}{other}{'' if version.what in gone else _size(version)}"
 
@@ -127,7 +124,6 @@ def _as_json(name: str, history: FileHistory, lost: list[int]) -> dict[str, Any]
                 "what": version.what,
                 "size_bytes": version.size,
                 "other": None if version.other is None else os.fsdecode(version.other),
-                "same_directory": version.same_directory,
             }
             for version in history.versions
         ],

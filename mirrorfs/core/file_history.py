@@ -16,6 +16,8 @@ from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.record import Create, Extents, Link, Record, Rename, Truncate, Unlink
 from mirrorfs.format.rows import DentryRow, InodeRow
 
+NAMES_PER_PAGE = 1000
+
 
 class What(StrEnum):
     """What happened to a path."""
@@ -43,9 +45,7 @@ class Version:
     size: int | None
     """Bytes afterwards; None where the path names nothing, or no regular file."""
     other: bytes | None
-    """For a rename: the name before or after."""
-    same_directory: bool
-    """Whether that name is in the same directory."""
+    """For a rename: the path before or after, or its last name where the directory is not known."""
 
 
 class Names(Protocol):
@@ -53,6 +53,7 @@ class Names(Protocol):
 
     def get_dentry(self, parent: int, name: bytes) -> DentryRow | None: ...
     def get_inode(self, inode: int) -> InodeRow | None: ...
+    def list_dentries(self, parent: int, *, after_cookie: int, limit: int) -> list[DentryRow]: ...
 
 
 class FileHistory:
@@ -68,6 +69,8 @@ class FileHistory:
         self._base = base
         self._dentries: dict[tuple[int, bytes], int | None] = {}
         self._sizes: dict[int, int] = {}
+        self._folders: dict[int, tuple[int, bytes]] = {}
+        """Where directories are that were made or renamed since the moment of the index."""
         self._chain = self._resolve()
         self.versions: list[Version] = []
         self.first = self._version(0, 0, What.CREATED) if self._inode is not None else None
@@ -97,6 +100,8 @@ class FileHistory:
                         made.add(record.inode)
                         if stat.S_ISREG(record.mode):
                             self._sizes[record.inode] = 0
+                        elif stat.S_ISDIR(record.mode):
+                            self._folders[record.inode] = record.parent, record.name
                     if self._apply(record) & watched:
                         touching.append(record)
                         self._chain = self._resolve()
@@ -132,9 +137,9 @@ class FileHistory:
         other: bytes | None = None
         if isinstance(record, Rename):
             is_source = leaf == (record.parent, record.name)
-            other = record.new_name if is_source else record.name
-        same = not isinstance(record, Rename) or record.parent == record.new_parent
-        return Version(position, time_ns, what, None if inode is None else self._size(inode), other, same)
+            directory = record.new_parent if is_source else record.parent
+            other = self._path_of(directory) + (record.new_name if is_source else record.name)
+        return Version(position, time_ns, what, None if inode is None else self._size(inode), other)
 
     # --- names ---------------------------------------------------------------------------------
 
@@ -164,6 +169,31 @@ class FileHistory:
         row = self._base.get_dentry(parent, name) if self._base is not None else None
         return row.inode if row is not None else None
 
+    def _path_of(self, directory: int) -> bytes:
+        """Path of a directory, with a slash at its end; empty where it is the root, or not known."""
+        path = b""
+        seen: set[int] = set()
+        while directory != ROOT_INODE:
+            place = self._folders.get(directory) or self._place(directory)
+            if place is None or directory in seen:
+                return b""
+            seen.add(directory)
+            directory, path = place[0], place[1] + b"/" + path
+        return path
+
+    def _place(self, directory: int) -> tuple[int, bytes] | None:
+        """Where a directory was at the moment of the index."""
+        row = self._base.get_inode(directory) if self._base is not None else None
+        if row is None or self._base is None:
+            return None
+        after = 0
+        while page := self._base.list_dentries(row.parent, after_cookie=after, limit=NAMES_PER_PAGE):
+            for entry in page:
+                if entry.inode == directory:
+                    return row.parent, entry.name
+            after = page[-1].cookie
+        return None
+
     def _size(self, inode: int) -> int | None:
         if inode in self._sizes:
             return self._sizes[inode]
@@ -180,10 +210,18 @@ class FileHistory:
             self._dentries[here] = None
             return {here}
         there = record.new_parent, record.new_name
-        moved = self._lookup(*here)
-        self._dentries[here] = self._lookup(*there) if record.exchange else None
-        self._dentries[there] = moved
+        moved, other = self._lookup(*here), self._lookup(*there) if record.exchange else None
+        for inode, place in ((other, here), (moved, there)):
+            self._dentries[place] = inode
+            if inode is not None and self._is_folder(inode):
+                self._folders[inode] = place
         return {here, there}
+
+    def _is_folder(self, inode: int) -> bool:
+        if inode in self._folders:
+            return True
+        row = self._base.get_inode(inode) if self._base is not None else None
+        return row is not None and stat.S_ISDIR(row.mode)
 
 
 def _last_to(

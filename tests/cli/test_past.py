@@ -98,7 +98,7 @@ def test_history(past: Past, versions: list[dict[str, Any]]) -> None:
     assert [version["what"] for version in versions] == ["created", "written", "deleted"]
     assert [version["size_bytes"] for version in versions] == [len(LETTER), 2 * len(LETTER), None]
     kept = past.run("history", past.urls[0], "/letters/kept.txt").stdout.decode()
-    assert kept.count("\n") == 1 and "renamed from new.txt, 3 B" in kept
+    assert kept.count("\n") == 1 and "renamed from letters/new.txt, 3 B" in kept
     missing = past.run("history", past.urls[1], "letters/nobody.txt", exit_code=1)
     assert b"was ever in the volume" in missing.stderr and not missing.stdout
     written = versions[1]["position"]

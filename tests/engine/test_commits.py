@@ -265,7 +265,7 @@ async def test_versions(tmp_path: Path) -> None:
     store = MemoryStore("a", volume.objects())
     versions = (await history(tmp_path, store, "folder/letter")).versions
     assert told(versions) == [
-        ("renamed from", 1, b"draft"),
+        ("renamed from", 1, b"folder/draft"),
         ("written", 2, None),
         ("replaced", 15, None),
         ("written", 3, None),
@@ -275,10 +275,9 @@ async def test_versions(tmp_path: Path) -> None:
         ("created", 7, None),
         ("renamed to", None, b"moved"),
     ]
-    assert not versions[-1].same_directory and versions[0].same_directory
     assert told((await history(tmp_path, store, "letter too")).versions) == [("linked", 7, None)]
     assert told((await history(tmp_path, store, "folder/draft")).versions) == [
-        ("created", 1, None), ("renamed to", None, b"letter"),
+        ("created", 1, None), ("renamed to", None, b"folder/letter"),
     ]  # fmt: skip
     assert not (await history(tmp_path, store, "folder/never")).versions
     # Each version is what the volume shows at its position.
@@ -290,6 +289,10 @@ async def test_versions(tmp_path: Path) -> None:
     later = await history(tmp_path, store, "folder/letter", since=Moment(position=versions[1].position))
     assert later.first is not None and later.first.size == 2
     assert later.versions == versions[2:]
+    # Where the directories are that a file comes from or goes to, an index tells as well.
+    at = Moment(position=versions[-2].position)
+    moved = (await history(tmp_path, store, "moved", since=at)).versions
+    assert told(moved) == [("renamed from", 7, b"folder/letter")]
 
 
 async def test_a_file_that_is_saved_in_one_commit(tmp_path: Path) -> None:
