@@ -136,8 +136,6 @@ class Past:
         self.show("index", done, total, "pieces")
 
     def _say_of(self, plan: RestorePlan, moment: Moment) -> None:
-        for name in plan.silent:
-            say(f"Store {name} could not be listed; going on without it.")
         if plan.damage is not None:
             say(f"There are newer commits that cannot be read: {plan.damage}.")
         if moment == NEWEST and self._state is None and len(self.stores) == 1:

@@ -14,20 +14,24 @@ WARNINGS_SHOWN_MAX: Final = 20
 
 
 class WarningLines(logging.Handler):
-    """Prints warnings above the progress bar: the first ones, and counts them all."""
+    """Prints warnings above the progress bar: the first ones, each once, and counts them all."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(logging.WARNING)
         self.count = 0
+        self._shown: set[str] = set()
         self._progress = progress
 
     def emit(self, record: logging.LogRecord) -> None:
         self.count += 1
-        if self.count <= WARNINGS_SHOWN_MAX:
-            self._progress.end()
-            say(record.getMessage())
-        elif self.count == WARNINGS_SHOWN_MAX + 1:
-            self._progress.end()
+        sentence = record.getMessage()
+        if sentence in self._shown or len(self._shown) > WARNINGS_SHOWN_MAX:
+            return
+        self._shown.add(sentence)
+        self._progress.end()
+        if len(self._shown) <= WARNINGS_SHOWN_MAX:
+            say(sentence)
+        else:
             say("There are more warnings; they are counted only.")
 
 
