@@ -10,7 +10,19 @@ import hashlib
 import stat
 from typing import TypedDict
 
-from tests.golden.story import DIRECTORY, DRAFT, FILE, LARGE_1, LARGE_2, LATE, NOTES, PATCH, RESUME, t
+from tests.golden.story import (
+    DIRECTORY,
+    DRAFT,
+    FILE,
+    LARGE_1,
+    LARGE_2,
+    LATE,
+    NOTES,
+    PATCH,
+    RESUME,
+    ROTATED,
+    t,
+)
 
 
 class Entry(TypedDict):
@@ -83,3 +95,10 @@ TREE: dict[str, Entry] = {
     "/final": _entry(FILE, (11, 11, 12), content=DRAFT),
     "/late.txt": _entry(FILE, (65, 65, 65), content=LATE),
 }
+
+TREE_2: dict[str, Entry] = {
+    **TREE,
+    "/": _entry(DIRECTORY, (0, 69, 69), nlink=2 + 3),
+    "/after rotation.txt": _entry(FILE, (69, 69, 69), content=ROTATED),
+}
+"""That of the second golden volume."""

@@ -38,18 +38,28 @@ from mirrorfs.format.control import (
 )
 from mirrorfs.format.document import canonical_json
 from mirrorfs.format.frame import Body, Kind, make_body
-from mirrorfs.format.header import KeyGeneration, StoreEntry, VolumeHeader, header_key, seal_header
+from mirrorfs.format.header import (
+    KeyGeneration,
+    StoreEntry,
+    VolumeHeader,
+    header_key,
+    parse_header,
+    seal_header,
+    verify_header,
+)
 from mirrorfs.format.ids import Previous, SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.journal import GENESIS_HASH, Journal, encode_journal, journal_hash
 from mirrorfs.format.kdf import VolumeKeys, hkdf
 from mirrorfs.format.record import Epoch, encode_record
 from mirrorfs.format.slot import KdfParameters, KeySet, Role, Slot
 from mirrorfs.format.slot_token import Pkcs11Fields, TokenMechanism
-from mirrorfs.keys.slots import stretch_password
+from mirrorfs.keys.rotation import rotate_keys
+from mirrorfs.keys.slots import make_slot, stretch_password
+from mirrorfs.keys.token import Enrolment
 from tests.golden import hostile
 from tests.golden.expected_tree import TREE
 from tests.golden.material import Material
-from tests.golden.story import STORY, Commit, Data, Step, t
+from tests.golden.story import AFTER_ROTATION, STORY, Commit, Data, Step, t
 
 HERE = Path(__file__).parent
 VOLUME = bytes.fromhex("6d6972726f7266732d676f6c64656e31")
@@ -58,6 +68,16 @@ TOKEN_SECRET = bytes(range(0x40, 0x60))
 P256_GENERATOR = bytes.fromhex(
     "046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
     "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+)
+
+
+FIELDS = Pkcs11Fields(
+    mechanism=TokenMechanism.ECDH_P256,
+    spki_sha256=hashlib.sha256(b"golden spki").digest(),
+    key_id=b"\x01",
+    challenge=P256_GENERATOR,
+    label="golden card",
+    serial="0001",
 )
 
 
@@ -119,6 +139,7 @@ class Builder:
         self.keys = keys
         self.entropy = entropy
         self._signer = Ed25519PrivateKey.from_private_bytes(key_set.writer)
+        self._header_generation = 1
         self._previous: Previous | None = None
         self._sequence = 0
         self._journal = 0
@@ -134,7 +155,8 @@ class Builder:
         self.last_digest = b""
 
     def _new_identity(self, epoch: int, header: bytes) -> WriterIdentity:
-        return WriterIdentity(self.keys, self._signer, 1, epoch, self.entropy(8), True, header)
+        generation = self._header_generation
+        return WriterIdentity(self.keys, self._signer, generation, epoch, self.entropy(8), True, header)
 
     @property
     def identity(self) -> WriterIdentity:
@@ -148,6 +170,18 @@ class Builder:
     def current(self) -> SegmentWriter:
         assert self._writer is not None
         return self._writer
+
+    @property
+    def last(self) -> Previous:
+        """The last segment, as the next header has to attest it."""
+        assert self._previous is not None
+        return self._previous
+
+    def rotate(self, keys: VolumeKeys, key_set: KeySet, header_generation: int) -> None:
+        """Seal with other keys from the next mount on."""
+        self.keys = keys
+        self._signer = Ed25519PrivateKey.from_private_bytes(key_set.writer)
+        self._header_generation = header_generation
 
     def play(self, steps: Sequence[Step], header: bytes) -> None:
         """Carry out steps of the story."""
@@ -243,15 +277,11 @@ class Builder:
 
 def make_header(key_set: KeySet, keys: VolumeKeys, entropy: FixedEntropy) -> bytes:
     """The volume header, with one slot that PASSWORD and TOKEN_SECRET open."""
-    fields = Pkcs11Fields(
-        mechanism=TokenMechanism.ECDH_P256,
-        spki_sha256=hashlib.sha256(b"golden spki").digest(),
-        key_id=b"\x01",
-        challenge=P256_GENERATOR,
-        label="golden card",
-        serial="0001",
-    )
-    slot = first_slot(key_set, fields, entropy)
+    return sealed_header(key_set, keys, first_slot(key_set, FIELDS, entropy), entropy)
+
+
+def sealed_header(key_set: KeySet, keys: VolumeKeys, slot: Slot, entropy: FixedEntropy) -> bytes:
+    """The first generation of the volume header."""
     header = VolumeHeader(
         volume=VOLUME,
         generation=1,
@@ -360,14 +390,47 @@ def build(scratch: Path) -> tuple[dict[str, bytes], Material]:
     return objects, Material(objects, keys, key_set, header, builder.torn)
 
 
+def build_rotated(scratch: Path) -> dict[str, bytes]:
+    """All objects of the second golden volume: the story, a rotation of the keys, a file under the new ones.
+
+    Its slot was made with the old keys, and has the new ones in its box.
+    """
+    entropy = FixedEntropy("golden volume 2")
+    key_set = KeySet(root=entropy(32), writer=entropy(32), pruner=entropy(32), drill=entropy(32))
+    keys = VolumeKeys.derive(key_set.root, volume=VOLUME, generation=1)
+    kdf = KdfParameters(iterations=2, memory_kib=64 * 1024, lanes=1, salt=entropy(16))
+    slot = make_slot(
+        key_set, volume=VOLUME, key_generation=1, name="carte n°1", roles=tuple(Role),
+        stretched=stretch_password(PASSWORD.encode(), kdf), enrolment=Enrolment(FIELDS, TOKEN_SECRET),
+        kdf=kdf, created_ns=t(0), entropy=entropy,
+    )  # fmt: skip
+    first = sealed_header(key_set, keys, slot, entropy)
+    builder = Builder(scratch, keys, key_set, entropy)
+    before, after = STORY
+    builder.play(before, first)
+    written = checkpoint(builder, objects_of(scratch), scratch)
+    builder.play(after, first)
+    data, new_set = rotate_keys(
+        parse_header(first), first, keys, key_set, slots=(slot,),
+        log_end=builder.last, checkpoint=written.previous, entropy=entropy,
+    )  # fmt: skip
+    header, new_keys = verify_header(data, new_set)
+    builder.rotate(new_keys, new_set, header.generation)
+    builder.play(AFTER_ROTATION, data)
+    return objects_of(scratch) | {header_key(1, first): first, header_key(header.generation, data): data}
+
+
 def write(directory: Path) -> None:
-    """Write volume-1, hostile and the JSON files that describe them."""
+    """Write volume-1, volume-2, hostile and the JSON files that describe them."""
     with tempfile.TemporaryDirectory() as scratch:
         objects, material = build(Path(scratch))
-    for key, data in objects.items():
-        path = directory / "volume-1" / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    with tempfile.TemporaryDirectory() as scratch:
+        rotated = build_rotated(Path(scratch))
+    for name, volume in (("volume-1", objects), ("volume-2", rotated)):
+        for key, data in volume.items():
+            path = directory / name / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
     cases = hostile.cases(material)
     (directory / "hostile").mkdir(parents=True, exist_ok=True)
     table = []
@@ -380,6 +443,7 @@ def write(directory: Path) -> None:
             "token_secret": TOKEN_SECRET.hex(),
             "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
             "sha256": {key: hashlib.sha256(data).hexdigest() for key, data in sorted(objects.items())},
+            "sha256-2": {key: hashlib.sha256(data).hexdigest() for key, data in sorted(rotated.items())},
         },
         "expected_tree.json": TREE,
         "hostile.json": table,

@@ -68,6 +68,7 @@ LARGE_2 = BLOCK[:2048] * 100
 PATCH = b"\xee" * 4096
 SCRATCH = b"gone soon"
 ORPHAN = b"unlinked while open"
+ROTATED = b"sealed with the second keys\n"
 DRAFT = b"the better version\n"
 FINAL = b"the worse version\n"
 LATE = b"named by the next segment\n"
@@ -227,3 +228,19 @@ STORY: tuple[tuple[Step, ...], tuple[Step, ...]] = (
     _SEGMENT_0 + _SEGMENT_1 + _SEGMENT_2,
     _SEGMENT_3 + _SEGMENT_4,
 )
+
+AFTER_ROTATION: tuple[Step, ...] = (
+    "mount",
+    "open",
+    Data((ROTATED,)),
+    Commit(
+        t(70),
+        (
+            Epoch(3, t(70), bytes(8)),
+            _create(23, "after rotation.txt", mode=FILE, at=69),
+            _extent(23, 0, len(ROTATED), _frame(5, 0)),
+        ),
+    ),
+    "seal",
+)
+"""What the second golden volume has besides, under its second keys."""

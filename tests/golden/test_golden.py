@@ -15,7 +15,9 @@ import zstandard
 from mirrorfs import errors
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.engine.replay import ReplayEnd, Replayer
+from mirrorfs.engine.restore_plan import NEWEST, Planner
 from mirrorfs.format.checkpoint import decode_chunk, decode_root
 from mirrorfs.format.control import open_head, open_instance, open_lease, open_lease_box
 from mirrorfs.format.frame import Kind, unpack
@@ -27,9 +29,11 @@ from mirrorfs.format.segment import check_sealed, decode_header, header_copy, re
 from mirrorfs.format.signing import WriterPublicKey, load_public_key
 from mirrorfs.keys.slots import open_slot, stretch_password
 from tests.golden import example
+from tests.golden.expected_tree import TREE_2
 from tests.golden.independent_log import Reader
 from tests.golden.independent_reader import read_tree
 from tests.golden.make_golden import PASSWORD, TOKEN_SECRET, FileSource, write
+from tests.support.store_memory import MemoryStore
 
 HERE = Path(__file__).parent
 MANIFEST = json.loads((HERE / "manifest.json").read_text())
@@ -37,13 +41,14 @@ HOSTILE = json.loads((HERE / "hostile.json").read_text())
 TREE = json.loads((HERE / "expected_tree.json").read_text())
 
 
-def load_objects() -> dict[str, bytes]:
-    """Keys and bytes of the golden volume."""
-    base = HERE / "volume-1"
+def load_objects(name: str) -> dict[str, bytes]:
+    """Keys and bytes of a golden volume."""
+    base = HERE / name
     return {str(path.relative_to(base)): path.read_bytes() for path in base.rglob("*") if path.is_file()}
 
 
-OBJECTS = load_objects()
+OBJECTS = load_objects("volume-1")
+ROTATED = load_objects("volume-2")
 HEADER_KEY = next(key for key in OBJECTS if key.startswith("header/"))
 
 
@@ -81,6 +86,7 @@ def changed_files(directory: Path) -> list[str]:
 
 def test_files_are_those_of_the_manifest() -> None:
     assert {key: hashlib.sha256(data).hexdigest() for key, data in OBJECTS.items()} == MANIFEST["sha256"]
+    assert {key: hashlib.sha256(data).hexdigest() for key, data in ROTATED.items()} == MANIFEST["sha256-2"]
     files = [path for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in files) < 1_500_000
 
@@ -102,6 +108,41 @@ def test_independent_reader() -> None:
     assert genesis == TREE
     assert read_tree(reader, from_checkpoint=True) == genesis
     assert reader.lease_holder()["host"] == "golden"
+
+
+def test_independent_reader_of_rotated_keys() -> None:
+    reader = Reader(ROTATED, MANIFEST["password"], bytes.fromhex(MANIFEST["token_secret"]))
+    assert sorted(reader.generations) == [1, 2]
+    genesis = read_tree(reader, from_checkpoint=False)
+    assert genesis == TREE_2
+    assert read_tree(reader, from_checkpoint=True) == genesis
+
+
+async def test_rotated_keys(tmp_path: Path) -> None:
+    """The program reads what the independent reader does: from the old keys' checkpoint, and without."""
+    newest = max(key for key in ROTATED if key.startswith("header/"))
+    slot = parse_header(ROTATED[newest], key=newest).slots[0]
+    key_set = open_slot(
+        slot,
+        volume=parse_header(ROTATED[newest]).volume,
+        key_generation=2,
+        stretched=stretch_password(PASSWORD.encode(), slot.kdf),
+        token_secret=TOKEN_SECRET,
+    )
+    header, keys = verify_header(ROTATED[newest], key_set)
+    for number, objects in enumerate(
+        (ROTATED, {key: data for key, data in ROTATED.items() if not key.startswith("checkpoints/")})
+    ):
+        files = SqliteIndexFiles(str(tmp_path / f"{number}.db"), keys.index_key, digest_key=keys.dedup_key)
+        index, plan = await Planner(
+            [MemoryStore("home", objects)], files, ThreadOffload(), keys, header.public_keys.writer
+        ).run(NEWEST)
+        try:
+            names = {row.name for row in index.list_dentries(1, after_cookie=0, limit=100)}
+            assert names == {path[1:].encode() for path in TREE_2 if path.count("/") == 1} - {b""}
+            assert (format_position(plan.position), plan.damage) == ("5.1", None)
+        finally:
+            index.close()
 
 
 def test_independent_reader_imports_nothing_of_ours() -> None:
