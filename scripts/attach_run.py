@@ -54,6 +54,7 @@ def new_machine(old: Mounted, folder: Path) -> Mounted:
     return Mounted(
         folder,
         hsm=old.hsm,
+        token=old.token,
         stores={},
         state_home=folder / "state",
         environment=old.env | homes,

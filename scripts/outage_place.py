@@ -211,6 +211,7 @@ class Place:
         return Mounted(
             folder,
             hsm=self.volume.hsm,
+            token=self.volume.token,
             stores={},
             state_home=folder / "state",
             environment=self.volume.env | homes,

@@ -13,7 +13,6 @@ import pkcs11
 import pytest
 from pkcs11 import TokenFlag
 
-from tests.cli.test_terminal import Terminal
 from tests.support.asking_programs import (
     PlayedProgram,
     is_running,
@@ -25,6 +24,7 @@ from tests.support.asking_programs import (
 from tests.support.mounted import PASSWORD, Mounted, mounted_volume
 from tests.support.password_agent import PasswordAgent
 from tests.support.softhsm import MODULE, PIN
+from tests.support.terminal import Terminal
 
 SECRETS = (PIN, PASSWORD)
 

@@ -27,6 +27,7 @@ def second_pc(volume: Mounted, folder: Path) -> Mounted:
     other = Mounted(
         folder,
         hsm=volume.hsm,
+        token=volume.token,
         stores=volume.stores,
         state_home=folder / "state",
         environment=environment,

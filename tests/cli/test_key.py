@@ -16,9 +16,9 @@ from mirrorfs.cli.config import TokenConfig
 from mirrorfs.cli.tokens import SecretSources, make_tokens
 from mirrorfs.cli.unlock import Unlocked, unlock_header
 from mirrorfs.format.header import VolumeHeader, parse_header
-from tests.cli.test_terminal import Terminal
 from tests.support.mounted import PASSWORD, Mounted, mounted_volume
 from tests.support.softhsm import MODULE, PIN, SoftToken
+from tests.support.terminal import Terminal
 
 NEW_PASSWORD = "another horse, another battery"
 

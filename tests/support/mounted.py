@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorfs.fuse.mount_table import detach, find_mount
-from tests.support.softhsm import PIN, SoftHsm, softhsm
+from tests.support.softhsm import PIN, SoftHsm, SoftToken, softhsm
 
 REPOSITORY = Path(__file__).parents[2]
 PASSWORD = "correct horse battery staple"  # of tests only
@@ -40,6 +40,7 @@ class Mounted:
         folder: Path,
         *,
         hsm: SoftHsm,
+        token: SoftToken,
         stores: Mapping[str, Path],
         state_home: Path,
         environment: Mapping[str, str],
@@ -50,12 +51,16 @@ class Mounted:
         self.mountpoint = folder / "mnt"
         self.hsm = hsm
         """Where its token is; more can be added."""
+        self.token = token
+        """What opens it, unless the test makes it with another."""
         self.stores = dict(stores)
         self.state = state_home / self.name
         self.config = folder / "config" / f"{self.name}.toml"
         self.env = dict(environment)
         self.mount_options = mount_options
         self.log = self.state / "mirrorfs.log"
+        self.init_arguments: tuple[str, ...] = ()
+        """What makes it, but for the token."""
 
     # --- commands ----------------------------------------------------------------------------
 
@@ -204,12 +209,14 @@ def mounted_volume(
     state_home: Path | None = None,
     stores: Mapping[str, Path] | None = None,
     store_urls: Mapping[str, str] | None = None,
+    make: bool = True,
 ) -> Iterator[Mounted]:
     """Make a volume in an empty directory and mount it.
 
     Args:
         mount_options: of every mount of it, such as "--allow-other".
         mount: whether it is mounted when the block begins.
+        make: False where the test makes it, with `Mounted.init_arguments`; then it is not mounted either.
         mirror_delay_s: None for the default.
         state_home: another place for the local state, an existing private directory.
         stores: other places for the stores, existing directories, by name; default `a` and `b`.
@@ -240,6 +247,7 @@ def mounted_volume(
         volume = Mounted(
             folder,
             hsm=hsm,
+            token=token,
             stores=stores,
             state_home=state_home,
             environment=environment,
@@ -248,14 +256,13 @@ def mounted_volume(
         if store_urls is None:
             store_urls = {name: f"file://{place}" for name, place in stores.items()}
         urls = [f"--store={name}={url}" for name, url in store_urls.items()]
-        volume.must(
-            "init", volume.name, *urls, "--token", token.uri(), "--create-key",
-            "--kdf-memory-mib", str(KDF_MEMORY_MIB),
-        )  # fmt: skip
-        if mirror_delay_s is not None:
-            volume.set_mirror_delay_s(mirror_delay_s)
+        volume.init_arguments = ("init", volume.name, *urls, "--kdf-memory-mib", str(KDF_MEMORY_MIB))
+        if make:
+            volume.must(*volume.init_arguments, "--token", token.uri(), "--create-key")
+            if mirror_delay_s is not None:
+                volume.set_mirror_delay_s(mirror_delay_s)
         try:
-            if mount:
+            if make and mount:
                 volume.mount()
             yield volume
         finally:

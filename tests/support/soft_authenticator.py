@@ -181,6 +181,11 @@ class SoftAuthenticator:
         self.leaves_at = None
         self.power_cycle()
 
+    def set_tries_left(self, count: int) -> None:
+        """As if so many wrong PINs had come before; in this power cycle none has."""
+        self._tries = count
+        self.power_cycle()
+
     def credential(self, identity: bytes) -> Credential:
         """What it keeps of a credential, for a test that computes by itself what it answers."""
         return self._credentials[identity]

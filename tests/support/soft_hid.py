@@ -68,6 +68,10 @@ class SoftHid(CtapHidConnection):
     def close(self) -> None:
         self.closed = True
 
+    def hang_up(self) -> None:
+        """Have whoever reads get an error: nothing more comes."""
+        self._packets.put(None)
+
     def _received(self, channel: int, command: int, message: bytes) -> None:
         if command == INIT:
             said = message + struct.pack(">IBBBBB", CHANNEL, 2, 1, 0, 0, CAPABLE_OF_CBOR_ONLY)
