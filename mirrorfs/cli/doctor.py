@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import glob
 import os
 import platform
 import shutil
@@ -13,18 +14,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 from mirrorfs.cli.config import config_home, state_home
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.drivers.process import hibernation_possible, memory_lock_limit, unencrypted_swap
-from mirrorfs.errors import ModuleMissing
+from mirrorfs.errors import CannotAsk, ModuleMissing, TokenMissing, UnlockError, UsageError
+from mirrorfs.keys.ask_pinentry import PinentryAsker
+from mirrorfs.keys.ask_systemd import SystemdAsker
+from mirrorfs.keys.askers import choose_asker
 from mirrorfs.keys.pkcs11_module import module_paths
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri
+from mirrorfs.keys.question import Question, SecretKind
+from mirrorfs.keys.tpm2_device import opened_tpm
+from mirrorfs.keys.tpm2_uri import Tpm2Uri
 
 PYTHON_MIN: Final = (3, 11)
 KERNEL_MIN: Final = (5, 10)
 FREE_MIN_BYTES: Final = 2 * 1024**3
+_HID_DEVICES: Final = "/dev/hidraw*"
 # A clock before this is a machine without a battery; time stamps in leases and heads would be nonsense.
 CLOCK_MIN_S: Final = 1_735_689_600
 
@@ -56,6 +65,10 @@ def run(environment: Mapping[str, str]) -> int:
         _fusermount,
         _libfuse,
         _modules,
+        _security_keys,
+        _tpm,
+        lambda: _asking(environment),
+        _asking_without_terminal,
         _swap,
         _hibernation,
         _locked_memory,
@@ -133,8 +146,10 @@ def _modules() -> Finding:
     try:
         paths = module_paths(Pkcs11Uri())
     except ModuleMissing:
+        # Security keys and a TPM need none.
+        is_needed = _fido2_device() is None and not os.path.exists(Tpm2Uri().path)
         return Finding(
-            Verdict.MISSING,
+            Verdict.MISSING if is_needed else Verdict.NOTE,
             "No PKCS#11 module is installed at a usual place",
             "Install one for your token: opensc-pkcs11 (cards), ykcs11 (YubiKeys); or give --module.",
         )
@@ -144,6 +159,100 @@ def _modules() -> Finding:
             Verdict.NOTE, text, "SoftHSM is software, made for tests: whoever copies its files has the token."
         )
     return Finding(Verdict.OK, text)
+
+
+def _fido2_device() -> ModuleType | None:
+    """None without python-fido2, which is an extra."""
+    try:
+        from mirrorfs.keys import fido2_device
+    except ImportError:
+        return None
+    return fido2_device
+
+
+def _security_keys() -> Finding:
+    """Nothing blinks: keys are asked what they are, and no more."""
+    library = _fido2_device()
+    if library is None:
+        return Finding(
+            Verdict.NOTE,
+            "Security keys (fido2:) cannot be used: python-fido2 is missing",
+            "If you have one, run: pip install 'mirrorfs[fido2]'.",
+        )
+    try:
+        with library.plugged_in() as found:
+            if found.failures:
+                return Finding(Verdict.NOTE, "A security key does not answer", str(found.failures[0]))
+            if not found.keys:
+                return Finding(
+                    Verdict.NOTE,
+                    f"Security keys that cannot be used: {found.labels()}",
+                    "MirrorFS needs hmac-secret and a PIN, which they do not have; use another one.",
+                )
+            return Finding(Verdict.OK, f"Security keys: {', '.join(repr(key.label) for key in found.keys)}")
+    except TokenMissing:
+        closed = [path for path in glob.glob(_HID_DEVICES) if not os.access(path, os.R_OK | os.W_OK)]
+        if closed:
+            return Finding(
+                Verdict.NOTE,
+                f"No security key is found, and {len(closed)} of {_HID_DEVICES} this user may not open",
+                "If a security key is among them, give this user a udev rule or group for it.",
+            )
+        return Finding(Verdict.OK, "No security key is plugged in, which only tokens fido2: need")
+
+
+def _tpm() -> Finding:
+    uri = Tpm2Uri()
+    if not os.path.exists(uri.path):
+        return Finding(Verdict.OK, "No TPM 2.0 is here, which only tokens tpm2: need")
+    try:
+        with opened_tpm(uri) as tpm:
+            maker, tries = tpm.maker(), tpm.tries()
+    except UnlockError as exc:
+        return Finding(Verdict.NOTE, "The TPM 2.0 (tpm2:) cannot be used", str(exc))
+    if tries is not None and tries.left == 0:
+        return Finding(
+            Verdict.NOTE,
+            f"The TPM 2.0 ({maker}) refuses all passwords for a while, after too many wrong ones",
+            f"{tries.wait()[:1].upper()}{tries.wait()[1:]}.",
+        )
+    return Finding(Verdict.OK, f"TPM 2.0: {maker}")
+
+
+# --- who asks --------------------------------------------------------------------------------
+
+_QUESTION: Final = Question(kind=SecretKind.PIN, text="PIN", label="PIN", about="")
+"""Nobody is asked it."""
+
+
+def _asking(environment: Mapping[str, str]) -> Finding:
+    try:
+        asker = choose_asker(environment, _QUESTION)
+        asker.check(_QUESTION)
+    except UsageError as exc:
+        return Finding(Verdict.NOTE, "Nobody can be asked for password and PIN from here", str(exc))
+    ways = {PinentryAsker: "by a window of pinentry", SystemdAsker: "by systemd-ask-password"}
+    return Finding(Verdict.OK, f"Password and PIN are asked for {ways.get(type(asker), 'at this terminal')}")
+
+
+def _asking_without_terminal() -> Finding:
+    """What a desktop's starter and a unit of systemd have."""
+    ways, failures = [], []
+    for asker, way in (
+        (PinentryAsker({}), "pinentry on a display"),
+        (SystemdAsker(), "systemd-ask-password in a unit"),
+    ):
+        try:
+            asker.check(_QUESTION)
+            ways.append(way)
+        except CannotAsk as exc:
+            failures.append(str(exc))
+    if not ways:
+        return Finding(Verdict.NOTE, "Without a terminal nobody can be asked", " ".join(failures))
+    return Finding(Verdict.OK, f"Without a terminal they are asked for by {', '.join(ways)}")
+
+
+# --- memory, disk, clock ---------------------------------------------------------------------
 
 
 def _swap() -> Finding:
