@@ -53,6 +53,7 @@ from mirrorfs.format.slot import (
     Role,
     Slot,
 )
+from mirrorfs.format.slot_token import SlotKind
 from mirrorfs.keys.token import Enrolment
 from mirrorfs.ports import Entropy
 
@@ -240,6 +241,10 @@ def check_token_secret(slot: Slot, secret: bytes) -> None:
     if len(secret) != TOKEN_SECRET_SIZE_BYTES or not hmac.compare_digest(
         _token_check(secret, slot.kdf), slot.token_check
     ):
+        if slot.kind is SlotKind.RECOVERY:
+            raise WrongToken(
+                "That recovery code is not the one of the volume's newest sheet; take that sheet, or a token."
+            )
         raise WrongToken("The token does not hold the key of this slot; insert the token that was enrolled.")
 
 
@@ -258,7 +263,8 @@ def open_slot(
     check_token_secret(slot, token_secret)
     kek = _kek(stretched, token_secret, slot.kdf)
     if not hmac.compare_digest(_commitment(kek, slot.kdf), slot.commitment):
-        raise WrongPassword("The token is right but the volume password is not; try again.")
+        what = "recovery code" if slot.kind is SlotKind.RECOVERY else "token"
+        raise WrongPassword(f"The {what} is right but the volume password is not; try again.")
     key_set = _opened(kek, slot.wrap_nonce, slot.wrapped, _aad(slot, volume=volume), slot)
     if slot.boxed:
         key_set = _unboxed(slot, kek, key_set, volume=volume, key_generation=key_generation)

@@ -228,7 +228,7 @@ def test_the_recovery_code_stands_for_a_lost_token(volume: Mounted, tmp_path: Pa
     restored = tmp_path / "restored"
     command = ("restore", "--store", f"file://{volume.stores['b']}", "--token", "recovery:", "--yes")
     said = refused(volume, *command, "--code-file", old, str(restored), code=3)
-    assert "does not hold the key of this slot" in said
+    assert "not the one of the volume's newest sheet" in said
     wrong = secret(tmp_path / "wrong", "not the right password")
     said = refused(volume, *command, "--code-file", code, "--password-file", wrong, str(restored), code=3)
     assert "password is not" in said

@@ -17,7 +17,7 @@ import pytest
 
 from mirrorfs.fuse.mount_table import find_mount
 from tests.support.mounted import REPOSITORY, Mounted, mounted_volume
-from tests.support.softhsm import SoftToken
+from tests.support.token_table import Shown
 
 GONE_ERRORS = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
 NOTICED_S = 10.0
@@ -32,11 +32,6 @@ def volume(tmp_path: Path) -> Iterator[Mounted]:
 
 def lock_table(volume: Mounted, text: str) -> None:
     volume.config.write_text(volume.config.read_text() + f"\n[lock]\n{text}\n")
-
-
-def token_of(volume: Mounted) -> SoftToken:
-    (directory,) = (volume.hsm.configuration.parent / "tokens").iterdir()
-    return SoftToken("practice", directory.name.replace("-", "")[-16:], directory)
 
 
 def wait_gone(volume: Mounted, *, within_s: float) -> float:
@@ -137,7 +132,7 @@ def test_pulled_token_locks_after_the_grace(volume: Mounted) -> None:
     (volume.mountpoint / "unsynced").write_text("kept")
     writer = start_writer(volume)
     volume.wait_until(lambda: volume.status()["lock"]["presence"] == "present", within_s=NOTICED_S)
-    token = token_of(volume)
+    token = volume.token
     with token.removed():
         began_s = time.monotonic()
         volume.wait_until(lambda: volume.status()["lock"]["presence"] == "removed", within_s=NOTICED_S)
@@ -165,12 +160,13 @@ def test_token_that_comes_back_in_time_and_one_that_is_of_no_interest(volume: Mo
     (first,) = lookers(volume)
     os.kill(first, signal.SIGKILL)
     volume.wait_until(lambda: lookers(volume) not in ([], [first]), within_s=NOTICED_S)
-    with token_of(volume).removed():
+    with volume.token.removed():
         volume.wait_until(lambda: volume.status()["lock"]["presence"] == "removed", within_s=NOTICED_S)
+        shown = volume.must("status", volume.name)
     volume.wait_until(lambda: volume.status()["lock"]["presence"] == "present", within_s=NOTICED_S)
     assert volume.status()["lock"]["locks_in_s"] is None
     log = volume.log_text()
-    assert "The token is back in time" in log
+    Shown("PKCS#11").check("back in time", shown + log)
     assert "the process that looks for the token is silent or gone: another is started" in log
     (volume.mountpoint / "file").write_text("still here")
     volume.umount()
@@ -186,7 +182,7 @@ def test_read_only_once_the_token_is_gone(volume: Mounted) -> None:
     volume.mount()
     (volume.mountpoint / "read").write_text("kept")
     opened = os.open(volume.mountpoint / "written", os.O_WRONLY | os.O_CREAT)
-    with token_of(volume).removed():
+    with volume.token.removed():
         volume.wait_until(lambda: volume.status()["lock"]["read_only"], within_s=NOTICED_S)
         with pytest.raises(OSError) as refused:
             (volume.mountpoint / "after").write_text("refused")
@@ -232,7 +228,7 @@ def both(volume: Mounted, tmp_path: Path) -> Iterator[tuple[Mounted, str, Path]]
         folder.mkdir()
     volume.must(
         "init", name, *(f"--store={folder.name}=file://{folder}" for folder in stores),
-        "--token", token_of(volume).uri(), "--create-key", "--kdf-memory-mib", "64",
+        "--token", volume.token.uri(), "--create-key", "--kdf-memory-mib", "64",
     )  # fmt: skip
     config = volume.config.with_name(f"{name}.toml")
     config.write_text(config.read_text() + "\n[lock]\non_suspend = false\n")

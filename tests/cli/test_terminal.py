@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-import pytest
 
 from tests.support.mounted import PASSWORD, mounted_volume
 from tests.support.softhsm import PIN
@@ -39,17 +36,3 @@ def test_a_day_at_a_terminal(tmp_path: Path) -> None:
             assert restored.exists() == (reply == "y")
         assert (restored / "letter.txt").read_text() == "dear colleague"
         assert "Restored 1 file" in terminal.shown
-
-
-@pytest.mark.parametrize("wrong", ["password", "PIN"])
-def test_what_is_wrong_is_named(tmp_path: Path, wrong: str) -> None:
-    (tmp_path / "volume").mkdir()
-    with mounted_volume(tmp_path / "volume", mount=False) as volume:
-        terminal = Terminal(volume, "mount", volume.name, str(volume.mountpoint))
-        terminal.answer("PIN of token", "000000" if wrong == "PIN" else PIN)
-        if wrong == "password":
-            terminal.answer("Password of volume", "not the password")
-        assert terminal.end() == 3, terminal.shown
-        last = terminal.shown.strip().splitlines()[-1]
-        assert wrong in last
-        assert not os.path.ismount(volume.mountpoint)

@@ -181,10 +181,10 @@ class SoftAuthenticator:
         self.leaves_at = None
         self.power_cycle()
 
-    def set_tries_left(self, count: int) -> None:
-        """As if so many wrong PINs had come before; in this power cycle none has."""
+    def set_tries_left(self, count: int, *, wrong_in_a_row: int = 0) -> None:
+        """As if the others had been used up, so many of them since it was plugged in."""
         self._tries = count
-        self.power_cycle()
+        self._wrong_in_a_row = wrong_in_a_row
 
     def credential(self, identity: bytes) -> Credential:
         """What it keeps of a credential, for a test that computes by itself what it answers."""

@@ -42,13 +42,17 @@ class Terminal:
 
     def answer(self, prompt: str, text: str, *, enter: str = "\n") -> None:
         """Wait until the command shows a prompt, then type an answer and a key."""
+        self._read_to = self.wait_for(prompt)
+        os.write(self._master, (text + enter).encode())
+
+    def wait_for(self, prompt: str) -> int:
+        """Wait until a prompt is shown that was not answered yet. Returns: where it ends in `shown`."""
         deadline_s = time.monotonic() + DEADLINE_S
         while (found := re.compile(prompt).search(self.shown, self._read_to)) is None:
             assert time.monotonic() < deadline_s, f"no prompt {prompt!r}: {self.shown}"
             if not self._more():
                 raise AssertionError(f"ended without the prompt {prompt!r}: {self.shown}")
-        self._read_to = found.end()
-        os.write(self._master, (text + enter).encode())
+        return found.end()
 
     def end(self) -> int:
         """Read to the end; the exit code."""
