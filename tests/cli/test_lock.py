@@ -20,8 +20,8 @@ from tests.support.mounted import REPOSITORY, Mounted, mounted_volume
 from tests.support.token_table import Shown
 
 GONE_ERRORS = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
-NOTICED_S = 10.0
-"""Two looks, each 1.5 s after the one before, on a busy machine."""
+NOTICED_S = 30.0
+"""Far more than two looks, each 1.5 s after the one before, take on a busy machine."""
 
 
 @pytest.fixture
@@ -135,9 +135,6 @@ def test_pulled_token_locks_after_the_grace(volume: Mounted) -> None:
     token = volume.token
     with token.removed():
         began_s = time.monotonic()
-        volume.wait_until(lambda: volume.status()["lock"]["presence"] == "removed", within_s=NOTICED_S)
-        assert 0 < volume.status()["lock"]["locks_in_s"] <= 2
-        assert "TOKEN REMOVED: the volume locks in" in volume.must("status", volume.name)
         wait_gone(volume, within_s=NOTICED_S)
         volume.wait_gone()
         print(f"removed to gone, with a grace of 2 s: {time.monotonic() - began_s:.1f} s")
@@ -162,6 +159,8 @@ def test_token_that_comes_back_in_time_and_one_that_is_of_no_interest(volume: Mo
     volume.wait_until(lambda: lookers(volume) not in ([], [first]), within_s=NOTICED_S)
     with volume.token.removed():
         volume.wait_until(lambda: volume.status()["lock"]["presence"] == "removed", within_s=NOTICED_S)
+        # Here, where the grace is long: a short one may be over before `status` has answered.
+        assert 0 < volume.status()["lock"]["locks_in_s"] <= 60
         shown = volume.must("status", volume.name)
     volume.wait_until(lambda: volume.status()["lock"]["presence"] == "present", within_s=NOTICED_S)
     assert volume.status()["lock"]["locks_in_s"] is None
