@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -139,6 +140,8 @@ def _from_state(
     tokens = make_tokens(chosen_tokens(arguments.token, arguments.module, ANY_TOKEN), sources)
     with local_state(arguments.from_state, environment) as state:
         unlocked = unlock_header(state.header(), name=state.name, tokens=tokens, sources=sources)
+        # What was written here before a rotation elsewhere was heard of is exported, too.
+        unlocked = replace(unlocked, keys=unlocked.keys.for_any_place())
         print(f"Volume:      {unlocked.header.volume.hex()}")
         print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
         command = _Command(arguments, environment, unlocked, state.stores(arguments.store))

@@ -72,7 +72,7 @@ class LocalState:
             LocalDisk(self._paths.state),
             files,
             ThreadOffload(),
-            unlocked.keys.for_any_place(),
+            unlocked.keys,
             load_public_key(unlocked.header.public_keys.writer),
             stores=stores[1:],
             follows=False,

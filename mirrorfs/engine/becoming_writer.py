@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import trio
 
 from mirrorfs.engine.heads import HEADS_PREFIX
+from mirrorfs.engine.key_watch import check_keys_are_in_use
 from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import LeaseTaker, VolumeSettings, give_back
@@ -134,6 +135,8 @@ class _Judge:
         stores = [place.store for name, place in self._taker.places.items() if name in leases]
         if not self._mounted:
             stores = list(self._present)
+        elif doubted := [store for store in stores if leases[store.name] is None]:
+            await check_keys_are_in_use(doubted, self._keys, self._writer.public_bytes_raw())
         heads = await self._heads.of_stores(stores)
         if not self._mounted:
             self.recovered = await self._recovery.go_on(self.recovered)

@@ -28,6 +28,7 @@ from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, LimitError, StoreError, StoreUnavailable
 from mirrorfs.format.ids import Previous, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.rows import FrameRow
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Index, IndexFiles, ObjectKey, Offload, Store
 
@@ -185,6 +186,18 @@ def check_reaches(index: Index, start: LogPosition, keys: VolumeKeys) -> None:
             f"The keys were rotated at segment {keys.from_sequence}, and neither this machine nor a store"
             " that answers has the log up to there: make the other store reachable and mount again."
         )
+
+
+def undecided_in(index: Index, sequence: int) -> frozenset[int]:
+    """Frames of a segment that no commit has named yet (ReplayEnd.undecided)."""
+    snapshot = index.snapshot()
+    try:
+        rows = map(FrameRow._make, snapshot.rows("frames", first=(sequence << 20,)))
+        return frozenset(
+            row.frame for row in rows if row.frame >> 20 == sequence and not row.live | row.death
+        )
+    finally:
+        snapshot.close()
 
 
 def _unreached(stores: Iterable[str]) -> str:

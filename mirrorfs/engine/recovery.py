@@ -23,7 +23,8 @@ from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
 from mirrorfs.engine.closed_segments import mend_youngest, newest_local_head
-from mirrorfs.engine.joining import Joiner, check_reaches, longer_copy
+from mirrorfs.engine.joining import Joiner, check_reaches, longer_copy, undecided_in
+from mirrorfs.engine.late_segments import check_no_late_segment
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
@@ -33,7 +34,7 @@ from mirrorfs.errors import ChainError, DamagedError, DiskFull, StoreUnavailable
 from mirrorfs.format.control import Head
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.rows import FrameRow, SegmentRow
+from mirrorfs.format.rows import SegmentRow
 from mirrorfs.format.segment import HEADER_SIZE
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Disk, Index, IndexFiles, Offload, Store
@@ -94,6 +95,7 @@ class Recovery:
     async def run(self) -> Recovered:
         """Raises: DamagedError: segments that are not the torn tail are damaged and no store has them.
 
+        ChainError: this machine wrote on with keys that were out of use.
         StoreUnavailable: a store may have them, and does not answer.
         """
         self._disk.remove(RESERVE_PATH)
@@ -102,6 +104,7 @@ class Recovery:
             partial(newest_local_head, self._disk, keys=self._keys, public_key=self._public_key)
         )
         head = found[0] if found is not None else None
+        await check_no_late_segment(self._disk, self._offload, self._keys, self._writer)
         recovered = await self._joined() or await self._local(head)
         check_reaches(recovered.index, recovered.start, self._keys)
         return recovered
@@ -267,8 +270,9 @@ class Recovery:
     async def _replay(self, index: Index) -> ReplayEnd:
         position = index.get_meta("position")
         segments = Segments(
-            Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores, keys=self._keys
-        )
+            Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores, keys=self._keys,
+            is_local_log=True,
+        )  # fmt: skip
         from_sequence = position >> 20 if isinstance(position, int) else 0
         # The stores are listed only when the local log alone does not do.
         await segments.look(from_sequence=from_sequence, stores=False)
@@ -309,7 +313,7 @@ class Recovery:
         return await replayer.follow(
             previous_of(row),
             next_sequence=row.sequence + 1,
-            undecided=_undecided(index, row.sequence),
+            undecided=undecided_in(index, row.sequence),
             keep_tail=True,
         )
 
@@ -385,15 +389,3 @@ class Recovery:
 def _times(tail: ScannedSegment, *, size: int) -> tuple[int, int]:
     times = [found.journal.time_ns for found in tail.journals if found.end <= size]
     return (times[0], times[-1]) if times else (0, 0)
-
-
-def _undecided(index: Index, sequence: int) -> frozenset[int]:
-    """Frames of a segment that no commit has named yet (ReplayEnd.undecided)."""
-    snapshot = index.snapshot()
-    try:
-        rows = map(FrameRow._make, snapshot.rows("frames", first=(sequence << 20,)))
-        return frozenset(
-            row.frame for row in rows if row.frame >> 20 == sequence and not row.live | row.death
-        )
-    finally:
-        snapshot.close()

@@ -46,15 +46,18 @@ class Segments:
         offload: Offload,
         stores: Sequence[Store],
         keys: VolumeKeys | None = None,
+        is_local_log: bool = False,
     ) -> None:
         """`keys`: of the main stream, stores are not believed a segment that has the number of one with which
-        keys went out of use, and is another.
+        keys went out of use, and is another. `is_local_log`: of segments with one number one on the disk is
+        meant, whatever the stores have: they only fill gaps.
         """
         self._stream = stream
         self._disk = disk
         self.offload = offload
         self._stores = stores
         self._keys = keys
+        self._is_local_log = is_local_log
         self._by_sequence: dict[int, set[SegmentId]] = {}
         self._places: dict[SegmentId, list[Store]] = {}
         self._local: set[SegmentId] = set()
@@ -153,7 +156,9 @@ class Segments:
 
     async def candidates(self, sequence: int) -> list[SegmentId]:
         """See SegmentSource."""
-        found = self._by_sequence.get(sequence, ())
+        found = self._by_sequence.get(sequence, set())
+        if self._is_local_log:
+            found = found & self._local or found
         return sorted(found, key=lambda segment: (segment.epoch, segment.writer), reverse=True)
 
     def copies(self, segment: SegmentId) -> AsyncIterator[tuple[str, bytes]]:

@@ -153,7 +153,8 @@ def decode_header(
     if len(raw) < HEADER_SIZE or raw[:8] != MAGIC:
         raise FormatError("segment header is cut short or not one.")
     # Which keys it claims to be of; the MAC of those decides.
-    past = keys.past_of(struct.unpack_from("<I", raw, _KEY_GENERATION_OFFSET)[0])
+    (claimed,) = struct.unpack_from("<I", raw, _KEY_GENERATION_OFFSET)
+    past = keys.past_of(claimed)
     first, until = keys.from_sequence, SEQUENCE_MAX + 1
     if past is not None:
         keys, writer = past.keys, load_public_key(past.writer)
@@ -161,7 +162,11 @@ def decode_header(
     signed, mac = raw[:-MAC_SIZE], raw[-MAC_SIZE:]
     # Before the version: a rotten version number must not stop a reader who has other copies.
     if not hmac.compare_digest(hmac.digest(keys.segment_header_mac_key, signed, "sha256"), mac):
-        raise AuthenticationError("segment header does not verify.")
+        raise AuthenticationError(
+            "segment header does not verify."
+            if claimed <= keys.generation
+            else "segment header does not verify: it names keys made later; mount again to have them."
+        )
     if struct.unpack_from("<H", raw, 8)[0] > FORMAT_VERSION:
         raise StoreTooNew(
             "segment was written by a newer MirrorFS; install that version to read this volume."

@@ -152,6 +152,41 @@ def test_another_pc_follows_the_new_keys(tmp_path: Path) -> None:
         assert "No slot that was asked for" in said
 
 
+def test_what_another_pc_wrote_offline_meanwhile_is_exported(tmp_path: Path) -> None:
+    with mounted_volume(tmp_path, mount=False) as volume:
+        write(volume, "before")
+        here = dict(volume.env)
+        there = here | {
+            "MIRRORFS_CONFIG_HOME": str(tmp_path / "config-2"),
+            "MIRRORFS_STATE_HOME": str(tmp_path / "state-2"),
+        }
+        stores = [f"--store=file://{place}" for place in volume.stores.values()]
+        volume.env = there
+        volume.must("attach", volume.name, *stores, "--yes", "--token", "pkcs11:token=practice")
+        write(volume, "there")
+        for place in volume.stores.values():
+            place.rename(f"{place}.away")
+        volume.must("mount", volume.name, str(volume.mountpoint))
+        (volume.mountpoint / "offline").write_text("contents of offline")
+        volume.must("umount", volume.name, "--no-wait")
+        for place in volume.stores.values():
+            Path(f"{place}.away").rename(place)
+        volume.env = here
+        volume.must("key", "rotate", volume.name)
+        write(volume, "after")
+        volume.env = there
+        said = refused(volume, "mount", volume.name, str(volume.mountpoint), code=5)
+        assert "Another machine went on from an earlier state than this one's" in said
+        assert "restore --from-state" in said
+        volume.must("restore", "--from-state", volume.name, str(tmp_path / "exported"), "--yes")
+        assert names_in(tmp_path / "exported") == ["before", "offline", "there"]
+        assert (tmp_path / "exported" / "offline").read_text() == "contents of offline"
+        volume.must("attach", "--again", volume.name, *stores, "--yes", "--token", "pkcs11:token=practice")
+        volume.must("mount", volume.name, str(volume.mountpoint))
+        assert names_in(volume.mountpoint) == ["after", "before", "there"]
+        volume.must("umount", volume.name)
+
+
 KILLING = """
 import importlib, os, signal, sys
 module, name = sys.argv.pop(1).rsplit(".", 1)

@@ -19,11 +19,13 @@ from mirrorfs.engine.lease_taker import RELEASE_S
 from mirrorfs.engine.mend import AGAIN_S
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.past import ReadOnlyVolume
+from mirrorfs.engine.recovery import Recovery
 from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner
 from mirrorfs.engine.scrub import DEEP, SIZES
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import ReadOnlyVolume as ReadOnly
 from mirrorfs.format.control import LEASE_KEY, open_lease
+from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Store
 from tests.sim.world import InlineOffload
 from tests.support.machine import write_file
@@ -597,6 +599,38 @@ async def test_checkpoints_of_a_fenced_writer(
         view.close()
     assert await restored(practice.pc("restore").stores, tmp_path) == expected
     assert await seen_by_a_new_pc(practice) == expected
+
+
+@pytest.mark.expects_warnings(*SAID, FOLLOWED)
+@pytest.mark.parametrize("count", [1, 3])
+async def test_unsent_changes_of_a_pc_whose_index_is_lost_too(
+    autojump_clock: MockClock, practice: Practice, tmp_path: Path, count: int
+) -> None:
+    """Part of its log is in the stores alone, where another one went on: what is on the disk counts first."""
+    one, two = practice.pc("one"), practice.pc("two")
+    async with one.mounted() as volume:
+        await save(volume, b"a")
+    async with two.mounted() as volume:
+        await save(volume, b"b")
+    two.cut_off()
+    async with two.mounted(wait=False) as volume:
+        for number in range(count):
+            await save(volume, b"unsent %d" % number)
+            await volume._local.quiesce()
+    async with one.mounted() as volume:
+        for number in range(3):
+            await save(volume, b"c %d" % number)
+            await volume.flush()
+    two.reconnect()
+    two.files.remove()
+    assert "went on from an earlier state" in await two.refusal()
+    two.files.remove()
+    recovered = await Recovery(
+        two.world.disk, two.files, two.world.offload, KEYS, load_public_key(HEADER.public_keys.writer),
+        stores=two.stores, follows=False,
+    ).run()  # fmt: skip
+    assert names_in(recovered.index) == [b"a", b"b", *(b"unsent %d" % number for number in range(count))]
+    recovered.index.close()
 
 
 async def restored(stores: Sequence[Store], root: Path) -> list[bytes]:

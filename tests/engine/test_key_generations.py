@@ -19,11 +19,14 @@ from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.engine import checkpointer
 from mirrorfs.engine.checkpoints import CheckpointReader, CheckpointWriter
 from mirrorfs.engine.heads import newest_head, seal_head
+from mirrorfs.engine.lease import LEASE_PERIOD_S
+from mirrorfs.engine.recovery import Recovery
 from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
 from mirrorfs.engine.segment_writer import SegmentWriter, WriterIdentity
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import AuthenticationError, DamagedError, StoreUnavailable
 from mirrorfs.format.control import LEASE_KEY, open_head, seal_control
+from mirrorfs.format.header import header_key
 from mirrorfs.format.ids import Previous, SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import decode_header
@@ -307,6 +310,59 @@ async def test_a_pc_that_is_behind_does_not_write_before_the_rest_is_there(
     behind.stores = it.view()
     async with behind.mounted() as volume:
         assert set(OLD) < set(names(volume._local.index))
+
+
+@pytest.mark.expects_warnings(
+    "keys were rotated elsewhere", "not held yet", "does not verify", "cannot be", "not in use for its place"
+)
+async def test_a_writer_that_slept_over_a_rotation(autojump_clock: MockClock, it: Rotated) -> None:
+    """It writes no lease over that of the new keys, and sends nothing: it is told to mount again."""
+    old: list[Objects] = [{}, {}]
+    stores = [SimulatedStore(n, seed=6, objects=place) for n, place in zip(("home", "s3"), old, strict=True)]
+    sleeper = VirtualPc(it.root / "sleeper", stores, seed=6)
+    async with sleeper.mounted(wait=False) as volume:
+        await write_file(volume, b"before", contents(1))
+        await volume.flush()
+        assert volume.status().fenced is None
+        other = VirtualPc(it.root / "other", [], seed=7)
+        other.rotate(await volume.ends())
+        lease = replace(LEASE, epoch=7, released=True)
+        data = seal_control(lease, keys=other.keys, seed=other.key_set.writer)
+        for place in old:
+            place[header_key(other.header.generation, other.header_bytes)] = other.header_bytes
+            place[LEASE_KEY] = data
+        await trio.sleep(LEASE_PERIOD_S)  # until it knows that its own has run out
+        before = [dict(place) for place in old]
+        await write_file(volume, b"after", contents(2))
+        with trio.fail_after(1000):
+            while volume.status().fenced is None:  # noqa: ASYNC110
+                await trio.sleep(1)
+        assert "keys were rotated elsewhere" in str(volume.status().fenced)
+        await trio.sleep(300)
+        assert old == before
+    # It takes the new keys: its log goes on where the old ones were out of use, which nobody follows.
+    sleeper.adopt(other.header_bytes, other.key_set)
+    assert "export" in await refusal(sleeper)
+    files = SqliteIndexFiles(
+        str(it.root / "export.db"), sleeper.keys.index_key, digest_key=sleeper.keys.dedup_key
+    )
+    recovered = await Recovery(
+        sleeper.world.disk, files, sleeper.world.offload, sleeper.keys.for_any_place(),
+        load_public_key(sleeper.header.public_keys.writer), stores=stores, follows=False,
+    ).run()  # fmt: skip
+    assert names(recovered.index) == [b"after", b"before"]
+    recovered.index.close()
+
+
+async def refusal(pc: VirtualPc) -> str:
+    """Why it does not mount."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with pc.mounted(wait=False):
+            pass
+    error: BaseException = caught.value
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)
 
 
 async def test_old_heads_hide_no_new_ones_and_are_counted_past(
