@@ -17,10 +17,10 @@ from typing import Final
 
 from mirrorfs.cli import volume_lock
 from mirrorfs.cli.config import load_config, make_private_directory, volume_paths
+from mirrorfs.cli.headers import local_header
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.key_change import KeyChange
 from mirrorfs.cli.store_session import find_session
-from mirrorfs.cli.unlock import local_header
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.errors import UsageError
 from mirrorfs.format.header import VolumeHeader, parse_header

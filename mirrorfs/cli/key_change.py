@@ -13,6 +13,7 @@ import trio
 
 from mirrorfs.cli.config import TokenConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.header_change import keep_header, next_header, spread_header
+from mirrorfs.cli.headers import find_header
 from mirrorfs.cli.key_rotation import Rotation, describe_new_keys
 from mirrorfs.cli.recovery_sheet import confirm_on_paper
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_token, make_tokens
@@ -21,7 +22,6 @@ from mirrorfs.cli.unlock import (
     Unlocked,
     adopt,
     check_pinned,
-    find_header,
     open_with,
     unlock_header,
 )

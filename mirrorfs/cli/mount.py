@@ -30,6 +30,7 @@ from mirrorfs.cli.config import (
     volume_paths,
 )
 from mirrorfs.cli.failures import RemoteError
+from mirrorfs.cli.headers import find_header
 from mirrorfs.cli.key_pipe import SessionRequest, UnlockedSession, read_session, write_session
 from mirrorfs.cli.launch import start_daemon, start_unlock_child
 from mirrorfs.cli.mount_user import RemoteMounter, become_user
@@ -38,7 +39,7 @@ from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
 from mirrorfs.cli.systemd import notify
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
-from mirrorfs.cli.unlock import adopt, check_pinned, find_header, unlock_header
+from mirrorfs.cli.unlock import adopt, check_pinned, unlock_header
 from mirrorfs.cli.views import new_view, remove_dead_views
 from mirrorfs.cli.watched_token import WatchedToken
 from mirrorfs.cli.when import parse_moment

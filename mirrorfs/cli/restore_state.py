@@ -14,8 +14,9 @@ from pathlib import Path
 
 from mirrorfs.cli import volume_lock
 from mirrorfs.cli.config import VolumePaths, check_private_directory, load_config, volume_paths
+from mirrorfs.cli.headers import local_header
 from mirrorfs.cli.restore_stores import NamedStore
-from mirrorfs.cli.unlock import Unlocked, local_header
+from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.os_threads import ThreadOffload

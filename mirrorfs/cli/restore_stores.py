@@ -14,9 +14,10 @@ from typing import Final
 
 import trio
 
+from mirrorfs.cli.headers import store_headers
 from mirrorfs.cli.restore_report import say
 from mirrorfs.cli.stores import bare_store, check_version, directory_of, open_store
-from mirrorfs.cli.unlock import Unlocked, store_headers
+from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.object_keys import is_key
 from mirrorfs.engine.heads import FoundHead, newest_head
 from mirrorfs.engine.retry import RetryingStore

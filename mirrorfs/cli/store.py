@@ -40,6 +40,7 @@ from mirrorfs.cli.config import (
     volume_paths,
 )
 from mirrorfs.cli.flush import add_stall_argument
+from mirrorfs.cli.headers import find_header
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.init import check_distinct_places
 from mirrorfs.cli.new_volume import PlannedStore
@@ -52,7 +53,6 @@ from mirrorfs.cli.unlock import (
     Unlocked,
     adopt,
     check_pinned,
-    find_header,
     unlock_header,
 )
 from mirrorfs.drivers.process import harden_process

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mirrorfs.cli.config import VolumeConfig, VolumePaths, load_config
-from mirrorfs.cli.unlock import local_header
+from mirrorfs.cli.headers import local_header
 from mirrorfs.engine.store_tasks import StoreChange
 from mirrorfs.errors import ChainError, ConfigError
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX

@@ -19,8 +19,9 @@ import pkcs11
 import pytest
 
 from mirrorfs.cli.config import load_config, volume_paths
+from mirrorfs.cli.headers import local_header
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens
-from mirrorfs.cli.unlock import AskedPassword, local_header, unlock_header
+from mirrorfs.cli.unlock import AskedPassword, unlock_header
 from mirrorfs.drivers.wiping import wipe
 from mirrorfs.format.kdf import hkdf
 from tests.cli.machine import wait_ended

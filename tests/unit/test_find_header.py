@@ -1,4 +1,4 @@
-"""cli/unlock.py: the header that is unlocked is the newest, here or afar, that the volume's writer signed."""
+"""cli/headers.py: what is unlocked is the newest header, here or afar, that the writer signed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mirrorfs.cli.config import StoreConfig, TokenConfig, VolumeConfig, VolumePaths
-from mirrorfs.cli.unlock import Unlocked, check_pinned, find_header
+from mirrorfs.cli.headers import find_header
+from mirrorfs.cli.unlock import Unlocked, check_pinned
 from mirrorfs.errors import AuthenticationError, ChainError, StoreUnavailable
 from mirrorfs.format.header import (
     StoreEntry,
