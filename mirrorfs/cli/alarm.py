@@ -5,7 +5,8 @@ a while, so that a store that comes and goes, or a volume that is written to all
 
 The command is run without a shell, in "/", with a bare environment and JSON on its standard input: volume,
 light, previous light, reason, time. One at a time, each with a deadline; what changes meanwhile is told
-afterwards, the newest state only. It is started by exec from this process (vfork: no copy of its memory).
+afterwards, the newest state only. Of changes of keys and stores it is told by the command that made or found
+them (cli/key_events.py). It is started by exec from this process (vfork: no copy of its memory).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pwd
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -108,43 +109,17 @@ class Alarm:
 
         Its message is that of a light that did not change, and `event`.
         """
-        if not self._config.command:
-            return
         light = None if self._told is None else self._told.value
         message: dict[str, Any] = {
             "volume": self._volume, "event": "locked", "light": light, "previous": light,
             "reason": reason, "time_ns": time.time_ns(), "stores": [],
         }  # fmt: skip
-        try:
-            process = subprocess.Popen(stdin=subprocess.PIPE, **self._how())
-            assert process.stdin is not None
-            with process.stdin as pipe:
-                pipe.write(json.dumps(message).encode())  # far less than a pipe holds
-            process.returncode = 0  # this process ends before it
-        except (ConfigError, OSError, ValueError, LookupError):
+        if not start_command(self._config, message):
             log.warning("The alarm command could not be started.")
-
-    def _how(self) -> dict[str, Any]:
-        """Arguments for starting the command. Raises: ConfigError. LookupError: no such user."""
-        config = self._config
-        check_command(config)
-        # What root serves need not be root's alarm.
-        user = pwd.getpwnam(config.user or "nobody") if os.geteuid() == 0 else None
-        return {
-            "args": list(config.command),
-            "stdout": subprocess.DEVNULL,
-            "stderr": subprocess.DEVNULL,
-            "cwd": "/",
-            "env": {"PATH": _PATH, "LANG": "C.UTF-8"},
-            "start_new_session": True,
-            "user": user and user.pw_uid,
-            "group": user and user.pw_gid,
-            "extra_groups": user and [],
-        }
 
     async def _run_command(self, message: bytes) -> None:
         try:
-            how = self._how()
+            how = _how(self._config)
             program = how.pop("args")
             with trio.move_on_after(DEADLINE_S) as scope:
                 done = await trio.run_process(program, stdin=message, check=False, **how)
@@ -156,3 +131,39 @@ class Alarm:
         if failure and not self._failed:
             log.warning("The alarm command failed: %s.", failure.rstrip("."))
         self._failed = bool(failure)
+
+
+def start_command(config: AlarmConfig, message: Mapping[str, Any]) -> bool:
+    """Start the command, if there is one, and do not wait for it: this process ends before it.
+
+    Returns: whether that went well.
+    """
+    if not config.command:
+        return True
+    try:
+        process = subprocess.Popen(stdin=subprocess.PIPE, **_how(config))
+        assert process.stdin is not None
+        with process.stdin as pipe:
+            pipe.write(json.dumps(message).encode())  # far less than a pipe holds
+        process.returncode = 0  # so that nobody is told of a process that was left behind
+    except (ConfigError, OSError, ValueError, LookupError):
+        return False
+    return True
+
+
+def _how(config: AlarmConfig) -> dict[str, Any]:
+    """Arguments for starting the command. Raises: ConfigError. LookupError: no such user."""
+    check_command(config)
+    # What root serves need not be root's alarm.
+    user = pwd.getpwnam(config.user or "nobody") if os.geteuid() == 0 else None
+    return {
+        "args": list(config.command),
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "cwd": "/",
+        "env": {"PATH": _PATH, "LANG": "C.UTF-8"},
+        "start_new_session": True,
+        "user": user and user.pw_uid,
+        "group": user and user.pw_gid,
+        "extra_groups": user and [],
+    }

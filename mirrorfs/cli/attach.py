@@ -32,6 +32,8 @@ from mirrorfs.cli.config import (
 )
 from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.headless import add_unlock_arguments
+from mirrorfs.cli.key_events import carry_over, note_attached
+from mirrorfs.cli.key_record import read_record
 from mirrorfs.cli.restore import confirmed, unlock_newest
 from mirrorfs.cli.restore_stores import StoreFound, check_members, find_stores, name_stores, newest_published
 from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens, tokens_to_keep
@@ -173,6 +175,7 @@ def _write(
     make_private_directory(paths.state, what="state")
     change = volume_lock.ChangeLock(paths)
     try:
+        record = read_record(paths)
         if again:
             lock_fd = volume_lock.acquire(paths)
             try:
@@ -185,6 +188,9 @@ def _write(
         disk.write_whole(f"objects/{header_key(unlocked.header.generation, unlocked.data)}", unlocked.data)
         if head is not None:
             disk.write_whole(f"objects/{head.key}", head.data)
+        if record.count:
+            carry_over(paths, record)
+        note_attached(paths, config.alarm, unlocked.header, unlocked.data, unlocked.slot)
         write_config(paths, config)
     finally:
         change.release()

@@ -20,6 +20,8 @@ from mirrorfs.cli.config import load_config, make_private_directory, volume_path
 from mirrorfs.cli.headers import local_header
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.key_change import KeyChange
+from mirrorfs.cli.key_events import recorded
+from mirrorfs.cli.key_status import only_way_in, only_way_in_note
 from mirrorfs.cli.store_session import find_session
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.errors import UsageError
@@ -85,8 +87,10 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     config = load_config(paths)
     if arguments.change == "list":
         return _list(arguments, local_header(paths))
+    command = f"key {arguments.change}"
     if arguments.change == "check":
-        return KeyChange(arguments, environment, paths, config).check()
+        with recorded(paths, config.alarm, command) as recording:
+            return KeyChange(arguments, environment, paths, config, recording).check()
     make_private_directory(paths.state, what="state")
     lock = volume_lock.ChangeLock(paths)
     try:
@@ -94,15 +98,17 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         try:
             # Nobody writes the configuration while we have the lock.
             config = load_config(paths)
-            change = KeyChange(arguments, environment, paths, config, is_mounted=session.is_mounted)
-            changes: dict[str, Callable[[], None]] = {
-                "add": change.add,
-                "remove": change.remove,
-                "passwd": change.passwd,
-                "recovery": change.recovery,
-                "rotate": change.rotate,
-            }
-            changes[arguments.change]()
+            with recorded(paths, config.alarm, command, heard=session.note) as recording:
+                is_mounted = session.is_mounted
+                change = KeyChange(arguments, environment, paths, config, recording, is_mounted=is_mounted)
+                changes: dict[str, Callable[[], None]] = {
+                    "add": change.add,
+                    "remove": change.remove,
+                    "passwd": change.passwd,
+                    "recovery": change.recovery,
+                    "rotate": change.rotate,
+                }
+                changes[arguments.change]()
             session.tell()
         finally:
             session.close()
@@ -128,13 +134,9 @@ def _list(arguments: argparse.Namespace, data: bytes | None) -> int:
     for row in rows:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         print("  ".join([*padded, row[3]]).rstrip())
-    lasting = [slot for slot in header.slots if slot.kind is not SlotKind.RECOVERY]
-    if len(header.slots) == 1:
-        print(
-            f"Only {lasting[0].name if lasting else 'the recovery code'} opens this volume: if it is lost,"
-            " all is lost. Run `mirrorfs key add` or `mirrorfs key recovery`.",
-            file=sys.stderr,
-        )
+    only = only_way_in(header)
+    if only is not None:
+        print(only_way_in_note(only), file=sys.stderr)
     return 0
 
 

@@ -14,6 +14,7 @@ import trio
 from mirrorfs.cli.config import TokenConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.header_change import keep_header, next_header, spread_header
 from mirrorfs.cli.headers import find_header
+from mirrorfs.cli.key_events import Recording
 from mirrorfs.cli.key_rotation import Rotation, describe_new_keys
 from mirrorfs.cli.recovery_sheet import confirm_on_paper
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_token, make_tokens
@@ -55,9 +56,11 @@ class KeyChange:
         environment: Mapping[str, str],
         paths: VolumePaths,
         config: VolumeConfig,
+        recording: Recording,
         *,
         is_mounted: bool = False,
     ) -> None:
+        self._recording = recording
         self._is_mounted = is_mounted
         self._arguments = arguments
         self._environment = environment
@@ -235,6 +238,7 @@ class KeyChange:
             password=self._password,
         )
         check_pinned(unlocked, config, paths)
+        self._recording.opened(unlocked.header, unlocked.slot)
         if arguments.change != "check":
             self._config = adopt(paths, config, unlocked)
         if arguments.change != "check" and Role.WRITER not in unlocked.slot.roles:

@@ -43,6 +43,8 @@ class SessionRequest:
     """A position to show instead; only for a view."""
     watched: str = ""
     """The token that opened the volume (WatchedToken.to_text); empty: nobody looks for it."""
+    events_seen: int = 0
+    """Events in the record of keys and stores before the volume was unlocked; what came since is logged."""
 
     def parsed_config(self) -> VolumeConfig:
         """Raises: ConfigError."""

@@ -32,6 +32,7 @@ from mirrorfs.cli.config import (
 from mirrorfs.cli.failures import RemoteError
 from mirrorfs.cli.headers import find_header
 from mirrorfs.cli.key_pipe import SessionRequest, UnlockedSession, read_session, write_session
+from mirrorfs.cli.key_record import read_record
 from mirrorfs.cli.launch import start_daemon, start_unlock_child
 from mirrorfs.cli.mount_user import RemoteMounter, become_user
 from mirrorfs.cli.progress import LINE_INTERVAL_S
@@ -220,6 +221,7 @@ def unlocked_session(
     """
     paths = volume_paths(arguments.volume, environment)
     config = load_config(paths)
+    events_seen = read_record(paths).count
     looks, data = trio.run(_look, paths, config)
     for look in looks:
         if look.unreachable is not None and look.store.rotating:
@@ -249,6 +251,7 @@ def unlocked_session(
         at_ns=moment.time_ns,
         at_position=moment.position,
         watched=WatchedToken.of(unlocked.slot, chosen).to_text(),
+        events_seen=events_seen,
     )
     return UnlockedSession(request, unlocked.key_set, unlocked.data)
 

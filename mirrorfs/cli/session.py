@@ -25,6 +25,7 @@ from mirrorfs.cli.alarm import Alarm
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths
 from mirrorfs.cli.control import ControlServer
 from mirrorfs.cli.failures import single_error
+from mirrorfs.cli.key_events import EventLog
 from mirrorfs.cli.key_pipe import UnlockedSession
 from mirrorfs.cli.resolve import fsname
 from mirrorfs.cli.session_control import SessionControl
@@ -112,6 +113,8 @@ class Session:
         self._control = self._make_control()
         self._control.limits = self._limits
         self._control.change_stores = self._change_stores
+        self._events = EventLog(paths, seen=self._request.events_seen)
+        self._control.log_events = self._events.log_new
         self._open_stores: list[Store] = []
         self._serving = trio.CancelScope()
         self._stopping = False
@@ -322,6 +325,7 @@ class Session:
 
     def _ready(self) -> None:
         self._locking.mounted()
+        self._events.log_new()
         self._on_ready()
 
     async def _close(self, volume: MountedVolume, files: SqliteIndexFiles) -> None:

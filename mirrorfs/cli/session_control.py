@@ -39,6 +39,8 @@ class SessionControl:
         """What the stores keep to; None: no limit."""
         self.change_stores: Callable[[MountedVolume], Awaitable[None]] = _no_change
         """Has the stores of the configuration as it is now. Raises: MirrorfsError."""
+        self.log_events: Callable[[], None] = lambda: None
+        """Logs what is new in the record of keys and stores; reads a small file."""
         self.is_hurried = False
         """Whether the waiting for stores at the end is to be cut short."""
         self.is_locked = False
@@ -110,6 +112,7 @@ class SessionControl:
             "umount": self._umount,
             "scrub": self._scrub,
             "stores": self._stores,
+            "events": self._events,
             "fill": self._fill,
         }
 
@@ -162,6 +165,11 @@ class SessionControl:
         if not done:
             raise MirrorfsError("The volume was unmounted meanwhile; the next mount has the change.")
         return {"stores": list(volume.instances)}
+
+    async def _events(self, connection: Connection) -> Message:
+        """A command has recorded something of keys or stores: log it."""
+        await trio.to_thread.run_sync(self.log_events)
+        return {}
 
     async def _wait_for_stores(
         self,

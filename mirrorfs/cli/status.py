@@ -6,13 +6,14 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mirrorfs.cli import volume_lock
 from mirrorfs.cli.config import VolumePaths, configured_volumes, load_config, volume_paths
 from mirrorfs.cli.control_protocol import ControlClient, NotMounted
 from mirrorfs.cli.failures import one_line
+from mirrorfs.cli.key_status import KeyStatus, key_lines, keys_json, read_key_status
 from mirrorfs.cli.lock_note import LockNote, read_note
 from mirrorfs.cli.lock_status import lock_lines, locked_json, locked_line
 from mirrorfs.cli.progress import format_bytes
@@ -55,6 +56,8 @@ class VolumeReport:
     """Of a read-only view: the time of the last change that it shows."""
     locked: LockNote | None = None
     """That the last mount ended so; of a volume that is not mounted."""
+    keys: KeyStatus | None = None
+    """None: it is not known which there are."""
 
 
 def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -67,7 +70,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
             )
     else:
         volumes = [volume_paths(name, environment) for name in configured_volumes(environment)]
-    reports = [_report(paths) for paths in volumes]
+    reports = [replace(_report(paths), keys=read_key_status(paths)) for paths in volumes]
     if arguments.json:
         print(json.dumps({"schema": SCHEMA, "volumes": [as_json(report) for report in reports]}, indent=2))
         return 0
@@ -131,6 +134,7 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "limits": None if report.answer is None else _limits(report.answer.get("limits")),
         "lock": None if report.answer is None else report.answer.get("lock"),
         "locked": None if report.locked is None else locked_json(report.locked),
+        "keys": keys_json(report.keys),
         "stores": [],
     }
     if report.view_time_ns is not None and report.answer is not None:
@@ -194,6 +198,10 @@ def _limits(rates: Mapping[str, int] | None) -> dict[str, int | None]:
 
 def as_text(report: VolumeReport) -> list[str]:
     """The lines for people."""
+    return _volume_lines(report) + key_lines(report.name, report.keys)
+
+
+def _volume_lines(report: VolumeReport) -> list[str]:
     if report.view_time_ns is not None:
         moment = local_time(report.view_time_ns, now_ns=time.time_ns())
         answer = report.answer or {}

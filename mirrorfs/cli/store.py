@@ -43,6 +43,7 @@ from mirrorfs.cli.flush import add_stall_argument
 from mirrorfs.cli.headers import find_header
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.init import check_distinct_places
+from mirrorfs.cli.key_events import Recording, recorded
 from mirrorfs.cli.new_volume import PlannedStore
 from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.store_session import Serving, find_session
@@ -104,7 +105,9 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     try:
         session = find_session(paths)
         try:
-            _Change(arguments, environment, paths, session).run()
+            command = f"store {arguments.change}"
+            with recorded(paths, config.alarm, command, heard=session.note) as recording:
+                _Change(arguments, environment, paths, session, recording).run()
         finally:
             session.close()
     finally:
@@ -123,11 +126,13 @@ class _Change:
         environment: Mapping[str, str],
         paths: VolumePaths,
         session: Serving,
+        recording: Recording,
     ) -> None:
         self._arguments = arguments
         self._environment = environment
         self._paths = paths
         self._session = session
+        self._recording = recording
         # Nobody writes it while we have the lock.
         self._config = load_config(paths)
 
@@ -247,6 +252,7 @@ class _Change:
         tokens = make_tokens(chosen, sources)
         unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
         check_pinned(unlocked, config, paths)
+        self._recording.opened(unlocked.header, unlocked.slot)
         self._config = adopt(paths, config, unlocked)
         return unlocked
 

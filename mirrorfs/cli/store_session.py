@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any, Protocol
 
 from mirrorfs.cli import volume_lock
@@ -27,6 +28,9 @@ class Serving(Protocol):
     def tell(self) -> None:
         """Have the session take what the configuration names."""
 
+    def note(self) -> None:
+        """Have the session log what is new in the record of keys and stores."""
+
     def wait_filled(self, store: str, *, stall_s: float) -> None:
         """Return when a store holds everything. Raises: MirrorfsError."""
 
@@ -48,6 +52,9 @@ class Nobody:
         return False
 
     def tell(self) -> None:
+        """See Serving."""
+
+    def note(self) -> None:
         """See Serving."""
 
     def wait_filled(self, store: str, *, stall_s: float) -> None:
@@ -81,6 +88,13 @@ class MountedSession:
                     pass
         except MirrorfsError as exc:
             print(f"mirrorfs: The change counts from the next mount on: {exc}", file=sys.stderr)
+
+    def note(self) -> None:
+        """See Serving. It is in the record in any case, whether the session hears of it or not."""
+        with suppress(MirrorfsError), ControlClient(self._paths.socket, volume=self._paths.name) as client:
+            client.send("events")
+            for _ in client.answers():
+                pass
 
     def wait_filled(self, store: str, *, stall_s: float) -> None:
         """See Serving."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from mirrorfs.cli.config import VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.headers import local_headers
+from mirrorfs.cli.key_events import note_opened
 from mirrorfs.cli.tokens import SecretSources
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.errors import (
@@ -169,8 +170,11 @@ def is_of(unlocked: Unlocked, config: VolumeConfig) -> bool:
 def adopt(paths: VolumePaths, config: VolumeConfig, unlocked: Unlocked) -> VolumeConfig:
     """Keep what was opened, and then pin it where another PC has rotated the keys.
 
+    What another PC has changed of keys and stores is recorded.
+
     Raises: DiskError, ConfigError.
     """
+    note_opened(paths, config.alarm, unlocked.header, unlocked.data)
     key = header_key(unlocked.header.generation, unlocked.data)
     if not (paths.state / "objects" / key).exists():
         LocalDisk(paths.state).write_whole(f"objects/{key}", unlocked.data)

@@ -200,10 +200,10 @@ def code_on(sheet: str) -> str:
     return f"{found[1]} {found[2]}"
 
 
-def print_sheet(volume: Mounted) -> str:
+def print_sheet(volume: Mounted, *, label: str = "practice") -> str:
     """A new recovery code, typed back; the second time right."""
     terminal = Terminal(volume, "key", "recovery", volume.name)
-    terminal.answer("PIN of token practice [^:]*: ", PIN)
+    terminal.answer(f"PIN of token {label} [^:]*: ", PIN)
     terminal.answer("Password of volume [^:]*: ", PASSWORD)
     terminal.answer("line 1 of 2: ", "0000-0000")
     code = code_on(terminal.shown)
@@ -234,6 +234,10 @@ def test_the_recovery_code_stands_for_a_lost_token(volume: Mounted, tmp_path: Pa
     assert "password is not" in said
     volume.must(*command, "--code-file", code, str(restored))
     assert (restored / "letter").read_text() == "dear colleague"
+    keys = volume.status()["keys"]
+    assert [one["command"] for one in keys["events"]] == ["key recovery", "key recovery", "restore"]
+    assert keys["events"][-1]["recovery_code"] and keys["sheet_due_since"] == keys["events"][-1]["at"]
+    assert "RECOVERY CODE USED at" in volume.must("status", volume.name)
 
     new = volume.hsm.add_token("new")
     said = volume.must(
@@ -242,9 +246,14 @@ def test_the_recovery_code_stands_for_a_lost_token(volume: Mounted, tmp_path: Pa
     )  # fmt: skip
     assert "key recovery" in said, "the code was used: a new sheet is due"
     assert [slot.name for slot in headers(volume.stores["a"])[-1].slots] == ["first", "new"]
+    keys = volume.status()["keys"]
+    assert keys["sheet_due_since"] == keys["events"][-1]["at"], "the sheet is used up, and there is no other"
+    assert keys["events"][-1]["changes"][-1] == {"change": "keys-rotated", "name": None}
     volume.mount()
     assert (volume.mountpoint / "letter").read_text() == "dear colleague"
     volume.umount()
+    print_sheet(volume, label="new")
+    assert volume.status()["keys"]["sheet_due_since"] is None
 
 
 KILLING = """
