@@ -107,7 +107,9 @@ async def find_header(paths: VolumePaths, config: VolumeConfig) -> bytes:
     known = parse_header(local) if local is not None else None
     # Another PC may have rotated the keys in a header with a lower number than the newest here.
     held = {header_key(one.generation, data) for _, one, data in local_headers(paths) if one is not None}
-    found = await _headers_of(config, above=known.key_generation if known is not None else 0, known=held)
+    found = await headers_of(
+        config.stores, above=known.key_generation if known is not None else 0, known=held
+    )
     fitting: dict[bytes, VolumeHeader] = {} if known is None or local is None else {local: known}
     for data in found:
         try:
@@ -136,24 +138,35 @@ def _fitting(data: bytes, known: VolumeHeader | None, config: VolumeConfig) -> V
         fingerprints = {header.fingerprint, *(entry.fingerprint for entry in header.generations)}
         if header.volume != config.volume or config.fingerprint not in fingerprints:
             raise AuthenticationError("The header is that of another volume.")
-    elif header.key_generation > known.key_generation and header.volume == known.volume:
-        check_descent(
-            header.volume,
-            header.line,
-            generation=known.key_generation,
-            fingerprint=known.fingerprint,
-            writer=known.public_keys.writer,
-        )
-        verify_signature(data, DocumentKind.HEADER, volume=known.volume, public_key=header.public_keys.writer)
-    elif header.generation > known.generation:
-        verify_successor(data, known=known)
-    else:
+    elif age(verify_relative(data, known=known)) <= age(known):
         raise AuthenticationError("The header is no newer than the one that is here.")
     return header
 
 
-async def _headers_of(config: VolumeConfig, *, above: int, known: Collection[str]) -> list[bytes]:
-    """Headers above a generation that the stores show within LOOK_DEADLINE_S."""
+def verify_relative(data: bytes, *, known: VolumeHeader) -> VolumeHeader:
+    """A header that the writer of a known one made, or a writer whose keys that one's keys led to.
+
+    Raises: FormatError, LimitError: not a header. AuthenticationError: somebody else made it, or its keys are
+        earlier ones.
+    """
+    header = parse_header(data)
+    if header.key_generation <= known.key_generation or header.volume != known.volume:
+        return verify_successor(data, known=known)
+    check_descent(
+        header.volume,
+        header.line,
+        generation=known.key_generation,
+        fingerprint=known.fingerprint,
+        writer=known.public_keys.writer,
+    )
+    verify_signature(data, DocumentKind.HEADER, volume=known.volume, public_key=header.public_keys.writer)
+    return header
+
+
+async def headers_of(
+    stores: Sequence[StoreConfig], *, above: int, known: Collection[str] = frozenset()
+) -> list[bytes]:
+    """As `store_headers`, of all stores that answer within LOOK_DEADLINE_S."""
     found: list[bytes] = []
 
     async def fetch(store_config: StoreConfig) -> None:
@@ -169,6 +182,6 @@ async def _headers_of(config: VolumeConfig, *, above: int, known: Collection[str
                 await store.aclose()
 
     async with trio.open_nursery() as nursery:
-        for store_config in config.stores:
+        for store_config in stores:
             nursery.start_soon(fetch, store_config)
     return found

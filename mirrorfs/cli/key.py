@@ -110,6 +110,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
                 }
                 changes[arguments.change]()
             session.tell()
+            change.check_alone()
         finally:
             session.close()
     finally:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import trio
 
 from mirrorfs.cli.config import TokenConfig, VolumeConfig, VolumePaths, write_config
-from mirrorfs.cli.header_change import keep_header, next_header, spread_header
+from mirrorfs.cli.header_change import check_unrivalled, find_conflict, publish_header
 from mirrorfs.cli.headers import find_header
 from mirrorfs.cli.key_events import Recording
 from mirrorfs.cli.key_rotation import Rotation, describe_new_keys
@@ -26,8 +26,7 @@ from mirrorfs.cli.unlock import (
     open_with,
     unlock_header,
 )
-from mirrorfs.errors import TokenMissing, UnlockError, UsageError, WrongPassword
-from mirrorfs.format.header import parse_header
+from mirrorfs.errors import InUseError, MirrorfsError, TokenMissing, UnlockError, UsageError, WrongPassword
 from mirrorfs.format.slot import KdfParameters, Role, Slot
 from mirrorfs.format.slot_token import Pkcs11Fields, SlotKind, TokenFields
 from mirrorfs.keys.prompts import read_new_password
@@ -72,6 +71,12 @@ class KeyChange:
         self._password = AskedPassword(paths.name, self._sources)
         self._configs: Sequence[TokenConfig] = ()
         self._tokens: list[Token] = []
+        self._conflict: InUseError | None = None
+
+    def check_alone(self) -> None:
+        """Raises: InUseError: the change was made, but another PC made one at the same time."""
+        if self._conflict is not None:
+            raise self._conflict
 
     def check(self) -> int:
         """`key check`. Raises: UnlockError: it does not open."""
@@ -174,15 +179,19 @@ class KeyChange:
 
     def _rotate(self, unlocked: Unlocked) -> None:
         rotation = Rotation(self._paths, self._config, unlocked)
+        trio.run(check_unrivalled, self._paths, self._config, unlocked)
         _say("The keys are rotated: every store first gets all there is.")
-        print(describe_new_keys(rotation.run(unlocked.header.slots)))
+        data = rotation.run(unlocked.header.slots)
+        print(describe_new_keys(data))
+        self._conflict = trio.run(find_conflict, self._paths, self._config, unlocked.header, data)
 
     def _will_rotate(self) -> bool:
         return not getattr(self._arguments, "no_rotate", False) and not self._is_mounted
 
     def _rotate_after(self, unlocked: Unlocked) -> None:
         """So that who has the old header and could open it opens nothing that is written from now on."""
-        if self._will_rotate():
+        # Where another PC has changed the same header, a person looks first.
+        if self._will_rotate() and self._conflict is None:
             self._rotate(unlocked)
             return
         _say(
@@ -208,7 +217,11 @@ class KeyChange:
         taken = {slot.name for slot in others}
         name = _free_name(RECOVERY_SLOT_NAME, taken)
         slot = self._new_slot(unlocked, name, unlocked.slot.roles, enrolment, stretched, kdf)
-        self._publish(unlocked, [*others, slot])
+        try:
+            self._publish(unlocked, [*others, slot])
+        except MirrorfsError:
+            _say("The sheet that was just printed is void; destroy it.")
+            raise
         _say(f"Slot {name} is made. The code needs the password that was entered just now; keep it safe.")
         if len(others) < len(unlocked.header.slots):
             _say(
@@ -312,12 +325,11 @@ class KeyChange:
         )
 
     def _publish(self, unlocked: Unlocked, slots: Sequence[Slot]) -> Unlocked:
-        data = next_header(unlocked, slots=tuple(slots))
-        header = parse_header(data)
-        keep_header(self._paths, header, data)
-        for name, why in trio.run(spread_header, self._config.stores, header, data).items():
-            _say(f"Store {name} learns of the change when it is mirrored to: {why}")
-        return replace(unlocked, data=data, header=header)
+        config = self._config
+        published, self._conflict = publish_header(
+            self._paths, unlocked, before=config, after=config, slots=tuple(slots)
+        )
+        return published
 
 
 def _say(sentence: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -22,6 +22,7 @@ EVENTS_MAX: Final = 64
 """Of those that changed something, or used the recovery code."""
 REFUSED_MAX: Final = 16
 """Of the others: whoever guesses passwords is not to push out the rest."""
+RIVALS_MAX: Final = 32
 SIZE_MAX_BYTES: Final = 512 * 1024
 FOUND: Final = "found"
 """In place of a command: the change was there when the volume was opened."""
@@ -115,6 +116,8 @@ class Record:
     """Events that were ever recorded."""
     code_used_ns: int | None = None
     """When the recovery code was used last."""
+    rivals: tuple[str, ...] = ()
+    """Keys of headers that another PC made at the same time as one here, and of which people were told."""
     events: tuple[KeyEvent, ...] = ()
     """Oldest first."""
 
@@ -130,6 +133,10 @@ class Record:
             code_used_ns=event.time_ns if event.code_used else self.code_used_ns,
             events=tuple(one for one in events if one.number in kept),
         )
+
+    def with_rivals(self, keys: Sequence[str]) -> Record:
+        """The record with headers of which people are told now."""
+        return replace(self, rivals=(*self.rivals, *keys)[-RIVALS_MAX:])
 
 
 def differences(before: VolumeHeader, after: VolumeHeader) -> tuple[Change, ...]:
@@ -170,6 +177,7 @@ def read_record(paths: VolumePaths) -> Record:
             count=int(body["count"]),
             code_used_ns=None if used is None else int(used),
             events=events,
+            rivals=tuple(str(one) for one in body["rivals"]),
         )
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return Record()

@@ -57,7 +57,7 @@ from mirrorfs.cli.unlock import (
     unlock_header,
 )
 from mirrorfs.drivers.process import harden_process
-from mirrorfs.errors import UsageError
+from mirrorfs.errors import InUseError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +133,7 @@ class _Change:
         self._paths = paths
         self._session = session
         self._recording = recording
+        self._conflict: InUseError | None = None
         # Nobody writes it while we have the lock.
         self._config = load_config(paths)
 
@@ -154,6 +155,8 @@ class _Change:
         sentence = changes[self._arguments.change]()
         self._session.tell()
         print(sentence)
+        if self._conflict is not None:
+            raise self._conflict
 
     def _is_carried_out(self) -> bool:
         name, _, url = self._arguments.store.partition("=")
@@ -262,4 +265,4 @@ class _Change:
 
     def _carry_out(self, stores: tuple[StoreConfig, ...], unlocked: Unlocked) -> None:
         config: Final[VolumeConfig] = replace(self._config, stores=stores)
-        carry_out(self._paths, config, unlocked)
+        self._conflict = carry_out(self._paths, unlocked, before=self._config, after=config)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Sequence
 from typing import Final
 
-import trio
-
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths, write_config
-from mirrorfs.cli.header_change import keep_header, next_header, spread_header
+from mirrorfs.cli.header_change import publish_header
 from mirrorfs.cli.stores import bare_store, check_version
 from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.store_directory import DirectoryStore
-from mirrorfs.errors import DamagedError, LimitError, ObjectNotFound, StoreMismatch
+from mirrorfs.errors import DamagedError, InUseError, LimitError, ObjectNotFound, StoreMismatch
 from mirrorfs.format.control import INSTANCE_KEY, LEASE_KEY, Instance, open_instance, seal_control
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
-from mirrorfs.format.header import INSTANCE_SIZE_BYTES, StoreEntry, parse_header
+from mirrorfs.format.header import INSTANCE_SIZE_BYTES, StoreEntry
 from mirrorfs.format.ids import STREAM_PREFIX
 from mirrorfs.ports import ObjectKey, Sealed
 
@@ -80,12 +77,15 @@ def _own_instance(document: bytes, name: str, unlocked: Unlocked) -> bytes:
     return found.instance
 
 
-def carry_out(paths: VolumePaths, config: VolumeConfig, unlocked: Unlocked) -> None:
-    """Steps 2 to 4. Raises: DiskError, ConfigError."""
-    entries = tuple(StoreEntry(name=store.name, instance=store.instance) for store in config.stores)
-    data = next_header(unlocked, stores=entries)
-    header = parse_header(data)
-    keep_header(paths, header, data)
-    for name, why in trio.run(spread_header, config.stores, header, data).items():
-        print(f"mirrorfs: Store {name} learns of the change when it is mirrored to: {why}", file=sys.stderr)
-    write_config(paths, config)
+def carry_out(
+    paths: VolumePaths, unlocked: Unlocked, *, before: VolumeConfig, after: VolumeConfig
+) -> InUseError | None:
+    """Steps 2 to 4.
+
+    Returns: what to raise in the end, where another PC changed the header at the same time.
+    Raises: InUseError: another PC was first; the header is as it was. DiskError, ConfigError.
+    """
+    entries = tuple(StoreEntry(name=store.name, instance=store.instance) for store in after.stores)
+    _, conflict = publish_header(paths, unlocked, before=before, after=after, stores=entries)
+    write_config(paths, after)
+    return conflict

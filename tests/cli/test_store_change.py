@@ -131,7 +131,7 @@ def test_a_disk_that_is_plugged_in_again(tmp_path: Path) -> None:
 
 KILLED_AT = {
     "with the place claimed": "mirrorfs.cli.store:carry_out",
-    "with the header on the local disk": "mirrorfs.cli.store_steps:spread_header",
+    "with the header on the local disk": "mirrorfs.cli.header_change:spread_header",
     "with the header on the stores": "mirrorfs.cli.store_steps:write_config",
     "with the configuration written": "mirrorfs.cli.store_session:MountedSession.tell",
 }
@@ -144,7 +144,7 @@ owner = importlib.import_module(module)
 for parent in parents:
     owner = getattr(owner, parent)
 assert hasattr(owner, name), name
-setattr(owner, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
 sys.exit(main(sys.argv[2:]))
 """
 
