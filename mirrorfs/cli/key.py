@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument(
                 "--new-password-file", metavar="FILE", help="read the new one from its first line"
             )
-        if name in ("remove", "passwd"):
+        if name in ("remove", "passwd", "recovery"):
             sub.add_argument("--no-rotate", action="store_true", help="do not rotate the keys afterwards")
         add_unlock_arguments(sub)
         sub.add_argument("--code-file", metavar="FILE", help="read a recovery code from its first line")

@@ -16,7 +16,7 @@ from mirrorfs.cli.header_change import check_unrivalled, find_conflict, publish_
 from mirrorfs.cli.headers import find_header
 from mirrorfs.cli.key_events import Recording
 from mirrorfs.cli.key_rotation import Rotation, describe_new_keys
-from mirrorfs.cli.recovery_sheet import confirm_on_paper
+from mirrorfs.cli.recovery_sheet import check_paper_askable, confirm_on_paper
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_token, make_tokens
 from mirrorfs.cli.unlock import (
     AskedPassword,
@@ -27,6 +27,7 @@ from mirrorfs.cli.unlock import (
     unlock_header,
 )
 from mirrorfs.errors import InUseError, MirrorfsError, TokenMissing, UnlockError, UsageError, WrongPassword
+from mirrorfs.format.header import parse_header, verify_header
 from mirrorfs.format.slot import KdfParameters, Role, Slot
 from mirrorfs.format.slot_token import Pkcs11Fields, SlotKind, TokenFields
 from mirrorfs.keys.prompts import read_new_password
@@ -177,13 +178,15 @@ class KeyChange:
             raise UsageError("Keys are rotated while the volume is not mounted; unmount it first.")
         self._rotate(self._unlock())
 
-    def _rotate(self, unlocked: Unlocked) -> None:
+    def _rotate(self, unlocked: Unlocked, slots: Sequence[Slot] | None = None) -> bytes:
+        """`slots`: those that are to open the volume afterwards; None: all. Returns: the header."""
         rotation = Rotation(self._paths, self._config, unlocked)
         trio.run(check_unrivalled, self._paths, self._config, unlocked)
         _say("The keys are rotated: every store first gets all there is.")
-        data = rotation.run(unlocked.header.slots)
+        data = rotation.run(unlocked.header.slots if slots is None else slots)
         print(describe_new_keys(data))
         self._conflict = trio.run(find_conflict, self._paths, self._config, unlocked.header, data)
+        return data
 
     def _will_rotate(self) -> bool:
         return not getattr(self._arguments, "no_rotate", False) and not self._is_mounted
@@ -204,6 +207,12 @@ class KeyChange:
         unlocked = self._unlock()
         if unlocked.slot.kind is SlotKind.RECOVERY:
             raise UsageError("A new recovery code is made with a token, not with the old code.")
+        check_paper_askable(self._environment)
+        replaces = len(_without_codes(unlocked.header.slots)) < len(unlocked.header.slots)
+        rotates = replaces and self._will_rotate()
+        if rotates:
+            # Before the sheet is printed, for that shows the fingerprint of the new keys.
+            unlocked = self._without_sheet(unlocked)
         token = RecoveryToken(
             ask_code=_never_asked,
             confirm=lambda code: confirm_on_paper(
@@ -212,22 +221,34 @@ class KeyChange:
         )
         kdf = _new_kdf()
         stretched = stretch_password(self._password.password(), kdf)
-        enrolment = self._enrol(token, unlocked, stretched, kdf)
-        others = [slot for slot in unlocked.header.slots if slot.kind is not SlotKind.RECOVERY]
-        taken = {slot.name for slot in others}
-        name = _free_name(RECOVERY_SLOT_NAME, taken)
-        slot = self._new_slot(unlocked, name, unlocked.slot.roles, enrolment, stretched, kdf)
         try:
+            enrolment = self._enrol(token, unlocked, stretched, kdf)
+            others = _without_codes(unlocked.header.slots)
+            name = _free_name(RECOVERY_SLOT_NAME, {slot.name for slot in others})
+            slot = self._new_slot(unlocked, name, unlocked.slot.roles, enrolment, stretched, kdf)
             self._publish(unlocked, [*others, slot])
-        except MirrorfsError:
-            _say("The sheet that was just printed is void; destroy it.")
+        except (MirrorfsError, KeyboardInterrupt):
+            before = "; the one before it is void, too: run this again" if rotates else ""
+            _say(f"The sheet that was just printed is void, destroy it{before}.")
             raise
         _say(f"Slot {name} is made. The code needs the password that was entered just now; keep it safe.")
-        if len(others) < len(unlocked.header.slots):
+        if rotates:
+            _say("The sheet before this one opens nothing that is written from now on; destroy it.")
+        elif replaces:
             _say(
                 "The sheet before this one opens no more; destroy it, for with a copy of the old header it"
                 f" does until `mirrorfs key rotate {self._paths.name}`."
             )
+
+    def _without_sheet(self, unlocked: Unlocked) -> Unlocked:
+        """Rotate the keys, and leave the recovery code without the new ones."""
+        data = self._rotate(unlocked, _without_codes(unlocked.header.slots))
+        header = parse_header(data)
+        (slot,) = (slot for slot in header.slots if slot.slot_id == unlocked.slot.slot_id)
+        key_set = open_with(header, slot, self._password, unlocked.secret)
+        header, keys = verify_header(data, key_set)
+        self._config = replace(self._config, fingerprint=keys.fingerprint)
+        return replace(unlocked, data=data, header=header, key_set=key_set, keys=keys, slot=slot)
 
     # --- the parts ---------------------------------------------------------------------------
 
@@ -326,9 +347,10 @@ class KeyChange:
 
     def _publish(self, unlocked: Unlocked, slots: Sequence[Slot]) -> Unlocked:
         config = self._config
-        published, self._conflict = publish_header(
+        published, conflict = publish_header(
             self._paths, unlocked, before=config, after=config, slots=tuple(slots)
         )
+        self._conflict = self._conflict or conflict
         return published
 
 
@@ -342,6 +364,10 @@ def _never_asked() -> bytes:
 
 def _new_kdf() -> KdfParameters:
     return new_kdf_parameters(available_bytes=available_memory_bytes(), salt=new_salt(secrets.token_bytes))
+
+
+def _without_codes(slots: Sequence[Slot]) -> list[Slot]:
+    return [slot for slot in slots if slot.kind is not SlotKind.RECOVERY]
 
 
 def _named(slots: Sequence[Slot], name: str) -> Slot:

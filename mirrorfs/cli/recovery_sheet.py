@@ -79,6 +79,15 @@ def _drawn(text: str) -> str:
     return "".join(f"    {line}\n" for line in lines)
 
 
+def check_paper_askable(environment: Mapping[str, str]) -> None:
+    """Raises: UsageError: nobody can be asked for the code of a new sheet, see `confirm_on_paper`."""
+    check_code_askable(_without_code_file(environment))
+
+
+def _without_code_file(environment: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environment.items() if key != SecretKind.CODE.variable}
+
+
 def confirm_on_paper(name: str, unlocked: Unlocked, code: bytes, *, environment: Mapping[str, str]) -> None:
     """Print the sheet, and have its code typed back.
 
@@ -86,7 +95,7 @@ def confirm_on_paper(name: str, unlocked: Unlocked, code: bytes, *, environment:
         environment: os.environ; a file with a code, which it may name, is not what was kept on paper.
     Raises: UsageError: nobody can be asked, or it was not typed right; nothing was enrolled. NotAnswered.
     """
-    surroundings = {key: value for key, value in environment.items() if key != SecretKind.CODE.variable}
+    surroundings = _without_code_file(environment)
     check_code_askable(surroundings)
     print(sheet(name, unlocked, code, today=date.today()), flush=True)
     print("mirrorfs: Type the code back from the sheet, so that it is sure to be on it.", file=sys.stderr)

@@ -16,6 +16,7 @@ from pathlib import Path
 import trio
 
 from mirrorfs.cli.config import TokenConfig
+from mirrorfs.cli.headers import verify_relative
 from mirrorfs.cli.key_events import note_restored
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.restore_repair import StoreRepair
@@ -39,9 +40,8 @@ from mirrorfs.drivers.process import harden_process
 from mirrorfs.drivers.restore_directory import RestoreDirectory, check_destination
 from mirrorfs.engine.restore import NEWEST, Moment, Restore, RestoreProgress, RestoreReport
 from mirrorfs.errors import DamagedError, LimitError, MirrorfsError, UsageError, WrongToken
-from mirrorfs.format.header import parse_header, verify_header
+from mirrorfs.format.header import VolumeHeader, parse_header
 from mirrorfs.format.kdf import format_fingerprint
-from mirrorfs.format.slot import KeySet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,16 +169,17 @@ def unlock_newest(found: StoresFound, tokens: Sequence[TokenConfig], sources: Se
             failure = failure or exc
             newer.append(data)
             continue
-        if failure is not None and any(_is_genuine(one, unlocked.key_set) for one in newer):
+        if failure is not None and any(_is_genuine(one, unlocked.header) for one in newer):
             raise failure
         return unlocked
     assert failure is not None
     raise failure
 
 
-def _is_genuine(data: bytes, key_set: KeySet) -> bool:
+def _is_genuine(data: bytes, opened: VolumeHeader) -> bool:
+    """Whether the writer of a header that opened made this one, or a writer whose keys its keys led to."""
     try:
-        verify_header(data, key_set)
+        verify_relative(data, known=opened)
     except (DamagedError, LimitError):
         return False
     return True

@@ -16,6 +16,7 @@ from mirrorfs.cli.config import TokenConfig
 from mirrorfs.cli.tokens import SecretSources, make_tokens
 from mirrorfs.cli.unlock import Unlocked, unlock_header
 from mirrorfs.format.header import VolumeHeader, parse_header
+from mirrorfs.format.kdf import format_fingerprint
 from tests.support.mounted import PASSWORD, Mounted, mounted_volume
 from tests.support.softhsm import MODULE, PIN, SoftToken
 from tests.support.terminal import Terminal
@@ -200,9 +201,9 @@ def code_on(sheet: str) -> str:
     return f"{found[1]} {found[2]}"
 
 
-def print_sheet(volume: Mounted, *, label: str = "practice") -> str:
-    """A new recovery code, typed back; the second time right."""
-    terminal = Terminal(volume, "key", "recovery", volume.name)
+def print_sheet(volume: Mounted, *options: str, label: str = "practice") -> tuple[str, str]:
+    """A new recovery code, typed back, the second time right; and all that was shown."""
+    terminal = Terminal(volume, "key", "recovery", volume.name, *options)
     terminal.answer(f"PIN of token {label} [^:]*: ", PIN)
     terminal.answer("Password of volume [^:]*: ", PASSWORD)
     terminal.answer("line 1 of 2: ", "0000-0000")
@@ -213,15 +214,45 @@ def print_sheet(volume: Mounted, *, label: str = "practice") -> str:
     terminal.answer("line 2 of 2: ", second.replace("0", "O").replace("1", "l"))
     assert terminal.end() == 0, terminal.shown
     assert "8 were entered" in terminal.shown and "Slot recovery is made" in terminal.shown
-    return code
+    return code, terminal.shown
+
+
+def test_a_new_sheet_without_new_keys(volume: Mounted) -> None:
+    print_sheet(volume)
+    _, shown = print_sheet(volume, "--no-rotate")
+    assert "until `mirrorfs key rotate" in shown
+    assert [header.key_generation for header in headers(volume.stores["a"])] == [1, 1, 1]
+
+
+def test_a_sheet_that_is_not_typed_back(volume: Mounted) -> None:
+    print_sheet(volume)
+    terminal = Terminal(volume, "key", "recovery", volume.name)
+    terminal.answer("PIN of token practice [^:]*: ", PIN)
+    terminal.answer("Password of volume [^:]*: ", PASSWORD)
+    for _ in range(3):
+        terminal.answer("line 1 of 2: ", "0000-0000")
+        terminal.answer("line 2 of 2: ", "")
+    assert terminal.end() == 2, terminal.shown
+    assert "the one before it is void, too: run this again" in terminal.shown
+    assert [slot.name for slot in headers(volume.stores["a"])[-1].slots] == ["first"]
+    assert "Only first opens this volume" in volume.must("status", volume.name)
+    assert "Slot first opens" in volume.must("key", "check", volume.name)
 
 
 def test_the_recovery_code_stands_for_a_lost_token(volume: Mounted, tmp_path: Path) -> None:
     volume.mount()
     (volume.mountpoint / "letter").write_text("dear colleague")
     volume.umount()
-    old = secret(tmp_path / "old-code", print_sheet(volume))
-    code = secret(tmp_path / "code", print_sheet(volume))
+    old = secret(tmp_path / "old-code", print_sheet(volume)[0])
+    replaced = max(every_header((volume.stores["b"],))).read_bytes()
+    typed, shown = print_sheet(volume)
+    code = secret(tmp_path / "code", typed)
+    # An old sheet, with a copy of the header of then, opens nothing that is written from now on.
+    assert "key generation 2" in shown and parse_header(replaced).key_generation == 1
+    newest = headers(volume.stores["a"])[-1]
+    assert newest.key_generation == 2
+    sheet = shown[shown.index("RECOVERY CODE") :]
+    assert format_fingerprint(newest.fingerprint) in sheet, "the sheet shows that of the new keys"
     assert [slot.name for slot in headers(volume.stores["a"])[-1].slots] == ["first", "recovery"]
 
     next(token for token in tokens(volume) if token.label == "practice").remove()
