@@ -34,8 +34,9 @@ from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.key_events import carry_over, note_attached
 from mirrorfs.cli.key_record import read_record
-from mirrorfs.cli.restore import confirmed, unlock_newest
+from mirrorfs.cli.restore import confirmed
 from mirrorfs.cli.restore_stores import StoreFound, check_members, find_stores, name_stores, newest_published
+from mirrorfs.cli.restore_unlock import unlock_newest
 from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens, tokens_to_keep
 from mirrorfs.cli.unlock import Unlocked, is_of
 from mirrorfs.drivers.local_disk import LocalDisk

@@ -23,9 +23,10 @@ from mirrorfs.cli.config import load_config, make_private_directory
 from mirrorfs.cli.mount import unlocked_session
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.resolve import resolve
-from mirrorfs.cli.restore import unlock_newest, work_directory
+from mirrorfs.cli.restore import work_directory
 from mirrorfs.cli.restore_report import EXIT_DAMAGED, EXIT_UNAVAILABLE, date_of, say
 from mirrorfs.cli.restore_stores import check_members, find_stores, name_stores
+from mirrorfs.cli.restore_unlock import unlock_newest
 from mirrorfs.cli.stores import ONCE, open_store
 from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens
 from mirrorfs.cli.warning_lines import warning_lines

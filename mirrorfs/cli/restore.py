@@ -8,15 +8,13 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from mirrorfs.cli.config import TokenConfig
-from mirrorfs.cli.headers import verify_relative
 from mirrorfs.cli.key_events import note_restored
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.restore_repair import StoreRepair
@@ -30,6 +28,7 @@ from mirrorfs.cli.restore_stores import (
     name_stores,
     opened,
 )
+from mirrorfs.cli.restore_unlock import unlock_newest
 from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens, make_tokens
 from mirrorfs.cli.unlock import Unlocked, unlock_header
 from mirrorfs.cli.warning_lines import warning_lines
@@ -39,8 +38,7 @@ from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.drivers.restore_directory import RestoreDirectory, check_destination
 from mirrorfs.engine.restore import NEWEST, Moment, Restore, RestoreProgress, RestoreReport
-from mirrorfs.errors import DamagedError, LimitError, MirrorfsError, UsageError, WrongToken
-from mirrorfs.format.header import VolumeHeader, parse_header
+from mirrorfs.errors import UsageError
 from mirrorfs.format.kdf import format_fingerprint
 
 
@@ -149,40 +147,6 @@ def _from_state(
         print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
         command = _Command(arguments, environment, unlocked, state.stores(arguments.store))
         return trio.run(command.run_from_state, state, started_s)
-
-
-def unlock_newest(found: StoresFound, tokens: Sequence[TokenConfig], sources: SecretSources) -> Unlocked:
-    """Unlock the newest header that opens: a store can plant one that does not, which stops nobody.
-
-    But one that the volume's own writer made stands: a slot that it lacks was taken away.
-    """
-    failure: MirrorfsError | None = None
-    newer: list[bytes] = []
-    for data in found.headers():
-        header = parse_header(data)
-        name = f"{header.volume.hex()[:8]}..."
-        try:
-            unlocked = unlock_header(data, name=name, tokens=make_tokens(tokens, sources), sources=sources)
-        except (DamagedError, LimitError, WrongToken) as exc:
-            if failure is not None:
-                say(f"Header generation {header.generation}: {exc}")
-            failure = failure or exc
-            newer.append(data)
-            continue
-        if failure is not None and any(_is_genuine(one, unlocked.header) for one in newer):
-            raise failure
-        return unlocked
-    assert failure is not None
-    raise failure
-
-
-def _is_genuine(data: bytes, opened: VolumeHeader) -> bool:
-    """Whether the writer of a header that opened made this one, or a writer whose keys its keys led to."""
-    try:
-        verify_relative(data, known=opened)
-    except (DamagedError, LimitError):
-        return False
-    return True
 
 
 class _Command:

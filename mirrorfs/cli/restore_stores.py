@@ -67,15 +67,6 @@ class StoresFound:
     found: tuple[StoreFound, ...]
     unreachable: tuple[str, ...]
 
-    def headers(self) -> list[bytes]:
-        """All headers, each once, newest first: one of later keys is newer than any of earlier ones."""
-
-        def age(data: bytes) -> tuple[int, int]:
-            header = parse_header(data)
-            return header.key_generation, header.generation
-
-        return sorted({data for one in self.found for data in one.headers}, key=age, reverse=True)
-
 
 def name_stores(urls: Sequence[str], *, destination: str | None = None) -> list[NamedStore]:
     """Check the URLs, and name each store by its place.

@@ -34,6 +34,8 @@ class SecretSources:
     pin_file: str | None
     environment: Mapping[str, str]
     code_file: str | None = None
+    remembers_pin: bool = False
+    """Each token asks for its PIN once, for who unlocks several headers; one that was refused ends that."""
 
 
 def _scheme(config: TokenConfig) -> str:
@@ -107,8 +109,12 @@ def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = Fa
 
 
 def _pin_from(pin_file: str | None, sources: SecretSources, *, touch_follows: bool = False) -> AskPin:
+    remembered: dict[str, str] = {}
+
     def ask_pin(label: str, *, final_try: bool, tries_left: int | None = None) -> str:
-        return read_pin(
+        if label in remembered:
+            return remembered[label]
+        pin = read_pin(
             label,
             path=pin_file,
             environment=sources.environment,
@@ -116,6 +122,9 @@ def _pin_from(pin_file: str | None, sources: SecretSources, *, touch_follows: bo
             tries_left=tries_left,
             touch_follows=touch_follows,
         )
+        if sources.remembers_pin:
+            remembered[label] = pin
+        return pin
 
     return ask_pin
 

@@ -26,6 +26,7 @@ from mirrorfs.errors import (
 from mirrorfs.format.header import VolumeHeader, header_key, parse_header, verify_header
 from mirrorfs.format.kdf import VolumeKeys, format_fingerprint
 from mirrorfs.format.slot import KdfParameters, KeySet, Slot
+from mirrorfs.format.slot_token import SlotKind
 from mirrorfs.keys.prompts import read_password
 from mirrorfs.keys.slots import check_token_secret, open_slot, stretch_password, token_authorisation
 from mirrorfs.keys.token import Authorise, Token
@@ -75,6 +76,28 @@ class AskedPassword:
         return lambda: token_authorisation(self.stretched(kdf), kdf)
 
 
+class TokenSecrets:
+    """What tokens yielded, or why they did not: each is asked once for the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, bytes | UnlockError] = {}
+
+    def of(self, token: Token, slot: Slot, volume: bytes, authorise: Authorise) -> bytes:
+        """See `Token.secret_for`."""
+        # Of the password and its parameters only a TPM is told.
+        kdf = slot.kdf if slot.kind is SlotKind.TPM2 else None
+        asked = (id(token), slot.token, volume, kdf)
+        if asked not in self._known:
+            try:
+                self._known[asked] = token.secret_for(slot.token, volume=volume, authorise=authorise)
+            except UnlockError as exc:
+                self._known[asked] = exc
+        found = self._known[asked]
+        if isinstance(found, UnlockError):
+            raise found
+        return found
+
+
 def unlock_header(
     data: bytes,
     *,
@@ -82,6 +105,7 @@ def unlock_header(
     tokens: Sequence[Token],
     sources: SecretSources,
     password: AskedPassword | None = None,
+    secrets: TokenSecrets | None = None,
 ) -> Unlocked:
     """Open a header with a token and a password, and authenticate it. Blocks.
 
@@ -90,13 +114,15 @@ def unlock_header(
         name: of the volume, for the prompt.
         tokens: tried in this order; the first that is present and has a slot is used, and no other is asked.
         password: to ask with, for a caller that goes on to use it.
+        secrets: likewise what the tokens yield.
     Raises: UnlockError and its kinds. UsageError: no source for a secret. DamagedError, LimitError: the
         header is not what was written.
     """
     header = parse_header(data)
     slot, token = choose_slot(header, tokens)
     password = password or AskedPassword(name, sources)
-    secret = token.secret_for(slot.token, volume=header.volume, authorise=password.authorise(slot.kdf))
+    secrets = secrets or TokenSecrets()
+    secret = secrets.of(token, slot, header.volume, password.authorise(slot.kdf))
     key_set = open_with(header, slot, password, secret)
     verified, keys = verify_header(data, key_set)
     return Unlocked(data=data, header=verified, key_set=key_set, keys=keys, slot=slot, secret=secret)

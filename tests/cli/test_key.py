@@ -8,15 +8,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mirrorfs.cli.config import TokenConfig
 from mirrorfs.cli.tokens import SecretSources, make_tokens
 from mirrorfs.cli.unlock import Unlocked, unlock_header
-from mirrorfs.format.header import VolumeHeader, parse_header
-from mirrorfs.format.kdf import format_fingerprint
+from mirrorfs.format.header import VolumeHeader, header_key, parse_header, seal_header
+from mirrorfs.format.kdf import VolumeKeys, format_fingerprint
+from mirrorfs.format.slot import KeySet
+from mirrorfs.format.slot_token import Pkcs11Fields
 from tests.support.mounted import PASSWORD, Mounted, mounted_volume
 from tests.support.softhsm import MODULE, PIN, SoftToken
 from tests.support.terminal import Terminal
@@ -347,3 +352,42 @@ def every_header(places: tuple[Path, ...]) -> list[Path]:
     """Headers, not what a write that was cut short leaves beside them."""
     found = [path for place in places for path in sorted((place / "header").iterdir())]
     return [path for path in found if re.fullmatch("[0-9a-f]{8}-[0-9a-f]{32}", path.name)]
+
+
+def test_restore_asks_once_although_a_store_shows_a_planted_header(volume: Mounted, tmp_path: Path) -> None:
+    """Its slot wants something else of the same token, which then does not fit: the other store's opens."""
+    volume.mount()
+    (volume.mountpoint / "letter").write_text("dear colleague")
+    volume.umount()
+    plant(volume.stores["a"])
+    for name in ("MIRRORFS_PIN_FILE", "MIRRORFS_PASSWORD_FILE"):
+        del volume.env[name]
+    stores = [f"--store=file://{place}" for place in volume.stores.values()]
+    restored = tmp_path / "restored"
+    terminal = Terminal(
+        volume, "restore", *stores, "--token", "pkcs11:token=practice", "--yes", str(restored)
+    )
+    terminal.answer("PIN of token practice [^:]*: ", PIN)
+    terminal.answer("Password of volume [^:]*: ", PASSWORD)
+    assert terminal.end() == 0, terminal.shown
+    assert f"A header of store {volume.stores['a']} opens nothing" in terminal.shown
+    assert terminal.shown.count("PIN of token") == terminal.shown.count("Password of volume") == 1
+    assert (restored / "letter").read_text() == "dear colleague"
+
+
+def plant(place: Path) -> None:
+    """Put a newer header than all others into a store, by somebody without the volume's keys."""
+    good = headers(place)[-1]
+    own = KeySet(*(bytes([number]) * 32 for number in range(4)))
+    keys = VolumeKeys.derive(own.root, volume=good.volume, generation=1)
+    (slot,) = good.slots
+    assert isinstance(slot.token, Pkcs11Fields)
+    point = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(
+        Encoding.X962, PublicFormat.UncompressedPoint
+    )  # fmt: skip
+    made = replace(
+        good, generation=good.generation + 7, previous=b"\x01" * 32, fingerprint=keys.fingerprint,
+        public_keys=own.public_keys(), slots=(replace(slot, token=replace(slot.token, challenge=point)),),
+    )  # fmt: skip
+    data = seal_header(made, keys=keys, seed=own.writer)
+    (place / header_key(made.generation, data)).write_bytes(data)
