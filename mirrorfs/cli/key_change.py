@@ -13,19 +13,11 @@ import trio
 
 from mirrorfs.cli.config import TokenConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.header_change import check_unrivalled, find_conflict, publish_header
-from mirrorfs.cli.headers import find_header
 from mirrorfs.cli.key_events import Recording
 from mirrorfs.cli.key_rotation import Rotation, describe_new_keys
 from mirrorfs.cli.recovery_sheet import check_paper_askable, confirm_on_paper
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_token, make_tokens
-from mirrorfs.cli.unlock import (
-    AskedPassword,
-    Unlocked,
-    adopt,
-    check_pinned,
-    open_with,
-    unlock_header,
-)
+from mirrorfs.cli.unlock import AskedPassword, Unlocked, open_with, unlock_configured
 from mirrorfs.errors import InUseError, MirrorfsError, TokenMissing, UnlockError, UsageError, WrongPassword
 from mirrorfs.format.header import parse_header, verify_header
 from mirrorfs.format.slot import KdfParameters, Role, Slot
@@ -70,8 +62,7 @@ class KeyChange:
             arguments.password_file, arguments.pin_file, environment, arguments.code_file
         )
         self._password = AskedPassword(paths.name, self._sources)
-        self._configs: Sequence[TokenConfig] = ()
-        self._tokens: list[Token] = []
+        self._chosen: Sequence[TokenConfig] = ()
         self._conflict: InUseError | None = None
 
     def check_alone(self) -> None:
@@ -260,22 +251,14 @@ class KeyChange:
         return SecretSources(self._arguments.password_file, pin_file, environment)
 
     def _unlock(self) -> Unlocked:
-        arguments, config, paths = self._arguments, self._config, self._paths
-        data = trio.run(find_header, paths, config)
-        self._configs = chosen_tokens(arguments.token, arguments.module, config.tokens)
-        self._tokens = make_tokens(self._configs, self._sources)
-        unlocked = unlock_header(
-            data,
-            name=paths.name,
-            tokens=self._tokens,
-            sources=self._sources,
-            password=self._password,
+        arguments = self._arguments
+        changes = arguments.change != "check"
+        self._chosen = chosen_tokens(arguments.token, arguments.module, self._config.tokens)
+        unlocked, self._config = unlock_configured(
+            self._paths, self._config, self._chosen, self._sources, password=self._password, keeps=changes
         )
-        check_pinned(unlocked, config, paths)
         self._recording.opened(unlocked.header, unlocked.slot)
-        if arguments.change != "check":
-            self._config = adopt(paths, config, unlocked)
-        if arguments.change != "check" and Role.WRITER not in unlocked.slot.roles:
+        if changes and Role.WRITER not in unlocked.slot.roles:
             raise UsageError(f"Slot {unlocked.slot.name} may read and no more; use a token that may write.")
         return unlocked
 
@@ -298,10 +281,11 @@ class KeyChange:
     def _at_hand(self, unlocked: Unlocked) -> list[tuple[Slot, Token, bytes]]:
         """The opened slot, and others whose tokens are here and which the same password opens."""
         header = unlocked.header
-        opened = next(token for token in self._tokens if token.kind is unlocked.slot.kind)
+        tokens = make_tokens(self._chosen, self._sources)
+        opened = next(token for token in tokens if token.kind is unlocked.slot.kind)
         found = [(unlocked.slot, opened, unlocked.secret)]
         done = {unlocked.slot.slot_id}
-        for token in make_tokens(self._configs, self._sources_of_another(None)):
+        for token in make_tokens(self._chosen, self._sources_of_another(None)):
             for slot in header.slots:
                 if slot.kind is not token.kind or slot.kind is SlotKind.RECOVERY or slot.slot_id in done:
                     continue

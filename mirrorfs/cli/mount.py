@@ -39,8 +39,8 @@ from mirrorfs.cli.progress import LINE_INTERVAL_S
 from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
 from mirrorfs.cli.systemd import notify
-from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
-from mirrorfs.cli.unlock import adopt, check_pinned, unlock_header
+from mirrorfs.cli.tokens import SecretSources, chosen_tokens, refuse_recovery
+from mirrorfs.cli.unlock import unlock_configured
 from mirrorfs.cli.views import new_view, remove_dead_views
 from mirrorfs.cli.watched_token import WatchedToken
 from mirrorfs.cli.when import parse_moment
@@ -231,10 +231,7 @@ def unlocked_session(
     sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
     chosen = chosen_tokens(arguments.token, arguments.module, config.tokens)
     refuse_recovery(chosen, volume=paths.name)
-    tokens = make_tokens(chosen, sources)
-    unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
-    check_pinned(unlocked, config, paths)
-    config = adopt(paths, config, unlocked)
+    unlocked, config = unlock_configured(paths, config, chosen, sources, data=data)
     if not view and Role.WRITER not in unlocked.slot.roles:
         raise UsageError(f"Slot {unlocked.slot.name} may read and no more; mount with --read-only.")
     for sentence in check_instances(looks, keys=unlocked.keys, writer=unlocked.header.public_keys.writer):

@@ -40,7 +40,6 @@ from mirrorfs.cli.config import (
     volume_paths,
 )
 from mirrorfs.cli.flush import add_stall_argument
-from mirrorfs.cli.headers import find_header
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.init import check_distinct_places
 from mirrorfs.cli.key_events import Recording, recorded
@@ -49,13 +48,8 @@ from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.store_session import Serving, find_session
 from mirrorfs.cli.store_steps import carry_out, claim_place
 from mirrorfs.cli.stores import bare_store, directory_of
-from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_tokens, refuse_recovery
-from mirrorfs.cli.unlock import (
-    Unlocked,
-    adopt,
-    check_pinned,
-    unlock_header,
-)
+from mirrorfs.cli.tokens import SecretSources, chosen_tokens, refuse_recovery
+from mirrorfs.cli.unlock import Unlocked, unlock_configured
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.errors import InUseError, UsageError
 
@@ -247,16 +241,12 @@ class _Change:
             raise UsageError(f"Store {name} and the mountpoint overlap; choose another place.")
 
     def _unlock(self) -> Unlocked:
-        arguments, config, paths = self._arguments, self._config, self._paths
-        data = trio.run(find_header, paths, config)
+        arguments = self._arguments
         sources = SecretSources(arguments.password_file, arguments.pin_file, self._environment)
-        chosen = chosen_tokens(arguments.token, arguments.module, config.tokens)
-        refuse_recovery(chosen, volume=paths.name)
-        tokens = make_tokens(chosen, sources)
-        unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources)
-        check_pinned(unlocked, config, paths)
+        chosen = chosen_tokens(arguments.token, arguments.module, self._config.tokens)
+        refuse_recovery(chosen, volume=self._paths.name)
+        unlocked, self._config = unlock_configured(self._paths, self._config, chosen, sources)
         self._recording.opened(unlocked.header, unlocked.slot)
-        self._config = adopt(paths, config, unlocked)
         return unlocked
 
     def _claim(self, name: str, url: str, unlocked: Unlocked, *, rotating: bool) -> StoreConfig:

@@ -10,10 +10,12 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mirrorfs.cli.config import VolumeConfig, VolumePaths, write_config
-from mirrorfs.cli.headers import local_headers
+import trio
+
+from mirrorfs.cli.config import TokenConfig, VolumeConfig, VolumePaths, write_config
+from mirrorfs.cli.headers import find_header, local_headers
 from mirrorfs.cli.key_events import note_opened
-from mirrorfs.cli.tokens import SecretSources
+from mirrorfs.cli.tokens import SecretSources, make_tokens
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.errors import (
     ChainError,
@@ -126,6 +128,34 @@ def unlock_header(
     key_set = open_with(header, slot, password, secret)
     verified, keys = verify_header(data, key_set)
     return Unlocked(data=data, header=verified, key_set=key_set, keys=keys, slot=slot, secret=secret)
+
+
+def unlock_configured(
+    paths: VolumePaths,
+    config: VolumeConfig,
+    chosen: Sequence[TokenConfig],
+    sources: SecretSources,
+    *,
+    data: bytes | None = None,
+    password: AskedPassword | None = None,
+    keeps: bool = True,
+) -> tuple[Unlocked, VolumeConfig]:
+    """Unlock a volume that is configured here, by its newest header, and keep that. Blocks.
+
+    Args:
+        chosen: the tokens to try, see `chosen_tokens`.
+        data: of the header, if the caller has found it; see `find_header`.
+        password: see `unlock_header`.
+        keeps: whether what another PC changed is taken over here.
+    Returns: the volume, and its configuration, which pins its present keys.
+    Raises: UnlockError and its kinds, and what `find_header`, `check_pinned` and `adopt` raise.
+    """
+    if data is None:
+        data = trio.run(find_header, paths, config)
+    tokens = make_tokens(chosen, sources)
+    unlocked = unlock_header(data, name=paths.name, tokens=tokens, sources=sources, password=password)
+    check_pinned(unlocked, config, paths)
+    return unlocked, adopt(paths, config, unlocked) if keeps else config
 
 
 def open_with(header: VolumeHeader, slot: Slot, password: AskedPassword, secret: bytes) -> KeySet:
