@@ -29,7 +29,7 @@ from mirrorfs.cli.key_record import (
     read_record,
     update_record,
 )
-from mirrorfs.errors import MirrorfsError, UnlockError
+from mirrorfs.errors import DiskError, MirrorfsError, UnlockError
 from mirrorfs.format.header import VolumeHeader, header_key, parse_header
 from mirrorfs.format.slot import Slot
 from mirrorfs.format.slot_token import SlotKind
@@ -69,9 +69,8 @@ def _add(paths: VolumePaths, alarm: AlarmConfig, key: str | None, event: KeyEven
 
     try:
         update_record(paths, changed)
-    except (MirrorfsError, OSError) as exc:
-        why = str(exc) if isinstance(exc, MirrorfsError) else "its file cannot be written."
-        _say(f"What was done with the keys could not be recorded: {one_line(why)}")
+    except DiskError as exc:
+        _say(f"What was done with the keys could not be recorded: {one_line(str(exc))}")
     if event.changes or event.code_used:
         _tell(paths.name, alarm, event)
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 from mirrorfs.cli.config import VolumePaths
 from mirrorfs.cli.failures import one_line
 from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.errors import DiskError
 from mirrorfs.format.header import VolumeHeader
 
 EVENTS_MAX: Final = 64
@@ -198,7 +199,10 @@ def _event(body: Mapping[str, Any]) -> KeyEvent:
 def update_record(paths: VolumePaths, change: Callable[[Record], Record]) -> Record:
     """Write the record anew, if it changes; others wait. Raises: DiskError."""
     disk = LocalDisk(paths.state)
-    fd = os.open(paths.state / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fd = os.open(paths.state / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        raise DiskError(f"The record of volume {paths.name} cannot be written: {exc.strerror}.") from exc
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         before = read_record(paths)

@@ -33,8 +33,11 @@ class KeyStatus:
 
 
 def read_key_status(paths: VolumePaths) -> KeyStatus | None:
-    """None when there is no header in the local state yet."""
-    data = local_header(paths)
+    """None when there is no header in the local state yet, or it cannot be read."""
+    try:
+        data = local_header(paths)
+    except OSError:
+        return None
     if data is None:
         return None
     header, record = parse_header(data), read_record(paths)
