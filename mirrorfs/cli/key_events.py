@@ -156,8 +156,8 @@ def note_attached(
     _add(paths, alarm, header_key(header.generation, data), event)
 
 
-def note_restored(header: VolumeHeader, slot: Slot, environment: Mapping[str, str]) -> None:
-    """Record that the recovery code restored a volume: with those configured here that are the same one."""
+def note_code_used(header: VolumeHeader, slot: Slot, environment: Mapping[str, str], command: str) -> None:
+    """Record that the recovery code opened a volume from its stores, with what is configured here of it."""
     if slot.kind is not SlotKind.RECOVERY:
         return
     _say("The recovery code was used: when things are in order again, print a new sheet with `key recovery`.")
@@ -170,7 +170,7 @@ def note_restored(header: VolumeHeader, slot: Slot, environment: Mapping[str, st
         if config.volume == header.volume and paths.state.is_dir():
             _add(
                 paths, config.alarm, None,
-                KeyEvent(0, time.time_ns(), "restore", slot.name, (), Result.DONE, True),
+                KeyEvent(0, time.time_ns(), command, slot.name, (), Result.DONE, True),
             )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from typing import Final
 import trio
 
 from mirrorfs.cli.config import load_config, make_private_directory
+from mirrorfs.cli.key_events import note_code_used
 from mirrorfs.cli.mount import unlocked_session
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.resolve import resolve
@@ -225,6 +226,7 @@ def _from_stores(
     unlocked = unlock_newest(found, chosen_tokens(arguments.token, arguments.module, ANY_TOKEN), sources)
     for sentence in check_members(found.found, unlocked):
         say(sentence)
+    note_code_used(unlocked.header, unlocked.slot, environment, arguments.command)
     name = unlocked.header.volume.hex()
     say(f"Volume {name}, fingerprint {format_fingerprint(unlocked.keys.fingerprint)}.")
     writer_key = unlocked.header.public_keys.writer

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from mirrorfs.cli.key_events import note_restored
+from mirrorfs.cli.key_events import note_code_used
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.restore_repair import StoreRepair
 from mirrorfs.cli.restore_report import EXIT_FAILED, date_of, print_plan, print_report, say
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     unlocked = unlock_newest(found, tokens, sources)
     for sentence in check_members(found.found, unlocked):
         say(sentence)
-    note_restored(unlocked.header, unlocked.slot, environment)
+    note_code_used(unlocked.header, unlocked.slot, environment, "restore")
     print(f"Volume:      {unlocked.header.volume.hex()}")
     print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
     command = _Command(arguments, environment, unlocked, [one.store for one in found.found])
@@ -142,7 +142,7 @@ def _from_state(
         unlocked = unlock_header(state.header(), name=state.name, tokens=tokens, sources=sources)
         # What was written here before a rotation elsewhere was heard of is exported, too.
         unlocked = replace(unlocked, keys=unlocked.keys.for_any_place())
-        note_restored(unlocked.header, unlocked.slot, environment)
+        note_code_used(unlocked.header, unlocked.slot, environment, "restore")
         print(f"Volume:      {unlocked.header.volume.hex()}")
         print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
         command = _Command(arguments, environment, unlocked, state.stores(arguments.store))

@@ -270,8 +270,10 @@ def test_the_recovery_code_stands_for_a_lost_token(volume: Mounted, tmp_path: Pa
     assert "password is not" in said
     volume.must(*command, "--code-file", code, str(restored))
     assert (restored / "letter").read_text() == "dear colleague"
+    store = f"--store=file://{volume.stores['b']}"
+    assert "letter" in volume.must("ls", store, "--token", "recovery:", "--code-file", code, "/")
     keys = volume.status()["keys"]
-    assert [one["command"] for one in keys["events"]] == ["key recovery", "key recovery", "restore"]
+    assert [one["command"] for one in keys["events"]] == ["key recovery", "key recovery", "restore", "ls"]
     assert keys["events"][-1]["recovery_code"] and keys["sheet_due_since"] == keys["events"][-1]["at"]
     assert "RECOVERY CODE USED at" in volume.must("status", volume.name)
 
