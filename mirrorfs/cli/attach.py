@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -102,6 +103,9 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         stores=_stores(found.found, unlocked, known),
         tokens=tokens_to_keep(tokens),
     )
+    if known is not None:
+        # Alarms, limits and all else that was set here stay as they are.
+        config = replace(known, fingerprint=config.fingerprint, stores=config.stores, tokens=config.tokens)
     _write(paths, config, unlocked, head, environment=environment, again=arguments.again)
     print(f"Volume {paths.name} is attached. Next: mirrorfs mount {paths.name} MOUNTPOINT")
     return 0

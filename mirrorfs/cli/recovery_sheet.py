@@ -6,6 +6,7 @@ secrets are asked for.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from datetime import date
@@ -88,6 +89,13 @@ def _without_code_file(environment: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environment.items() if key != SecretKind.CODE.variable}
 
 
+def _end_output() -> None:
+    """Close standard output: a printer's program prints when its input has ended, and not before."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)
+
+
 def confirm_on_paper(name: str, unlocked: Unlocked, code: bytes, *, environment: Mapping[str, str]) -> None:
     """Print the sheet, and have its code typed back.
 
@@ -98,6 +106,8 @@ def confirm_on_paper(name: str, unlocked: Unlocked, code: bytes, *, environment:
     surroundings = _without_code_file(environment)
     check_code_askable(surroundings)
     print(sheet(name, unlocked, code, today=date.today()), flush=True)
+    if not sys.stdout.isatty():
+        _end_output()
     print("mirrorfs: Type the code back from the sheet, so that it is sure to be on it.", file=sys.stderr)
     wrong = ""
     for attempt in range(ATTEMPTS):

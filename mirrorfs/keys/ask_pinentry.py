@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from mirrorfs.errors import NotAnswered
-from mirrorfs.keys.ask_program import find_program, running
+from mirrorfs.keys.ask_program import check_program, running
 from mirrorfs.keys.ask_terminal import terminal_name
 from mirrorfs.keys.assuan import Assuan, Reply
 from mirrorfs.keys.question import ASK_TIMEOUT_S, Question, cannot_ask, decoded, not_answered
@@ -41,7 +41,7 @@ class PinentryAsker:
 
     def check(self, question: Question) -> None:
         """See `Asker.check`."""
-        find_program(PROGRAM, question)
+        check_program(PROGRAM, question)
 
     def ask(self, question: Question) -> str:
         """See `Asker.ask`."""

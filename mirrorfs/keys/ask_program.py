@@ -66,6 +66,12 @@ def find_program(name: str, question: Question) -> str:
     )
 
 
+def check_program(name: str, question: Question) -> None:
+    """Raises: CannotAsk: it cannot be run by `running`, as far as can be told without."""
+    find_program(_STARTER, question)
+    find_program(name, question)
+
+
 def _is_out_of_reach(found: os.stat_result) -> bool:
     if found.st_uid not in (0, os.geteuid()):
         return False

@@ -11,7 +11,7 @@ import re
 import time
 from typing import Final
 
-from mirrorfs.keys.ask_program import find_program, running
+from mirrorfs.keys.ask_program import check_program, running
 from mirrorfs.keys.question import (
     ASK_TIMEOUT_S,
     SECRET_SIZE_MAX_BYTES,
@@ -32,7 +32,7 @@ class SystemdAsker:
 
     def check(self, question: Question) -> None:
         """See `Asker.check`."""
-        find_program(PROGRAM, question)
+        check_program(PROGRAM, question)
 
     def ask(self, question: Question) -> str:
         """See `Asker.ask`."""

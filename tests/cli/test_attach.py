@@ -120,7 +120,9 @@ def test_take_over_from_a_live_pc(tmp_path: Path) -> None:
         first.must("restore", "--from-state", first.name, token, "--yes", str(target))
         assert (target / "never sent").read_bytes() == DATA[:5000]
         assert (target / "sent").read_bytes() == DATA
+        first.config.write_text(first.config.read_text() + "\n[alarm]\nmax_lag_s = 1234\n")
         again = first.must("attach", first.name, "--again", "--yes")
+        assert "max_lag_s = 1234" in first.config.read_text()
         aside = next(path for path in first.state.parent.iterdir() if ".before-" in path.name)
         assert str(aside) in again
         first.mount()

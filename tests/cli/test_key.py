@@ -229,6 +229,23 @@ def test_a_new_sheet_without_new_keys(volume: Mounted) -> None:
     assert [header.key_generation for header in headers(volume.stores["a"])] == [1, 1, 1]
 
 
+def test_a_sheet_is_printed_before_it_is_typed_back(volume: Mounted) -> None:
+    """`key recovery VOLUME | lp`: a printer's program waits for the end of what it gets."""
+    reading, writing = os.pipe()
+    terminal = Terminal(volume, "key", "recovery", volume.name, output=writing)
+    os.close(writing)
+    terminal.answer("PIN of token practice [^:]*: ", PIN)
+    terminal.answer("Password of volume [^:]*: ", PASSWORD)
+    terminal.wait_for("Type the code back")
+    with open(reading, encoding="utf-8") as printer:
+        printed = printer.read()
+    first, second = code_on(printed).split()
+    assert first not in terminal.shown
+    terminal.answer("line 1 of 2: ", first)
+    terminal.answer("line 2 of 2: ", second)
+    assert terminal.end() == 0, terminal.shown
+
+
 def test_a_sheet_that_is_not_typed_back(volume: Mounted) -> None:
     print_sheet(volume)
     terminal = Terminal(volume, "key", "recovery", volume.name)

@@ -18,7 +18,8 @@ DEADLINE_S = 120.0
 class Terminal:
     """One command on a terminal of its own, without secrets in files."""
 
-    def __init__(self, volume: Mounted, *arguments: str) -> None:
+    def __init__(self, volume: Mounted, *arguments: str, output: int | None = None) -> None:
+        """`output`: a file descriptor to which standard output goes instead, as in a pipeline."""
         environment = {
             name: value
             for name, value in volume.env.items()
@@ -34,7 +35,8 @@ class Terminal:
         self._master, slave = pty.openpty()
         self._child = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
-            stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment, cwd="/",
+            stdin=slave, stdout=slave if output is None else output, stderr=slave,
+            start_new_session=True, env=environment, cwd="/",
         )  # fmt: skip
         os.close(slave)
         self.shown = ""
