@@ -68,8 +68,8 @@ def find_program(name: str, question: Question) -> str:
 
 def check_program(name: str, question: Question) -> None:
     """Raises: CannotAsk: it cannot be run by `running`, as far as can be told without."""
-    find_program(_STARTER, question)
     find_program(name, question)
+    find_program(_STARTER, question)
 
 
 def _is_out_of_reach(found: os.stat_result) -> bool:

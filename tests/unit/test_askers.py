@@ -85,6 +85,15 @@ def test_no_other_way_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
             check_code_askable(environment)
 
 
+def test_what_starts_the_program_is_needed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(askers, "has_terminal", lambda: False)
+    monkeypatch.setattr(ask_program, "PROGRAM_DIRECTORIES", (str(tmp_path),))
+    (tmp_path / "pinentry").write_text("#!/bin/sh\n")
+    (tmp_path / "pinentry").chmod(0o755)
+    with pytest.raises(CannotAsk, match="The program setpriv, needed"):
+        check_code_askable({"DISPLAY": ":0"})
+
+
 @pytest.mark.parametrize("ask", ["terminal", "pinentry", "systemd", "nonsense"])
 def test_a_file_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: str) -> None:
     monkeypatch.setattr(ask_program, "PROGRAM_DIRECTORIES", ("/nonexistent",))
