@@ -313,7 +313,7 @@ def test_the_recovery_code_stands_for_a_lost_token(volume: Mounted, tmp_path: Pa
 
 KILLING = """
 import os, signal, sys
-left = int(sys.argv.pop(1))
+left, names = int(sys.argv.pop(1)), sys.argv.pop(1)
 def armed(call):
     def stand_in(*arguments, **options):
         global left
@@ -322,26 +322,54 @@ def armed(call):
             os.kill(os.getpid(), signal.SIGKILL)
         return call(*arguments, **options)
     return stand_in
-for name in ("replace", "rename", "link", "fsync", "fdatasync", "mkdir", "unlink", "pwrite"):
+for name in names.split():
     setattr(os, name, armed(getattr(os, name)))
 from mirrorfs.keys import slots
 slots.NEW_MEMORY_KIB = slots.MEMORY_MIN_KIB
+from mirrorfs.cli import key_change
+key_change.confirm_on_paper = lambda *arguments, **options: None
+key_change.check_paper_askable = lambda environment: None
 from mirrorfs.__main__ import main
 sys.exit(main())
 """
-"""Runs a command that is killed just before its n-th call that changes something on a disk."""
+"""Runs a command that is killed just before its n-th call, of some, that changes something on a disk.
+
+A recovery sheet counts as typed back.
+"""
+NAMING = "replace rename link"
+"""Calls after which a file is there, whole."""
+ALL_CALLS = f"{NAMING} fsync fdatasync mkdir unlink pwrite"
 
 
 def test_killed_anywhere_it_leaves_a_header_that_opens(volume: Mounted, tmp_path: Path) -> None:
-    """The order of writing is the same for every command that changes slots."""
+    """Before each call that changes something; the others write in the same order."""
     new = secret(tmp_path / "new", NEW_PASSWORD)
+    command = ("key", "passwd", volume.name, "--no-rotate", "--new-password-file", new)
+    check_killed(volume, command, ALL_CALLS, new_password=new)
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "recovery"])
+def test_killed_between_the_places_it_leaves_a_header_that_opens(volume: Mounted, change: str) -> None:
+    spare = add_spare(volume)
+    commands = {
+        "add": (
+            "key", "add", volume.name, "--new-token", volume.hsm.add_token("third").uri(), "--create-key",
+            "--new-pin-file", volume.env["MIRRORFS_PIN_FILE"],
+        ),
+        "remove": ("key", "remove", volume.name, spare.label, "--no-rotate"),
+        "recovery": ("key", "recovery", volume.name),
+    }  # fmt: skip
+    check_killed(volume, commands[change], NAMING, new_password=volume.env["MIRRORFS_PASSWORD_FILE"])
+
+
+def check_killed(volume: Mounted, command: tuple[str, ...], calls: str, *, new_password: str) -> None:
+    """Wherever it is killed, each place's newest header opens, and what was there before is untouched."""
     places = (volume.state / "objects", *volume.stores.values())
     before = {path: path.read_bytes() for path in every_header(places)}
-    command = ("key", "passwd", volume.name, "--no-rotate", "--new-password-file", new)
     reached: set[int] = set()
     for point in range(1, 200):
         outcome = subprocess.run(
-            [sys.executable, "-c", KILLING, str(point), *command],
+            [sys.executable, "-c", KILLING, str(point), calls, *command],
             env=volume.env, cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
         assert outcome.returncode in (0, -9), outcome.stderr
@@ -350,7 +378,7 @@ def test_killed_anywhere_it_leaves_a_header_that_opens(volume: Mounted, tmp_path
         newest = [max(every_header((place,))) for place in places]
         for path in newest:
             # Wherever it was killed: what counts here, and what each store shows, opens.
-            password = volume.env["MIRRORFS_PASSWORD_FILE"] if path in before else new
+            password = volume.env["MIRRORFS_PASSWORD_FILE"] if path in before else new_password
             opened = unlock(volume, path.read_bytes(), password)
             assert opened.slot.name == "first", f"killed at {point}"
         reached.add(len(set(newest) - set(before)))
