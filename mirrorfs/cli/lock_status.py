@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mirrorfs.cli.config_lock import Removal
-from mirrorfs.cli.lock_note import REASONS, LockNote
+from mirrorfs.cli.lock_note import REASONS, LockEvent, LockNote
 from mirrorfs.cli.shown_times import local_time, timestamp
 
 
@@ -16,6 +16,8 @@ def lock_lines(state: Mapping[str, Any] | None) -> list[str]:
     """Of a mounted volume, as session_lock.Locking has it; None: its process is of an older version."""
     if state is None:
         return []
+    if state.get("locking") is not None:
+        return [f"  BEING LOCKED: {REASONS[LockEvent(state['locking'])]}"]
     if state["read_only"]:
         return ["  READ-ONLY: its token was removed; unmount it and mount it again to write"]
     verb = "turns read-only" if state["on_removal"] == Removal.READ_ONLY else "locks"

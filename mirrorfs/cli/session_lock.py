@@ -107,6 +107,7 @@ class Locking:
             "presence": self._presence,
             "locks_in_s": None if self._due_s == math.inf else max(0.0, self._due_s - trio.current_time()),
             "read_only": self._is_read_only,
+            "locking": None if self._event is None else self._event.value,
         }
 
     # --- locking -----------------------------------------------------------------------------

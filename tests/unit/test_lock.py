@@ -172,7 +172,7 @@ def test_every_event_has_its_words() -> None:
 
 STATE: dict[str, Any] = {
     "on_removal": "unmount", "grace_s": 10, "on_suspend": True, "on_logout": True,
-    "presence": "present", "locks_in_s": None, "read_only": False,
+    "presence": "present", "locks_in_s": None, "read_only": False, "locking": None,
 }  # fmt: skip
 
 
@@ -181,6 +181,7 @@ STATE: dict[str, Any] = {
     [
         ({}, "locks 10 s after its token is removed"),
         ({"presence": "unknown"}, "cannot be told just now"),
+        ({"presence": "removed", "locking": "token-removed"}, "BEING LOCKED: its token was removed"),
         ({"presence": "removed", "locks_in_s": 3.2}, "TOKEN REMOVED: the volume locks in 4 s"),
         ({"on_removal": "read-only", "locks_in_s": 0.0}, "TOKEN REMOVED: the volume turns read-only in 0 s"),
         ({"on_removal": "read-only"}, "turns read-only 10 s after its token is removed"),
