@@ -20,7 +20,7 @@ from mirrorfs.errors import (
     StoreUnavailable,
 )
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX, DocumentKind, verify_signature
-from mirrorfs.format.generation import check_descent
+from mirrorfs.format.generation import KeyGeneration, check_descent
 from mirrorfs.format.header import (
     VolumeHeader,
     header_key,
@@ -122,13 +122,43 @@ async def find_header(paths: VolumePaths, config: VolumeConfig) -> bytes:
             " make a store reachable and try again."
         )
     newest = max(fitting, key=lambda one: (*age(fitting[one]), one))
-    same = [one for one in fitting.values() if one.key_generation == fitting[newest].key_generation]
-    if len({one.fingerprint for one in same}) > 1:
-        raise ChainError(
-            "The stores show two headers whose new keys replace the same old ones: two PCs rotated the keys,"
-            " or somebody with old keys did. Nothing is written; find out whose is right before you go on."
-        )
+    for data, header in fitting.items():
+        check_no_fork(data, header, fitting[newest])
     return newest
+
+
+def _who(entry: KeyGeneration) -> tuple[bytes, bytes]:
+    return entry.fingerprint, entry.writer
+
+
+def check_no_fork(data: bytes, header: VolumeHeader, followed: VolumeHeader) -> None:
+    """Return if two headers do not have different new keys in place of the same old ones.
+
+    Args:
+        data, header: of the one that is not followed; if no writer of keys of both made it, it says nothing.
+    Raises: ChainError.
+    """
+    pairs = list(zip(header.line, followed.line, strict=False))
+    common = 0
+    while common < len(pairs) and _who(pairs[common][0]) == _who(pairs[common][1]):
+        common += 1
+    if common in (0, len(pairs)) or header.volume != followed.volume:
+        return
+    root = followed.line[common - 1]
+    try:
+        check_descent(
+            header.volume, header.line,
+            generation=root.generation, fingerprint=root.fingerprint, writer=root.writer,
+        )  # fmt: skip
+        verify_signature(
+            data, DocumentKind.HEADER, volume=header.volume, public_key=header.public_keys.writer
+        )
+    except DamagedError:
+        return
+    raise ChainError(
+        "The stores show two headers whose new keys replace the same old ones: two PCs rotated the keys,"
+        " or somebody with old keys did. Nothing is written; find out whose is right before you go on."
+    )
 
 
 def _fitting(data: bytes, known: VolumeHeader | None, config: VolumeConfig) -> VolumeHeader:

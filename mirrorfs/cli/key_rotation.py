@@ -2,13 +2,14 @@
 
 The order, each step of which may be the last before a crash; the next mount or rotation goes on from it:
 1. the volume is opened as for a mount, so that this PC holds its leases, and every store gets all there is;
-2. the header with the new keys is written here: from then on nothing here is sealed with the old ones;
-3. the configuration pins the new fingerprint; both count, for the header proves that the old one led to it;
-4. every store gets the header and is asked for it. One that fails gets it from the mirror, before all else;
+2. every store gets the header with the new keys and is asked for it; one at least must have it, so that other
+   PCs learn of it. One that fails gets it from the mirror, before all else;
+3. the header is written here: from then on nothing here is sealed with the old keys;
+4. the configuration pins the new fingerprint; both count, for the header proves that the old one led to it;
 5. the leases are given back, the index, whose key was the old one, is removed, and the volume is opened once
    more: a segment, a head and in time a checkpoint say under the new keys where the log ends.
 
-Whoever has an old copy of the header and a token and password of then opens what was sealed up to step 2, and
+Whoever has an old copy of the header and a token and password of then opens what was sealed up to step 3, and
 nothing of later. What was sealed is not sealed again.
 """
 
@@ -90,11 +91,15 @@ class Rotation:
             entropy=secrets.token_bytes,
         )
         header = parse_header(data)
+        failures = await spread_header(self._config.stores, header, data)
+        if all(store.name in failures or store.rotating for store in self._config.stores):
+            why = next(iter(failures.values()))
+            raise StoreUnavailable(f"The keys were not rotated, for no store took the new header: {why}")
         self._config = replace(self._config, fingerprint=header.fingerprint)
         await trio.to_thread.run_sync(keep_header, self._paths, header, data)
         self._new = data, key_set
         await trio.to_thread.run_sync(write_config, self._paths, self._config)
-        for name, why in (await spread_header(self._config.stores, header, data)).items():
+        for name, why in failures.items():
             print(f"mirrorfs: Store {name} gets the header from the mirror: {why}", file=sys.stderr)
 
 

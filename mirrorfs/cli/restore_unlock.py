@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from mirrorfs.cli.config import TokenConfig
-from mirrorfs.cli.headers import age, verify_relative
+from mirrorfs.cli.headers import age, check_no_fork, verify_relative
 from mirrorfs.cli.restore_report import say
 from mirrorfs.cli.restore_stores import StoresFound
 from mirrorfs.cli.tokens import SecretSources, make_tokens
@@ -115,7 +115,12 @@ class _Tries:
         failures: Sequence[tuple[_Shown, MirrorfsError]],
         passed_over: Sequence[_Shown],
     ) -> Unlocked:
-        """What was opened, or a newer one that the volume's writers made. Raises: why that does not open."""
+        """What was opened, or a newer one that the volume's writers made.
+
+        Raises: why that does not open. ChainError: there are two rotations of the same keys.
+        """
+        for one in self._shown:
+            check_no_fork(one.data, one.header, unlocked.header)
         for one, exc in failures:
             if _is_genuine(one, unlocked):
                 raise exc

@@ -17,9 +17,10 @@ from typing import Final
 import trio
 
 from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_heads
+from mirrorfs.engine.key_watch import check_keys_are_in_use
 from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError, MirrorfsError
+from mirrorfs.errors import AuthenticationError, DamagedError, InUseError, MirrorfsError, StoreError
 from mirrorfs.format.control import Head
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.kdf import VolumeKeys
@@ -113,6 +114,16 @@ class Follower:
             raise DamagedError(end.damage)
         self.fault = None
         self._compare(found)
+        if any(_has_unknown(one) for one in found.values()):
+            await self._look_for_new_keys()
+
+    async def _look_for_new_keys(self) -> None:
+        try:
+            await check_keys_are_in_use(self._stores, self._keys, self._public_key)
+        except InUseError:
+            self._fail("The keys were rotated: unmount this view and mount it again to have the new ones.")
+        except StoreError as exc:
+            logger.info("whether the keys were rotated cannot be told: %s", exc)
 
     def _compare(self, found: Mapping[str, FoundHead | MirrorfsError | None]) -> None:
         for name, one in found.items():
@@ -135,3 +146,8 @@ class Follower:
         if sentence != self.fault:
             logger.warning("%s", sentence)
         self.fault = sentence
+
+
+def _has_unknown(found: FoundHead | MirrorfsError | None) -> bool:
+    """Whether a store has heads that do not verify."""
+    return isinstance(found, AuthenticationError) or (isinstance(found, FoundHead) and bool(found.rejected))

@@ -195,14 +195,15 @@ async def newest_head(
                 rejected.append(info.key)
             else:
                 return FoundHead(head, info.key, hashlib.sha256(data).digest(), data, tuple(rejected))
-        if len(rejected) + past_count >= HEADS_TRIED_MAX or (not page and rejected):
+        is_end = not page or len(rejected) + past_count >= HEADS_TRIED_MAX
+        if is_end and not rejected:
+            # None at all, or none since the keys were rotated: the first after that comes behind all others.
+            return None
+        if is_end:
             raise AuthenticationError(
-                f"None of the newest {len(rejected) + past_count} heads of store {store.name} verifies;"
+                f"None of the newest {len(rejected)} heads of store {store.name} verifies;"
                 " use another store, and run `mirrorfs verify` on this one."
             )
-        if not page:
-            # None at all, or none since the keys were rotated.
-            return None
         below = page[0].key
 
 

@@ -184,7 +184,9 @@ def check_reaches(index: Index, start: LogPosition, keys: VolumeKeys) -> None:
         index.close()
         raise StoreUnavailable(
             f"The keys were rotated at segment {keys.from_sequence}, and neither this machine nor a store"
-            " that answers has the log up to there: make the other store reachable and mount again."
+            " that answers has the log up to there: make the other store reachable and mount again. Where"
+            " that does not help, `mirrorfs restore --from-state` exports what is only here, and `mirrorfs"
+            " attach --again` goes on with the stores."
         )
 
 

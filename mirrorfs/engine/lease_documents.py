@@ -9,6 +9,7 @@ from typing import Final
 
 from mirrorfs.errors import AuthenticationError, DamagedError, FormatError, LimitError
 from mirrorfs.format.control import (
+    EPOCH_MAX,
     Lease,
     LeaseHolder,
     open_lease,
@@ -31,9 +32,13 @@ def next_epoch(seen: Iterable[Lease | None], *, local: int, is_blind: bool = Fal
 
     A take-over that does not see all stores (`is_blind`) leaves room for what may have been counted there:
     the branches of two writers must not end with one epoch.
+    Raises: LimitError: there is none left.
     """
     newest = max([local, *(lease.epoch for lease in seen if lease is not None)])
-    return newest + (BLIND_STEP if is_blind else 1)
+    epoch = newest + (BLIND_STEP if is_blind else 1)
+    if epoch > EPOCH_MAX:
+        raise LimitError("The epochs of this volume are used up; run `mirrorfs restore` into a new one.")
+    return epoch
 
 
 class LeaseDocuments:

@@ -252,16 +252,18 @@ class Recovery:
             # The header is synced before the first frame is written: whatever the bytes are, it is empty.
             return True
         try:
-            scan = scan_segment(data, self._keys, self._writer)
+            scan = scan_segment(data, self._keys.for_any_place(), self._writer)
         except DamagedError:
             return False  # damage, for replay to judge
         return scan.trailer is None and cut_of(scan) <= HEADER_SIZE and scan.known_durable <= HEADER_SIZE
 
     async def _from_checkpoint(self, index: Index) -> bool:
         segments = Segments(Stream.CHECKPOINT, disk=self._disk, offload=self._offload, stores=self._stores)
-        await segments.look(stores=False)
+        # Checkpoints of keys that are out of use are vouched for by one that another PC may have written.
+        await segments.look(stores=bool(self._keys.past))
         reader = CheckpointReader(segments, self._keys, self._writer)
-        found = await reader.newest()
+        local = [int(name[:16], 16) for name in await self._list(_DIRECTORY)]
+        found = await reader.newest(lambda root: root.position >> 20 <= max(local, default=0))
         if found is None:
             return False
         await reader.load(found[0], index, self._on_loaded)
@@ -284,9 +286,12 @@ class Recovery:
         except ChainError:
             if not self._stores:
                 raise
-        self._silent = await segments.look(from_sequence=from_sequence)
+        silent = await segments.look(from_sequence=from_sequence)
         replayer = Replayer(index, segments, self._keys, self._writer, on_progress=self._on_progress)
-        end = await self._run(replayer, index, segments)
+        try:
+            end = await self._run(replayer, index, segments)
+        finally:
+            self._silent = sorted(segments.unreached.union(silent))
         if self._silent and (end.damage is not None or self._lost_behind(end, segments)):
             raise self._needs_stores()
         if end.damage is None and self._lost_behind(end, segments):

@@ -94,7 +94,7 @@ class Replayer:
         self._keys = keys
         self._writer = writer
         self._stop_after = stop_after
-        self._vouched = [*vouched, *(past.log_end for past in keys.past if past.log_end is not None)]
+        self._vouched = vouched
         self._whole = whole
         self._on_progress = on_progress
         self._applier = Applier(index)
@@ -267,8 +267,8 @@ class Replayer:
             if begins_as(current.data, previous):
                 following = await self._load(segment.sequence, previous, check=True)
                 return None if following is None else (following, previous)
-        for end in self._vouched:
-            if end.segment == current.segment and begins_as(current.data, end):
+        for end in (*self._vouched, self._keys.log_end(current.segment.sequence)):
+            if end is not None and end.segment == current.segment and begins_as(current.data, end):
                 return None, end
         return None
 

@@ -299,8 +299,10 @@ class Planner:
             return None
         later = [sequence for sequence in self.main.sequences if sequence >= end.next_sequence]
         if not later:
-            # Bad frames in the last segment of all are no end of the log: its commits were applied.
-            return end.damage if end.last is None else None
+            # Bad frames in the last segment of all are no end of the log: its commits were applied. But who
+            # had the old keys can make one such of the segment with which those ended.
+            is_end = end.last is None or self._keys.log_end(end.last.segment.sequence) is not None
+            return end.damage if is_end else None
         if end.damage is not None:
             return end.damage
         count = len(later) - 1

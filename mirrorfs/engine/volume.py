@@ -306,7 +306,8 @@ class MountedVolume:
 
     async def ends(self) -> LogEnds:
         """What a rotation of the keys attests of everything until now; after `flush`. Raises: as log_ends."""
-        return await log_ends(self._world, self._local, self._tasks_of_stores.members.stores())
+        stores = self._tasks_of_stores.members.stores()
+        return await log_ends(self._world, self._local, stores, self._heads.checkpoint)
 
     async def wait_held(self, store: str, key: str) -> None:
         """Return when a store is seen to hold an object. Raises as Mirror.wait_held; StoreUnavailable."""

@@ -327,6 +327,9 @@ def open_lease(data: bytes, *, keys: VolumeKeys, public_key: bytes, own: Collect
     )
     if not lease.released and lease.writer not in own:
         raise AuthenticationError("A lease is held with keys that are out of use.")
+    end = keys.past[-1].log_end
+    if end is not None and lease.epoch > end.segment.epoch:
+        raise AuthenticationError("A lease was taken with keys that were out of use.")
     return lease
 
 

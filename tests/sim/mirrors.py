@@ -5,6 +5,7 @@ deadlines and the guard of a real mount; clocks, disks, index files and stores a
 replays its run.
 
 Fault model
+- machines: loss of the local index before a mount (`index_loss`), which is 0 unless asked for;
 - machines: clean unmount with or without waiting for the stores; kill of the process or power cut at any
   step (disk.py, index.py), within recovery too; loss of a machine; a fresh one in its place, which has
   nothing but the keys; one that comes back after another one wrote; a take-over from one that is alive,
@@ -122,8 +123,14 @@ class Session:
 class MirrorSimulation:
     """The lives of one volume and its stores under one seed."""
 
-    def __init__(self, seed: int, directory: Path, *, lives: int = 4, steps: int = 10) -> None:
-        """`directory` must be empty and on a tmpfs, or it takes long."""
+    def __init__(
+        self, seed: int, directory: Path, *, lives: int = 4, steps: int = 10, index_loss: float = 0.0
+    ) -> None:
+        """
+        Args:
+            directory: empty, and on a tmpfs, or it takes long.
+            index_loss: probability that the local index is gone at a mount.
+        """
         self.rng = random.Random(seed)
         self._seed = seed
         self._directory = directory
@@ -154,6 +161,9 @@ class MirrorSimulation:
         self.chronicle = Chronicle()
         self._save_count = 0
         self._ran_s = 0.0
+        self._index_loss = index_loss
+        self._index_rng = random.Random(seed)
+        """Of its own: a seed lives the same life without the loss."""
 
     def run(self) -> None:
         """Raises Violation, or whatever the engine raised that it should not have."""
@@ -266,6 +276,8 @@ class MirrorSimulation:
         machine.disk.write_whole(f"objects/{header_key(HEADER.generation, HEADER_BYTES)}", HEADER_BYTES)
         if machine.name == "pc0":
             machine.disk.write_whole(CREATED_PATH, b"")
+        if self._index_rng.random() < self._index_loss:
+            machine.files.remove()
         was_last = self._last in (None, machine)
         began_before = set(self._began)
         was_alone = began_before <= {machine}

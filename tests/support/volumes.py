@@ -56,7 +56,7 @@ INSTANCE = Instance(store="home", instance=b"\x20" * 16)
 
 def ended(before: int) -> Previous:
     """A last segment of a key generation: the next begins with this number."""
-    return Previous(SegmentId(before - 1, 1, WRITER), 5000, hashlib.sha256(b"last segment").digest())
+    return Previous(SegmentId(before - 1, 5, WRITER), 5000, hashlib.sha256(b"last segment").digest())
 
 
 LEASE = Lease(

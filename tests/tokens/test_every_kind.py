@@ -153,7 +153,7 @@ def pulled(seat: Seat, told: Shown, pull: Callable[[], None]) -> None:
         os.close(opened)
     assert list(volume.mountpoint.iterdir()) == []
     said = volume.log_text() + volume.must("status", volume.name)
-    told.check("removed while mounted", said, is_last=True)
+    told.check("removed while mounted", said)
     assert volume.status()["locked"]["event"] == "token-removed"
 
 

@@ -171,6 +171,23 @@ async def test_newer_keys_that_the_writer_made_are_taken_whatever_the_number(it:
     assert await it.found() == new
 
 
+async def test_who_has_the_old_keys_rotates_more_often(it: Practice) -> None:
+    """The practice rotated once, and a thief twice: a PC with the first keys sees both, and takes neither."""
+    slots = tuple(replace(slot, boxed=b"") for slot in parse_header(FIRST).slots)
+    data, key_set = rotate_keys(
+        HEADER, FIRST, KEYS, KEY_SET, slots=slots, log_end=ended(7), checkpoint=None, entropy=os.urandom
+    )
+    header, keys = verify_header(data, key_set)
+    again, _ = rotate_keys(
+        header, data, keys, key_set, slots=slots, log_end=ended(8), checkpoint=None, entropy=os.urandom
+    )
+    it.put("home", 3, again)
+    assert await it.found() == again, "as long as it sees nothing else"
+    it.put("s3", 2, rotated())
+    with pytest.raises(ChainError, match="two headers"):
+        await it.found()
+
+
 async def test_of_two_with_one_number_the_one_that_is_here_stays(it: Practice) -> None:
     """Two PCs changed the header at once: neither takes the other's for its own, whatever the bytes."""
     ours = newer(2)

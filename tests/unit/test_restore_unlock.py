@@ -15,7 +15,7 @@ from mirrorfs.cli.restore_stores import NamedStore, StoreFound, StoresFound
 from mirrorfs.cli.restore_unlock import TRIES_MAX, unlock_newest
 from mirrorfs.cli.tokens import SecretSources
 from mirrorfs.cli.unlock import Unlocked
-from mirrorfs.errors import MirrorfsError, WrongPassword, WrongPin, WrongToken
+from mirrorfs.errors import ChainError, MirrorfsError, WrongPassword, WrongPin, WrongToken
 from mirrorfs.format.header import VolumeHeader, parse_header, seal_header
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.slot import KdfParameters, KeySet, Role, Slot
@@ -126,6 +126,14 @@ class Practice:
 @pytest.fixture
 def it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Practice:
     return Practice(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_two_rotations_of_the_same_keys(it: Practice, number: int) -> None:
+    """Both open, and somebody with the old keys may have made the one that looks newer."""
+    ours, theirs = rotated(header(1)), rotated(header(number))
+    with pytest.raises(ChainError, match="two headers"):
+        it.unlock(home=[ours, theirs], s3=[ours, theirs])
 
 
 OTHER_TOKEN = replace(SLOT.token, challenge=b"\x04" + b"\x33" * 64)
