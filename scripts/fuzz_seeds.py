@@ -14,6 +14,7 @@ from pathlib import Path
 from mirrorfs.cli.control_protocol import PROTOCOL, encode_line
 from mirrorfs.cli.key_pipe import SessionRequest, UnlockedSession, write_session
 from mirrorfs.format.control import head_key, seal_control
+from mirrorfs.format.drill import DrillFault, seal_drill_report
 from mirrorfs.format.generation import KeyGeneration
 from mirrorfs.format.header import VolumeHeader, seal_header
 from mirrorfs.format.ids import Stream
@@ -30,7 +31,7 @@ from mirrorfs.format.slot_token import (
 )
 from mirrorfs.keys.recovery_code import format_code
 from tests.support.segment_bytes import SegmentBytes
-from tests.support.volumes import HEAD, HEADER, INSTANCE, KEY_SET, KEYS, LEASE, SLOT, VOLUME, ended
+from tests.support.volumes import DRILL, HEAD, HEADER, INSTANCE, KEY_SET, KEYS, LEASE, SLOT, VOLUME, ended
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 HEAD_KEY = head_key(counter=HEAD.counter, epoch=HEAD.epoch, writer=HEAD.writer)
@@ -94,6 +95,17 @@ def control_documents() -> Sequence[bytes]:
 
 
 @cache
+def drill_reports() -> Sequence[bytes]:
+    """One that passed, one that failed in every way."""
+    failed = replace(
+        DRILL, differing_names=1, damaged_files=1, differing_files=1, object_count=70,
+        objects=tuple(f"segments/{number:016x}-00000001-00112233445566ff" for number in range(64)),
+        faults=tuple(fault for fault in DrillFault if fault is not DrillFault.NOTHING),
+    )  # fmt: skip
+    return [seal_drill_report(report, keys=KEYS, seed=KEY_SET.drill) for report in (DRILL, failed)]
+
+
+@cache
 def instances() -> Sequence[bytes]:
     """The instance alone, and the golden volume's."""
     return [control_documents()[0], *_golden("volume-1/instance")]
@@ -103,7 +115,7 @@ def instances() -> Sequence[bytes]:
 def bodies() -> Sequence[bytes]:
     """The JSON in those, and small values of every kind."""
     small = (b"{}", b"[]", b"0", b'""', b'{"a":[1,-1,{"b":"\\u00e9"}]}')
-    return [*(data[16:-96] for data in (*headers(), *control_documents())), *small]
+    return [*(data[16:-96] for data in (*headers(), *control_documents(), *drill_reports())), *small]
 
 
 # --- segments --------------------------------------------------------------------------------

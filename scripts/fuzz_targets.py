@@ -35,6 +35,7 @@ from mirrorfs.format.document import (
     parse_canonical_json,
     parse_document_unauthenticated,
 )
+from mirrorfs.format.drill import DrillReport, check_drill_report
 from mirrorfs.format.frame import FRAME_HEADER, FRAME_HEADER_SIZE, FrameHeader, parse_frame_header
 from mirrorfs.format.header import VolumeHeader, parse_header, parse_header_key, verify_successor
 from mirrorfs.format.ids import Stream, parse_segment_object_key, segment_object_key
@@ -47,9 +48,10 @@ from mirrorfs.keys.tpm2_uri import Tpm2Uri, parse_tpm2_uri
 from scripts import fuzz_seeds as seeds
 from scripts.fuzz_mutations import Mutate, mutate_bytes, mutate_document, mutate_json, mutate_text
 from tests.support.segment_bytes import PUBLIC
-from tests.support.volumes import HEADER, KEY_SET, KEYS
+from tests.support.volumes import HEADER, KEY_SET, KEYS, VOLUME
 
 _WRITER = KEY_SET.public_keys().writer
+_DRILL = KEY_SET.public_keys().drill
 _NOTHING_ELSE = ()
 
 
@@ -106,6 +108,21 @@ def _document(data: bytes) -> None:
             open_head(data, key=seeds.HEAD_KEY, keys=KEYS, public_key=_WRITER)
     if data not in seeds.control_documents():
         raise Different("A document verifies that was not sealed.")
+
+
+def _drill_report(data: bytes) -> None:
+    report = check_drill_report(data, volume=VOLUME, public_key=_DRILL)
+    body = {**report.to_body(), "format": FORMAT_VERSION, "volume": VOLUME.hex()}
+    _same(canonical_json(body), data[16:-96])
+    # Its MAC is looked at only by those who have the keys.
+    if all(data[:-MAC_SIZE] != one[:-MAC_SIZE] for one in seeds.drill_reports()):
+        raise Different("A drill report verifies that was not signed.")
+
+
+def _drill_body(data: bytes) -> None:
+    """As if the drill role had signed anything."""
+    body = parse_document_unauthenticated(data, DocumentKind.DRILL_REPORT)[1]
+    _same(canonical_json(DrillReport.from_body(body).to_body()), canonical_json(body))
 
 
 def _json(data: bytes) -> None:
@@ -262,6 +279,8 @@ TARGETS = {
         Target("header", _header, _READING, seeds.headers, mutate_document, 24),
         Target("header-found", _successor, _VERIFYING, seeds.headers, mutate_document, 4),
         Target("document", _document, _VERIFYING, seeds.control_documents, mutate_document, 6),
+        Target("drill-report", _drill_report, _VERIFYING, seeds.drill_reports, mutate_document, 4),
+        Target("drill-body", _drill_body, _READING, seeds.drill_reports, mutate_document, 4),
         Target("json", _json, _READING, seeds.bodies, mutate_json, 12),
         Target("instance", _instance, (*_READING, StoreTooNew), seeds.instances, mutate_document, 6),
         Target("segment-header", _segment_header, _SEGMENT, seeds.segments, mutate_segment_header, 6),

@@ -171,10 +171,13 @@ class Reader:
 
     def document(self, key: str, kind: int) -> dict[str, Any]:
         """Authenticate a document signed by the writer; its body."""
-        data = self.objects[key]
+        return self.authentic(self.objects[key], kind, self.writer)
+
+    def authentic(self, data: bytes, kind: int, public: bytes) -> dict[str, Any]:
+        """Authenticate a document that the role with this public key signed; its body."""
         mac = hmac.digest(self._derived(b"document-mac"), self.volume + data[:-32], "sha256")
         check(mac == data[-32:], "document's MAC")
-        _verify(self.writer, data[-96:-32], b"mirrorfs v1 document" + self.volume + data[:-96])
+        _verify(public, data[-96:-32], b"mirrorfs v1 document" + self.volume + data[:-96])
         body = self._body(data, kind)
         check(body["format"] == 1 and body["volume"] == self.volume.hex(), "document's volume")
         return body

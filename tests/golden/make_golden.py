@@ -56,7 +56,7 @@ from mirrorfs.format.slot_token import Pkcs11Fields, TokenMechanism
 from mirrorfs.keys.rotation import rotate_keys
 from mirrorfs.keys.slots import make_slot, stretch_password
 from mirrorfs.keys.token import Enrolment
-from tests.golden import hostile
+from tests.golden import drill, hostile
 from tests.golden.expected_tree import TREE
 from tests.golden.material import Material
 from tests.golden.story import AFTER_ROTATION, STORY, Commit, Data, Step, t
@@ -421,7 +421,7 @@ def build_rotated(scratch: Path) -> dict[str, bytes]:
 
 
 def write(directory: Path) -> None:
-    """Write volume-1, volume-2, hostile and the JSON files that describe them."""
+    """Write volume-1, volume-2, drill-report, hostile and the JSON files that describe them."""
     with tempfile.TemporaryDirectory() as scratch:
         objects, material = build(Path(scratch))
     with tempfile.TemporaryDirectory() as scratch:
@@ -431,6 +431,7 @@ def write(directory: Path) -> None:
             path = directory / name / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+    (directory / "drill-report").write_bytes(drill.report(material))
     cases = hostile.cases(material)
     (directory / "hostile").mkdir(parents=True, exist_ok=True)
     table = []

@@ -20,6 +20,7 @@ from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.restore_plan import NEWEST, Planner
 from mirrorfs.format.checkpoint import decode_chunk, decode_root
 from mirrorfs.format.control import open_head, open_instance, open_lease, open_lease_box
+from mirrorfs.format.drill import DrillFault, open_drill_report
 from mirrorfs.format.frame import Kind, unpack
 from mirrorfs.format.header import parse_header, verify_header
 from mirrorfs.format.ids import format_position
@@ -30,7 +31,7 @@ from mirrorfs.format.signing import WriterPublicKey, load_public_key
 from mirrorfs.keys.slots import open_slot, stretch_password
 from tests.golden import example
 from tests.golden.expected_tree import TREE_2
-from tests.golden.independent_log import Reader
+from tests.golden.independent_log import Reader, Wrong
 from tests.golden.independent_reader import read_tree
 from tests.golden.make_golden import PASSWORD, TOKEN_SECRET, FileSource, write
 from tests.support.store_memory import MemoryStore
@@ -116,6 +117,20 @@ def test_independent_reader_of_rotated_keys() -> None:
     genesis = read_tree(reader, from_checkpoint=False)
     assert genesis == TREE_2
     assert read_tree(reader, from_checkpoint=True) == genesis
+
+
+def test_a_drill_report(keys: VolumeKeys) -> None:
+    data = (HERE / "drill-report").read_bytes()
+    public = parse_header(OBJECTS[HEADER_KEY]).public_keys.drill
+    report = open_drill_report(data, keys=keys, public_key=public)
+    assert report.faults == (DrillFault.DAMAGED,) and report.objects[0] in OBJECTS
+    assert report.header_hash == hashlib.sha256(OBJECTS[HEADER_KEY]).digest()
+    reader = Reader(OBJECTS, MANIFEST["password"], bytes.fromhex(MANIFEST["token_secret"]))
+    body = reader.authentic(data, 6, public)
+    assert body.pop("format") == 1 and body.pop("volume") == keys.volume.hex()
+    assert body == report.to_body()
+    with pytest.raises(Wrong):
+        reader.authentic(data, 6, reader.writer)
 
 
 async def test_rotated_keys(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from mirrorfs.format.document import (
     parse_document_unauthenticated,
     seal_document,
 )
+from mirrorfs.format.drill import open_drill_report, seal_drill_report
 from mirrorfs.format.header import (
     VolumeHeader,
     parse_header,
@@ -38,7 +39,7 @@ from mirrorfs.format.header import (
 )
 from mirrorfs.format.slot import KeySet, Slot
 from mirrorfs.keys.pkcs11_uri import parse_pkcs11_uri
-from tests.support.volumes import HEAD, HEADER, INSTANCE, KEY_SET, KEYS, LEASE, VOLUME
+from tests.support.volumes import DRILL, HEAD, HEADER, INSTANCE, KEY_SET, KEYS, LEASE, VOLUME
 
 PUBLIC = KEY_SET.public_keys().writer
 HEAD_KEY = "heads/0000000000000002-00000003-00112233445566ff"
@@ -54,6 +55,7 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "head": lambda data: open_head(data, key=HEAD_KEY, keys=KEYS, public_key=PUBLIC),
     "lease": lambda data: open_lease(data, keys=KEYS, public_key=PUBLIC),
     "instance": lambda data: open_instance(data, keys=KEYS, public_key=PUBLIC),
+    "drill report": lambda data: open_drill_report(data, keys=KEYS, public_key=KEY_SET.public_keys().drill),
     "box": lambda data: open_lease_box(data, keys=KEYS),
     "key set": KeySet.decode,
 }
@@ -63,6 +65,7 @@ SEALED = {
     "head": seal_control(HEAD, keys=KEYS, seed=KEY_SET.writer),
     "lease": seal_control(LEASE, keys=KEYS, seed=KEY_SET.writer),
     "instance": seal_control(INSTANCE, keys=KEYS, seed=KEY_SET.writer),
+    "drill report": seal_drill_report(DRILL, keys=KEYS, seed=KEY_SET.drill),
 }
 
 # Everything Python's JSON decoder can make, and everything a careless caller could hand over.

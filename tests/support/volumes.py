@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from mirrorfs.format.control import Head, Instance, Lease
+from mirrorfs.format.drill import DrillReport
 from mirrorfs.format.header import KeyGeneration, StoreEntry, VolumeHeader
 from mirrorfs.format.ids import Previous, SegmentId
 from mirrorfs.format.kdf import VolumeKeys
@@ -86,4 +87,33 @@ HEAD = Head(
     relocation_digest=b"",
     header_generation=1,
     header_hash=hashlib.sha256(b"header").digest(),
+)
+
+DRILL = DrillReport(
+    store="home",
+    instance=b"\x20" * 16,
+    host="accueil",
+    program="1.0",
+    started_ns=1_700_000_100_000_000_000,
+    ended_ns=1_700_000_200_000_000_000,
+    previous=hashlib.sha256(b"report before").digest(),
+    header_generation=1,
+    header_hash=hashlib.sha256(b"header").digest(),
+    position=0x2A << 20 | 7,
+    time_ns=1_700_000_000_000_000_000,
+    journal_sequence=99,
+    journal_hash=hashlib.sha256(b"journal").digest(),
+    missing_since_ns=1_700_000_090_000_000_000,
+    names=12,
+    files=8,
+    size_bytes=5000,
+    drilled_files=4,
+    drilled_bytes=3000,
+    compared_files=3,
+    differing_names=0,
+    damaged_files=0,
+    differing_files=0,
+    object_count=0,
+    objects=(),
+    faults=(),
 )
