@@ -147,7 +147,7 @@ class Restore:
         made = await maker.run()
         restorer = DataRestorer(
             index,
-            {Stream.RELOCATED: await self._relocated(index)},
+            {Stream.RELOCATED: await relocated_segments(index, self._stores, self._offload)},
             [store for store in self._stores if store.name in plan.stores],
             self._offload,
             self._keys,
@@ -160,19 +160,6 @@ class Restore:
         await finisher.run(made, on_done=lambda count: show(finished=count))
         await self._offload.sync(tree.sync)
         return self._report(tree, data, made)
-
-    async def _relocated(self, index: Index) -> Segments:
-        """The listing of compacted segments; asked for only when there are any."""
-        segments = Segments(Stream.RELOCATED, disk=None, offload=self._offload, stores=self._stores)
-        snapshot = index.snapshot()
-        try:
-            rows = snapshot.rows("relocations", first=())
-            moved = any(row[1] == Stream.RELOCATED for row in rows)
-        finally:
-            snapshot.close()
-        if moved:
-            await segments.look()
-        return segments
 
     def _report(self, tree: RestoreTree, data: DataResult, made: MadeTree) -> RestoreReport:
         return RestoreReport(
@@ -199,3 +186,17 @@ class Restore:
         if self._index is not None:
             self._index.close()
             self._index = None
+
+
+async def relocated_segments(index: Index, stores: Sequence[Store], offload: Offload) -> Segments:
+    """The listing of compacted segments; asked for only when there are any."""
+    segments = Segments(Stream.RELOCATED, disk=None, offload=offload, stores=stores)
+    snapshot = index.snapshot()
+    try:
+        rows = snapshot.rows("relocations", first=())
+        moved = any(row[1] == Stream.RELOCATED for row in rows)
+    finally:
+        snapshot.close()
+    if moved:
+        await segments.look()
+    return segments

@@ -113,11 +113,13 @@ class DataRestorer:
         tree: RestoreTree,
         *,
         open_segment: SegmentId | None,
+        in_order: bool = False,
     ) -> None:
         """
         Args:
             segments: by stream, listed; the main stream's objects are named by the index instead.
             open_segment: the segment of the main stream that the index has no row for.
+            in_order: ask a store only for what those before it do not give, rather than the least busy one.
         """
         self._index = index
         self._segments = segments
@@ -127,6 +129,7 @@ class DataRestorer:
         self._writer = writer
         self._tree = tree
         self._open_segment = open_segment
+        self._in_order = in_order
         self._written = self._lost = self._unread_bytes = 0
         self._incomplete: set[int] = set()
         self._unread: set[int] = set()
@@ -244,7 +247,7 @@ class DataRestorer:
     async def _read(self, reading: _Reading) -> None:
         """Read the missing frames of a segment from one store after the other."""
         first = True
-        order = sorted(self._sources, key=lambda one: (one.failures >= FAILURES_MAX, one.busy))
+        order = sorted(self._sources, key=self._rank)
         for turn, source in enumerate(order + order):
             if not reading.missing:
                 return
@@ -269,6 +272,9 @@ class DataRestorer:
                 logger.warning("Store %s, object %s: %s", source.store.name, reading.key, exc)
             finally:
                 source.busy -= 1
+
+    def _rank(self, source: _Source) -> tuple[bool, int]:
+        return source.failures >= FAILURES_MAX, 0 if self._in_order else source.busy
 
     async def _read_whole(self, source: _Source, reading: _Reading) -> None:
         # From the header to the last frame that is needed; what lies behind it is left.

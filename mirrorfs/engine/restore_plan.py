@@ -120,6 +120,8 @@ class Planner:
         self._checkpoints = Segments(Stream.CHECKPOINT, disk=disk, offload=offload, stores=stores)
         self.end: ReplayEnd
         """After `run`: where replay ended."""
+        self.left_out_ns: int | None = None
+        """After `run`: commit time of the first commit behind the moment; None when there is none."""
 
     @property
     def has_no_head(self) -> bool:
@@ -277,9 +279,11 @@ class Planner:
     async def _replay(self, index: Index, moment: Moment) -> ReplayEnd:
         def stop_after(position: int, journal: Journal) -> bool:
             self._stopped = not moment.has(position=position, time_ns=journal.time_ns)
+            if self._stopped:
+                self.left_out_ns = journal.time_ns
             return self._stopped
 
-        self._stopped = False
+        self._stopped, self.left_out_ns = False, None
         replayer = Replayer(
             index,
             CombiningSource(self.main, self._keys, self._writer),

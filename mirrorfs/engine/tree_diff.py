@@ -62,11 +62,21 @@ class TreeDiff:
     """Compares two indexes."""
 
     def __init__(
-        self, old: Index, new: Index, *, on_names: Callable[[int], None] = lambda count: None
+        self,
+        old: Index,
+        new: Index,
+        *,
+        exact: bool = False,
+        on_names: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """`on_names` hears how many names were compared so far."""
+        """
+        Args:
+            exact: whether every attribute counts, all times included: for two tellings of one moment.
+            on_names: hears how many names were compared so far.
+        """
         self._old = old
         self._new = new
+        self._exact = exact
         self._on_names = on_names
         self._found: list[Difference] = []
         self._gone: dict[int, list[_Item]] = {}
@@ -138,6 +148,8 @@ class TreeDiff:
         return any(one != two for one, two in pairs)
 
     def _has_other_attributes(self, old: InodeRow, new: InodeRow) -> bool:
+        if self._exact and old != new:
+            return True
         if (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid):
             return True
         # A directory's time changes with the names in it, which are told by themselves.
