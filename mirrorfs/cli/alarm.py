@@ -25,13 +25,18 @@ from typing import Any, Final
 import trio
 
 from mirrorfs.cli.config_alarm import AlarmConfig
-from mirrorfs.cli.protection import Light, Protection, judge
+from mirrorfs.cli.protection import NO_DRILLS, LastDrill, Light, Protection, judge
 from mirrorfs.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 5.0
-HOLDS_S: Final = {Light.AT_RISK: 10.0, Light.CATCHING_UP: 60.0, Light.PROTECTED: 10.0}
+HOLDS_S: Final = {
+    Light.AT_RISK: 10.0,
+    Light.UNTESTED: 60.0,
+    Light.CATCHING_UP: 60.0,
+    Light.PROTECTED: 10.0,
+}
 """How long a light must have been on before it is told."""
 DEADLINE_S: Final = 60.0
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
@@ -57,11 +62,23 @@ def check_command(alarm: AlarmConfig) -> None:
 class Alarm:
     """Watches one volume."""
 
-    def __init__(self, volume: str, config: AlarmConfig, *, status: Callable[[], dict[str, Any]]) -> None:
-        """`status` returns the fields of engine.volume.VolumeStatus."""
+    def __init__(
+        self,
+        volume: str,
+        config: AlarmConfig,
+        *,
+        status: Callable[[], dict[str, Any]],
+        drills: Callable[[], Mapping[str, LastDrill]] = lambda: NO_DRILLS,
+    ) -> None:
+        """
+        Args:
+            status: returns the fields of engine.volume.VolumeStatus.
+            drills: returns what is known of the drills on each store, by name.
+        """
         self._volume = volume
         self._config = config
         self._status = status
+        self._drills = drills
         self._told: Light | None = None
         self._light: Light | None = None
         self._since_s = 0.0
@@ -78,7 +95,11 @@ class Alarm:
     def look(self) -> Protection | None:
         """The state now, if its light has changed since it was told, and held since."""
         protection = judge(
-            self._status(), asked_ns=time.time_ns(), written_back=False, thresholds=self._config
+            self._status(),
+            asked_ns=time.time_ns(),
+            written_back=False,
+            thresholds=self._config,
+            drills=self._drills(),
         )
         now_s = trio.current_time()
         if protection.light is not self._light:

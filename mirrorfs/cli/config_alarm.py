@@ -10,10 +10,11 @@ from mirrorfs.core.sizes import format_size, parse_size
 from mirrorfs.errors import ConfigError, FormatError
 
 LAG_MAX_S: Final = 30 * 24 * 3600
-ABSENT_MAX_DAYS: Final = 3650
+DAYS_MAX: Final = 3650
 COMMAND_WORDS_MAX: Final = 32
 _FIELDS: Final = (
-    "max_lag_s", "max_pending", "max_blocked_s", "max_absent_days", "min_free", "command", "user",
+    "max_lag_s", "max_pending", "max_blocked_s", "max_absent_days", "max_drill_days", "min_free", "command",
+    "user",
 )  # fmt: skip
 
 
@@ -29,6 +30,8 @@ class AlarmConfig:
     """So long may one object not get to a store while others do."""
     max_absent_days: int = 30
     """So long may a rotating store be away, or lack a change."""
+    max_drill_days: int = 0
+    """So long ago may the last restore drill that passed be, of each store; off until somebody says so."""
     min_free_bytes: int = 1 << 30
     """So much must be free on the local disk."""
     command: tuple[str, ...] = ()
@@ -45,6 +48,7 @@ class AlarmConfig:
             ("max_pending", _text(self.max_pending_bytes), _text(default.max_pending_bytes)),
             ("max_blocked_s", str(self.max_blocked_s), str(default.max_blocked_s)),
             ("max_absent_days", str(self.max_absent_days), str(default.max_absent_days)),
+            ("max_drill_days", str(self.max_drill_days), str(default.max_drill_days)),
             ("min_free", _text(self.min_free_bytes), _text(default.min_free_bytes)),
         ):
             if value != known:
@@ -72,7 +76,8 @@ class AlarmConfig:
             max_lag_s=_seconds(value, "max_lag_s", default.max_lag_s),
             max_pending_bytes=_size(value, "max_pending", default.max_pending_bytes),
             max_blocked_s=_seconds(value, "max_blocked_s", default.max_blocked_s),
-            max_absent_days=_days(value, default.max_absent_days),
+            max_absent_days=_days(value, "max_absent_days", default.max_absent_days),
+            max_drill_days=_days(value, "max_drill_days", default.max_drill_days),
             min_free_bytes=_size(value, "min_free", default.min_free_bytes),
             command=_command(value.get("command", [])),
             user=_user(value.get("user")),
@@ -88,11 +93,11 @@ def _seconds(table: Mapping[str, object], name: str, default: int) -> int:
     return value
 
 
-def _days(table: Mapping[str, object], default: int) -> int:
-    value = table.get("max_absent_days", default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= ABSENT_MAX_DAYS:
+def _days(table: Mapping[str, object], name: str, default: int) -> int:
+    value = table.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= DAYS_MAX:
         raise ConfigError(
-            "Field alarm.max_absent_days of the volume's configuration is a number of days, at most 3650."
+            f"Field alarm.{name} of the volume's configuration is a number of days, at most {DAYS_MAX}."
         )
     return value
 

@@ -45,16 +45,29 @@ def run_headless(
     lock_fd = -1
     try:
         lock_fd = volume_lock.acquire(paths)
-        needed = argparse.Namespace(
-            volume=paths.name, mountpoint=str(paths.state), allow_other=False, take_over=False, at=None,
-            token=arguments.token, module=arguments.module,
-            password_file=arguments.password_file, pin_file=arguments.pin_file,
-        )  # fmt: skip
-        run_session(unlocked_session(needed, environment, view=""), paths, work)
+        run_session(unlocked_here(arguments, environment, paths, view=""), paths, work)
     finally:
         change.release()
         if lock_fd >= 0:
             os.close(lock_fd)
+
+
+def unlocked_here(
+    arguments: argparse.Namespace, environment: Mapping[str, str], paths: VolumePaths, *, view: str
+) -> UnlockedSession:
+    """Check the stores and ask for the secrets, as a mount does (cli/mount.py), which nothing follows.
+
+    Args:
+        arguments: with those of `add_unlock_arguments`.
+        view: what is not empty takes no lease and may stand beside a writable mount.
+    Raises: MirrorfsError.
+    """
+    needed = argparse.Namespace(
+        volume=paths.name, mountpoint=str(paths.state), allow_other=False, take_over=False, at=None,
+        token=arguments.token, module=arguments.module,
+        password_file=arguments.password_file, pin_file=arguments.pin_file,
+    )  # fmt: skip
+    return unlocked_session(needed, environment, view=view)
 
 
 def run_session(unlocked: UnlockedSession, paths: VolumePaths, work: Work) -> None:

@@ -220,6 +220,13 @@ def _repair(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, environment, _: verify.run(arguments, environment)
 
 
+def _drill(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import drill
+
+    drill.add_arguments(parser)
+    return lambda arguments, environment, _: drill.run(arguments, environment)
+
+
 def _doctor(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli import doctor
 
@@ -245,5 +252,6 @@ COMMANDS: Final = {
     "store": Command("show, add, remove or replace the stores of a volume", _store),
     "verify": Command("look whether the stores and the local disk hold everything, whole", _verify),
     "repair": Command("mend what is bad in one place from a good copy in another", _repair),
+    "drill": Command("try whether everything comes back from one store alone, and sign a report", _drill),
     "doctor": Command("check what this machine has and lacks", _doctor),
 }

@@ -20,8 +20,8 @@ from typing import Final
 import trio
 
 from mirrorfs.cli.config import load_config, make_private_directory
+from mirrorfs.cli.headless import unlocked_here
 from mirrorfs.cli.key_events import note_code_used
-from mirrorfs.cli.mount import unlocked_session
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.resolve import resolve
 from mirrorfs.cli.restore import work_directory
@@ -241,13 +241,8 @@ def _from_state(
         raise UsageError("A recovery code is for stores alone: name them with --store.")
     paths = resolve(arguments.operands[0], environment)
     make_private_directory(paths.state, what="state")
-    needed = argparse.Namespace(
-        volume=paths.name, mountpoint=str(paths.state), allow_other=False, take_over=False, at=None,
-        token=arguments.token, module=arguments.module,
-        password_file=arguments.password_file, pin_file=arguments.pin_file,
-    )  # fmt: skip
     # Like a read-only mount, it takes no lease and may stand beside a writable one.
-    session = unlocked_session(needed, environment, view="past")
+    session = unlocked_here(arguments, environment, paths, view="past")
     try:
         header, keys = verify_header(session.header, session.key_set)
         opened = [open_store(store.name, store.url, policy=ONCE) for store in load_config(paths).stores]

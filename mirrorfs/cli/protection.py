@@ -36,8 +36,10 @@ class Light(StrEnum):
     """Every store holds everything."""
     CATCHING_UP = "catching-up"
     """Something is on its way to the stores, and nothing holds it up."""
+    UNTESTED = "untested"
+    """Nobody has tried for too long whether everything comes back from a store; else as the two above."""
     AT_RISK = "at-risk"
-    """Something is not on a store and does not get there, or writing has stopped."""
+    """Something is not on a store and does not get there, a store failed a drill, or writing has stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,10 @@ class StoreProtection:
     """When a rotating store that is away was last there."""
     filling: bool
     """It is new, and has never held everything yet."""
+    drilled_ns: int | None
+    """When the last restore drill that passed began; None when none is known here."""
+    drill_failed_ns: int | None
+    """When the last drill began, if it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +103,29 @@ class Thresholds(Protocol):
     def max_absent_days(self) -> int: ...
     @property
     def min_free_bytes(self) -> int: ...
+    @property
+    def max_drill_days(self) -> int: ...
+
+
+class LastDrill(Protocol):
+    """What is known of the drills on one store (cli/drill_record.py)."""
+
+    @property
+    def good_ns(self) -> int | None: ...
+    @property
+    def failed_ns(self) -> int | None: ...
+
+
+NO_DRILLS: Final[Mapping[str, LastDrill]] = {}
 
 
 def judge(
-    status: Mapping[str, Any], *, asked_ns: int, written_back: bool, thresholds: Thresholds
+    status: Mapping[str, Any],
+    *,
+    asked_ns: int,
+    written_back: bool,
+    thresholds: Thresholds,
+    drills: Mapping[str, LastDrill] = NO_DRILLS,
 ) -> Protection:
     """Judge a status as the daemon sends it.
 
@@ -108,6 +133,7 @@ def judge(
         status: fields of engine.volume.VolumeStatus.
         asked_ns: CLOCK_REALTIME before the kernel was asked to write back, or else before the question.
         written_back: whether the kernel has handed over everything written before asked_ns.
+        drills: by names of stores; one that is not among them was never drilled.
     """
     as_of_ns = asked_ns if written_back else asked_ns - int(KERNEL_HOLDS_S * 1e9)
     in_memory = bool(status["dirty_bytes"] or status["pending_records_bytes"])
@@ -115,12 +141,18 @@ def judge(
     durable_ns = min(as_of_ns, int(status["durable_ns"])) if in_memory else as_of_ns
     open_ns = int(status["open_since_ns"])
     not_offered_ns = min(durable_ns, open_ns) if open_ns else durable_ns
-    stores = tuple(_store(store, not_offered_ns, asked_ns) for store in status["stores"])
+    stores = tuple(
+        _store(store, not_offered_ns, asked_ns, drills.get(store["store"])) for store in status["stores"]
+    )
     light, reason = _light(status, stores, all_offered=not in_memory and not open_ns)
     if light is not Light.AT_RISK:
         passed = _passed(status, stores, thresholds, asked_ns)
         if passed is not None:
             light, reason = Light.AT_RISK, passed
+    if light is not Light.AT_RISK:
+        untested = _untested(stores, thresholds, asked_ns)
+        if untested is not None:
+            light, reason = Light.UNTESTED, untested
     return Protection(light, reason, as_of_ns, durable_ns, stores)
 
 
@@ -131,6 +163,9 @@ def _passed(
     # A new store is behind from its beginning: that is a risk only where there would be one copy without it.
     enough = sum(1 for store in stores if not store.rotating and not store.filling) >= COPIES_ENOUGH
     for store, raw in zip(stores, status["stores"], strict=True):
+        if store.drill_failed_ns is not None:
+            ago = span(max(0.0, (now_ns - store.drill_failed_ns) / 1e9))
+            return f"Store {store.name} failed a restore drill {ago} ago; repair it, and run the drill again."
         if store.rotating:
             absent_s = max(
                 store.lag_s, 0.0 if store.away_since_ns is None else (now_ns - store.away_since_ns) / 1e9
@@ -152,6 +187,21 @@ def _passed(
     return None
 
 
+def _untested(stores: Sequence[StoreProtection], thresholds: Thresholds, now_ns: int) -> str | None:
+    """Which store was not drilled for too long, in a sentence; None when none was."""
+    if thresholds.max_drill_days <= 0:
+        return None
+    for store in stores:
+        if store.filling or store.away_since_ns is not None:
+            continue  # it cannot be tried now
+        if store.drilled_ns is None:
+            return f"No restore drill on store {store.name} has passed on this PC yet."
+        age_s = (now_ns - store.drilled_ns) / 1e9
+        if age_s > thresholds.max_drill_days * DAY_S:
+            return f"The last restore drill on store {store.name} that passed was {span(age_s)} ago."
+    return None
+
+
 def span(seconds: float) -> str:
     """A duration for people."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
@@ -160,7 +210,9 @@ def span(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _store(store: Mapping[str, Any], not_offered_ns: int, now_ns: int) -> StoreProtection:
+def _store(
+    store: Mapping[str, Any], not_offered_ns: int, now_ns: int, drill: LastDrill | None
+) -> StoreProtection:
     oldest_ns = store["oldest_pending_ns"]
     pending, rate = int(store["pending_bytes"]), int(store["rate_bytes_s"])
     is_held_back = store["state"] in (*_FAULTS, StateWord.MISSING)
@@ -181,6 +233,8 @@ def _store(store: Mapping[str, Any], not_offered_ns: int, now_ns: int) -> StoreP
         rotating=bool(store["rotating"]),
         away_since_ns=store["away_since_ns"],
         filling=bool(store["filling"]),
+        drilled_ns=None if drill is None else drill.good_ns,
+        drill_failed_ns=None if drill is None else drill.failed_ns,
     )
 
 

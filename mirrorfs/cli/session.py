@@ -24,6 +24,7 @@ from mirrorfs.cli import session_lock
 from mirrorfs.cli.alarm import Alarm
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths
 from mirrorfs.cli.control import ControlServer
+from mirrorfs.cli.drill_record import DrillRecord
 from mirrorfs.cli.failures import single_error
 from mirrorfs.cli.key_events import EventLog
 from mirrorfs.cli.key_pipe import UnlockedSession
@@ -280,7 +281,13 @@ class Session:
         volume.before_read_only = self._write_back
         self._locking.sync = volume.filesystem.sync
         self._locking.turn_read_only = volume.turn_read_only
-        alarm = Alarm(self._request.name, self._config.alarm, status=lambda: asdict(volume.status()))
+        record = DrillRecord(self._paths, volume=self._config.volume)
+        alarm = Alarm(
+            self._request.name,
+            self._config.alarm,
+            status=lambda: asdict(volume.status()),
+            drills=lambda: record.last(self._config.stores),
+        )
         self._locking.on_lock = alarm.locked
         nursery.start_soon(alarm.run)
         return Opened(volume.filesystem, lambda: self._close(volume, files), volume.unforeseen)

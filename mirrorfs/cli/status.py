@@ -12,6 +12,7 @@ from typing import Any, Final
 from mirrorfs.cli import volume_lock
 from mirrorfs.cli.config import VolumePaths, configured_volumes, load_config, volume_paths
 from mirrorfs.cli.control_protocol import ControlClient, NotMounted
+from mirrorfs.cli.drill_record import last_drills
 from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.key_status import KeyStatus, key_lines, keys_json, read_key_status
 from mirrorfs.cli.lock_note import LockNote, read_note
@@ -29,6 +30,7 @@ LAG_SHOWN_S: Final = 60.0
 _WORDS: Final = {
     Light.PROTECTED: "protected",
     Light.CATCHING_UP: "catching up",
+    Light.UNTESTED: "NOT TESTED",
     Light.AT_RISK: "AT RISK",
 }
 
@@ -104,7 +106,11 @@ def _report(paths: VolumePaths) -> VolumeReport:
     except MirrorfsError as error:
         return VolumeReport(paths.name, mountpoint, None, None, one_line(str(error)))
     protection = judge(
-        answer["status"], asked_ns=asked_ns, written_back=written_back, thresholds=config.alarm
+        answer["status"],
+        asked_ns=asked_ns,
+        written_back=written_back,
+        thresholds=config.alarm,
+        drills=last_drills(paths, volume=config.volume, stores=config.stores),
     )
     return VolumeReport(paths.name, mountpoint, answer, protection, None)
 
@@ -182,6 +188,8 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
                 "rotating": store.rotating,
                 "away_since": None if store.away_since_ns is None else timestamp(store.away_since_ns),
                 "filling": store.filling,
+                "drilled": None if store.drilled_ns is None else timestamp(store.drilled_ns),
+                "drill_failed": None if store.drill_failed_ns is None else timestamp(store.drill_failed_ns),
             }
             for store in protection.stores
         ],
@@ -260,6 +268,8 @@ def _store_line(store: StoreProtection, *, now_ns: int) -> str:
         if store.failing_since_ns is not None:
             since = f" since {local_time(store.failing_since_ns, now_ns=now_ns)}"
         safe += f"; {store.state}{since}: {store.last_error}"
+    if store.drilled_ns is not None:
+        safe += f"; last drill that passed: {local_time(store.drilled_ns, now_ns=now_ns)}"
     if store.weak_fencing:
         safe += "; weak fencing: this store cannot keep a second writer out"
     return safe

@@ -102,6 +102,24 @@ async def test_from_a_checkpoint(with_checkpoint: Filled, tmp_path: Path) -> Non
     assert not found.faults and found.compared_files == found.files
 
 
+async def test_nothing_lies_in_the_clear(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When all was restored the folder holds two indexes, and in them neither a name nor what a file held."""
+    drill = drilled(filled, tmp_path, filled.store("a"))
+    seen: list[int] = []
+
+    def look(self: DrillTree, inodes: Sequence[object]) -> None:
+        files = [path.read_bytes() for path in drill.folder.iterdir()]
+        seen.append(sum(map(len, files)))
+        for secret in (b"the last file", b"the new one", b"small 1", b"../nowhere", b"user.directory"):
+            assert not any(secret in data for data in files)
+
+    monkeypatch.setattr(DrillTree, "finish", look)
+    assert not (await drill.run()).faults
+    assert seen and min(seen) > 10_000
+
+
 async def test_a_sample(filled: Filled, tmp_path: Path) -> None:
     store = filled.store("a")
     drill = drilled(filled, tmp_path, store)

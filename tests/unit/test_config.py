@@ -65,8 +65,10 @@ def test_text_and_back() -> None:
     bare = replace(CONFIG, tokens=(TokenConfig("pkcs11:"),))
     assert VolumeConfig.from_toml(bare.to_toml()) == bare
     usb = StoreConfig("usb", "file:///media/usb", b"\x03" * 16, rotating=True)
-    rotating = replace(CONFIG, stores=(*CONFIG.stores, usb), alarm=AlarmConfig(max_absent_days=60))
-    assert "max_absent_days = 60" in rotating.to_toml()
+    rotating = replace(
+        CONFIG, stores=(*CONFIG.stores, usb), alarm=AlarmConfig(max_absent_days=60, max_drill_days=35)
+    )
+    assert "max_absent_days = 60\nmax_drill_days = 35" in rotating.to_toml()
     assert VolumeConfig.from_toml(rotating.to_toml()) == rotating
     assert "rotating" not in TEXT
 

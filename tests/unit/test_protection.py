@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mirrorfs.cli.config_alarm import AlarmConfig
+from mirrorfs.cli.drill_record import LastDrills
 from mirrorfs.cli.protection import KERNEL_HOLDS_S, Light, judge
 from mirrorfs.cli.status import VolumeReport, as_json, as_text, timestamp
 from mirrorfs.cli.waiting import Patience
@@ -14,6 +15,7 @@ from mirrorfs.engine.mirror_state import MirrorState, StateWord
 
 S = 1_000_000_000
 NOW_NS = 1_800_000_000 * S
+DAY = 24 * 3600 * S
 
 
 def store(name: str = "a", **changes: Any) -> dict[str, Any]:
@@ -238,9 +240,58 @@ def test_lag_and_when_it_will_be_over() -> None:
     assert away.stores[0].eta_s is None
 
 
+# --- restore drills --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("days", "stores", "drills", "expected", "words"),
+    [
+        (0, [store()], {}, Light.PROTECTED, None),
+        (0, [store()], {"a": LastDrills(NOW_NS - 999 * DAY)}, Light.PROTECTED, None),
+        (35, [store()], {}, Light.UNTESTED, "No restore drill on store a has passed on this PC yet."),
+        (35, [store()], {"a": LastDrills(NOW_NS - 34 * DAY)}, Light.PROTECTED, None),
+        (35, [store()], {"a": LastDrills(NOW_NS - 36 * DAY)}, Light.UNTESTED, "was 36 days ago"),
+        (35, [store(**PENDING)], {}, Light.UNTESTED, "No restore drill"),
+        (35, [store(**PENDING)], {"a": LastDrills(NOW_NS)}, Light.CATCHING_UP, None),
+        (35, [store("a"), store("b")], {"a": LastDrills(NOW_NS)}, Light.UNTESTED, "store b"),
+        # It cannot be tried now.
+        (35, [store(rotating=True, away_since_ns=NOW_NS - DAY)], {}, Light.PROTECTED, None),
+        (35, [store(filling=True)], {}, Light.PROTECTED, None),
+        # That one failed is never off.
+        (0, [store()], {"a": LastDrills(NOW_NS - 3 * DAY, NOW_NS - 2 * DAY)}, Light.AT_RISK, "failed a rest"),
+        (35, [store(**AWAY)], {}, Light.AT_RISK, "Store a is away."),
+    ],
+)
+def test_drills(
+    days: int, stores: list[dict[str, Any]], drills: dict[str, LastDrills], expected: Light, words: str | None
+) -> None:
+    found = judge(
+        status(*stores),
+        asked_ns=NOW_NS,
+        written_back=True,
+        thresholds=AlarmConfig(max_drill_days=days),
+        drills=drills,
+    )
+    assert found.light is expected
+    assert (found.reason is None) == (words is None) and (words or "") in (found.reason or "")
+
+
+def test_the_last_drill_is_shown() -> None:
+    given = status(store("a"), store("b"))
+    drills = {"a": LastDrills(NOW_NS - DAY, NOW_NS)}
+    answer = {"mountpoint": "/mnt", "read_only": False, "pid": 7, "status": given}
+    found = judge(given, asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig(), drills=drills)
+    shown = VolumeReport("v", "/mnt", answer, found, None)
+    one, two = as_json(shown)["stores"]
+    assert (one["drilled"], one["drill_failed"]) == (timestamp(NOW_NS - DAY), timestamp(NOW_NS))
+    assert (two["drilled"], two["drill_failed"]) == (None, None)
+    lines = as_text(shown)
+    assert lines[0] == "v: AT RISK, mounted on /mnt"
+    assert "last drill that passed: 20" in lines[2] and "drill" not in lines[3]
+
+
 # --- stores that rotate, and new ones ----------------------------------------------------------
 
-DAY = 24 * 3600 * S
 ROTATED = {**PENDING, "state": "away", "rotating": True, "oldest_pending_ns": NOW_NS - 20 * DAY}
 FILLING = {**PENDING, "filling": True, "oldest_pending_ns": NOW_NS - 900 * DAY, "pending_bytes": 500 << 30}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mirrorfs.cli import drill
 from mirrorfs.cli.mount import parse_arguments
 
 UNIT = Path(__file__).parents[2] / "scripts/systemd/mirrorfs@.service"
@@ -67,3 +69,41 @@ def test_systemd_knows_its_words(planted: str, tmp_path: Path) -> None:
     assert ("Unknown key" in done.stderr) == bool(planted), done.stderr
     if not planted:
         assert "mirrorfs@" not in done.stderr, done.stderr
+
+
+# --- the drill -------------------------------------------------------------------------------
+
+DRILL = UNIT.with_name("mirrorfs-drill@.service")
+TIMER = UNIT.with_name("mirrorfs-drill@.timer")
+
+
+def test_the_drill_keeps_the_same_promises() -> None:
+    found = values(DRILL.read_text())
+    own = {name: value for name, value in PROMISED.items() if name != "KillMode"}
+    assert {name: found.get(name) for name in own} == own
+    # It mounts nothing, and writes to its state alone.
+    assert (found["ProtectSystem"], found["ReadWritePaths"]) == ("strict", "/var/lib/mirrorfs")
+    assert "User" in found and found["CapabilityBoundingSet"] == ""
+
+
+def test_the_program_takes_the_drill() -> None:
+    program, command, *arguments = shlex.split(values(DRILL.read_text())["ExecStart"])
+    assert program.endswith("/mirrorfs") and command == "drill"
+    parser = argparse.ArgumentParser()
+    drill.add_arguments(parser)
+    given = [argument for argument in arguments if argument != "$MIRRORFS_DRILL_OPTIONS"]
+    assert parser.parse_args([*given, "--sample", "5%"]).volume == "%i"
+
+
+def test_systemd_knows_the_words_of_the_drill(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        return  # The promises above are checked everywhere.
+    for unit in (DRILL, TIMER):
+        text = unit.read_text().replace("/opt/mirrorfs/bin/mirrorfs", "/bin/true")
+        (tmp_path / unit.name).write_text(text)
+    for unit in (DRILL, TIMER):
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert "mirrorfs-drill@" not in done.stderr, done.stderr
