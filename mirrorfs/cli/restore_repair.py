@@ -39,7 +39,8 @@ from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
 from mirrorfs.engine.restore import RestorePlan
 from mirrorfs.engine.scrub import DEEP, BadObject, Fault
-from mirrorfs.engine.volume import MountedVolume, VolumeStatus
+from mirrorfs.engine.volume import MountedVolume
+from mirrorfs.engine.volume_status import VolumeStatus
 from mirrorfs.errors import DamagedError, LimitError, MirrorfsError, ObjectExists, StoreMismatch
 from mirrorfs.format.control import open_instance
 from mirrorfs.format.header import header_key

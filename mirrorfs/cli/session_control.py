@@ -15,7 +15,8 @@ from mirrorfs.cli.key_pipe import SessionRequest
 from mirrorfs.cli.scrubbing import scrub
 from mirrorfs.cli.waiting import Patience, watched
 from mirrorfs.engine.limits import Limits
-from mirrorfs.engine.volume import MountedVolume, VolumeStatus
+from mirrorfs.engine.volume import MountedVolume
+from mirrorfs.engine.volume_status import VolumeStatus
 from mirrorfs.errors import MirrorfsError, StoreUnavailable, UsageError
 
 STALL_MAX_S: Final = 7 * 24 * 3600.0

@@ -8,7 +8,7 @@ import trio
 
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.engine.mirror_state import MirrorState
-from mirrorfs.engine.volume import VolumeStatus
+from mirrorfs.engine.volume_status import VolumeStatus
 
 
 class Patience:

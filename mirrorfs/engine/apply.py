@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mirrorfs.core.extents import Extent, Freed, overlay_packed, pack_extents, trim, unpack_extents
+from mirrorfs.core.file_changes import NOTHING_LOST, Lost, compressed_well
 from mirrorfs.errors import DamagedError
 from mirrorfs.format.limits import CHUNK_SIZE, FIRST_COOKIE, ROOT_INODE
 from mirrorfs.format.record import (
@@ -53,6 +54,8 @@ class Applier:
     def __init__(self, index: Index) -> None:
         self._index = index
         self.emptied: set[int] = set()
+        self._freed_bytes = 0
+        self._freed_compressible = 0
         self.next_inode = self._counter("next_inode", ROOT_INODE)
         self.next_generation = self._counter("next_generation", 1)
         self.next_cookie = self._counter("next_cookie", FIRST_COOKIE)
@@ -78,6 +81,14 @@ class Applier:
             if row is not None and row.live == 0:
                 index.put_frame(row._replace(death=position))
         self.emptied.clear()
+
+    def take_lost(self) -> Lost:
+        """What the records since the last call took away from files."""
+        if not self._freed_bytes:
+            return NOTHING_LOST
+        lost = Lost(self._freed_bytes, self._freed_compressible)
+        self._freed_bytes = self._freed_compressible = 0
+        return lost
 
     def apply(self, record: Record) -> None:
         """Carry out one record. Raises DamagedError when it does not fit the tree."""
@@ -281,6 +292,9 @@ class Applier:
             if row is None or row.live < length:
                 raise DamagedError(f"the log frees bytes of frame {frame} that are not alive.")
             self._index.put_frame(row._replace(live=row.live - length))
+            self._freed_bytes += length
+            if compressed_well(row.size, row.length):
+                self._freed_compressible += length
             if row.live == length:
                 self.emptied.add(frame)
         return total

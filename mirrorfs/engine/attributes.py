@@ -154,6 +154,7 @@ class Attributes:
         if size == row.size == state.live_size(row):
             return
         state.record(Truncate(row.inode, size))
+        state.sense.cut(row.inode, size, state.applier.take_lost())
         if row.inode in state.writers:
             state.truncated.add(row.inode)
         file = state.dirty.get(row.inode)

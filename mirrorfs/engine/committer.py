@@ -324,6 +324,7 @@ class Committer:
         """All records are in the log; call it in the same step. Raises DamagedError."""
         self._appended = position, journals[-1][0].time_ns
         self._appended_bytes += sum(len(payload) for _, payload in journals)
+        self._state.sense.committed(*self._appended)
         if self._aging is not self._log.current:
             self._wake.set()  # a segment began to age: the task may have to wake earlier now
         self._index.note(position, journals, commit=with_index)

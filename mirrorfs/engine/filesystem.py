@@ -115,7 +115,10 @@ class FileSystem(Namespace):
 
     async def read(self, inode: int, offset: int, size: int) -> bytes:
         """Bytes of a file, short at its end, zeros in holes. Raises ReadFailed."""
-        return await self._reader.read(inode, offset, size)
+        data = await self._reader.read(inode, offset, size)
+        if not offset:
+            self._state.sense.saw(inode, data)
+        return data
 
     async def write(self, inode: int, offset: int, data: bytes) -> int:
         """Take bytes into memory; they are in the local log after the next commit or fsync.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import trio
 
+from mirrorfs.core.sense import LIMIT
 from mirrorfs.engine.admission import Admission, Judge
 from mirrorfs.engine.cache import CACHE_SIZE
 from mirrorfs.engine.lease import LEASE_PERIOD_S, LeaseKeeper
@@ -68,6 +69,8 @@ class VolumeSettings:
     take_over: bool = False
     rotating: frozenset[str] = frozenset()
     """Names of stores that may be away for long."""
+    encrypted_max: int = LIMIT
+    """So many files replaced by what looks encrypted are a burst; 0: nobody looks."""
     boot_id: str = ""
     """Another one after each boot of the machine."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Final
 
 import trio
 
+from mirrorfs.core.sense import LIMIT, Sense
+from mirrorfs.engine.bursts import Bursts
 from mirrorfs.engine.cache import CACHE_SIZE, SegmentCache
 from mirrorfs.engine.committer import Committer
 from mirrorfs.engine.filesystem import FileSystem
@@ -21,11 +24,14 @@ from mirrorfs.engine.sealer import Sealer
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import VolumeState
+from mirrorfs.errors import DiskError
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.record import Create, Epoch
 from mirrorfs.format.rows import RelocationRow, SegmentRow
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Clock, Disk, Entropy, Index, Offload, Store, Throttle
+
+logger = logging.getLogger(__name__)
 
 BUSY_NS: Final = 1_000_000_000
 """Who asked for something a moment ago may ask for more."""
@@ -77,6 +83,7 @@ class LocalVolume:
         owner: tuple[int, int] = (0, 0),
         mirror_delay_s: float = 10.0,
         level: int = 1,
+        encrypted_max: int = LIMIT,
         on_closed: Callable[[SegmentRow, str], None] = lambda row, key: None,
         on_commit: Callable[[int, int], None] = lambda position, size: None,
     ) -> None:
@@ -85,11 +92,15 @@ class LocalVolume:
             mirrors: none: a volume without stores, which keeps everything here.
             cache_bytes: bound of what is kept locally of segments that every store has.
             owner: (uid, gid) of the root directory of a new volume.
+            encrypted_max: so many files replaced by what looks encrypted are a burst; 0: nobody looks.
         """
         self.index: Index = recovered.index
         self.identity = identity
         self.state = VolumeState(self.index, world.clock, read_only=False)
         self.state.applier.emptied |= recovered.undecided
+        self.state.sense = Sense(encrypted_max)
+        self.state.sense.committed(recovered.position, recovered.time_ns)
+        self.bursts = Bursts(self.state.sense, world.disk, world.clock, world.offload)
         self.space = SpaceGuard(world.disk, world.clock)
         self._on_closed = on_closed
         self._owner = owner
@@ -188,7 +199,9 @@ class LocalVolume:
         for inode in self.index.orphans():
             self.filesystem.forget(inode)
         await self.committer.commit(None)
-        self._nursery.start_soon(partial(lasting, on_unforeseen=self.unforeseen), self.cache.run, "the cache")
+        start = partial(self._nursery.start_soon, partial(lasting, on_unforeseen=self.unforeseen))
+        start(self.cache.run, "the cache")
+        start(self.bursts.run, "the list of bursts")
 
     def adopt(self, identity: WriterIdentity) -> None:
         """Take another header generation for all segments that begin from now on."""
@@ -211,9 +224,16 @@ class LocalVolume:
             self.state.fatal = f"Unforeseen ({kind}): writing has stopped; mount the volume again."
             self.committer.made_space()
 
+    def _close_bursts(self) -> None:
+        try:
+            self.bursts.close()
+        except DiskError as exc:
+            logger.warning("The list of suspicious bursts could not be written: %s", exc)
+
     def close(self) -> None:
         """Close the index. Nothing uncommitted may be left but what is no part of a position."""
         self.reader.close()
+        self._close_bursts()
         if self.state.pending:
             self.index.rollback()
         elif self.state.fatal is None:

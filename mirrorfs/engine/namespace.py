@@ -141,6 +141,7 @@ class Namespace(Attributes):
             if len(state.parent_of) >= PARENT_HINTS_MAX:
                 state.parent_of.clear()
             state.parent_of[inode] = parent
+            state.sense.created(inode, parent, name)
         return self.row(inode)
 
     def link(self, inode: int, parent: int, name: bytes) -> InodeRow:
@@ -184,6 +185,7 @@ class Namespace(Attributes):
     def _remove(self, parent: int, name: bytes, row: InodeRow) -> InodeRow:
         self._state.check_writable()
         self._state.record(Unlink(parent, self._state.clock.now_ns(), name))
+        self._state.sense.removed(row.inode, parent, name)
         return self.getattr(row.inode)
 
     def rename(
@@ -240,8 +242,12 @@ class Namespace(Attributes):
             )
         )
         self._data_first(source.inode)
-        if exchange and target is not None:
+        if stat.S_ISREG(source.mode):
+            state.sense.renamed(source.inode, name, new_parent, new_name)
+        if target is not None and exchange:
             self._data_first(target.inode)
+        elif target is not None:
+            state.sense.replaced(target.inode, by=source.inode)
 
     def _check_replaceable(self, source: InodeRow, target: InodeRow) -> None:
         if stat.S_ISDIR(target.mode):
@@ -282,6 +288,7 @@ class Namespace(Attributes):
             state.named.discard(inode)
         self._shrink(row)
         state.record(Forget(inode))
+        state.sense.gone(inode, state.applier.take_lost())
 
     def _shrink(self, row: InodeRow) -> None:
         """Cut a long file from its end in steps, so that one record never frees a hundred thousand rows."""

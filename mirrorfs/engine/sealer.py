@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
+from mirrorfs.core.file_changes import written_by_inode
 from mirrorfs.core.grouping import DirtyPiece, FramePlan, Group, plan_frames, split_range
 from mirrorfs.engine.log import INLINE_MAX, Log
 from mirrorfs.engine.segment_writer import Placed
@@ -217,6 +218,8 @@ class Sealer:
                 if piece.length:
                     pieces.append(Piece(piece.offset, piece.length, place.frame, piece.frame_offset))
         done = {id(piece) for plan in plans for piece in plan.pieces}
+        sense = state.sense
+        written = written_by_inode(plans, [place.size for place in placed]) if sense.limit else {}
         for inode, pieces in by_inode.items():
             file = state.dirty.get(inode)
             if file is None:
@@ -224,6 +227,8 @@ class Sealer:
             if pieces:
                 end = max(piece.offset + piece.length for piece in pieces)
                 state.record(Extents(inode, end, pack_pieces(pieces)))
+                if sense.limit:
+                    sense.wrote(inode, written[inode], state.applier.take_lost())
             file.sealing = [piece for piece in file.sealing if id(piece) not in done]
             state.drop_if_clean(file)
         state.dirty_bytes -= sum(len(piece.data) for plan in plans for piece in plan.pieces)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from mirrorfs.core.dirty import DirtyRanges
 from mirrorfs.core.grouping import DirtyPiece
+from mirrorfs.core.sense import Sense
 from mirrorfs.engine.apply import Applier
 from mirrorfs.errors import ReadOnlyVolume, WritesStopped
 from mirrorfs.format.record import Record, encode_record
@@ -100,6 +101,8 @@ class VolumeState:
         """Directory of recently created files, so that neighbours share frames; a hint only."""
         self.written_ns = 0
         """CLOCK_BOOTTIME of the last write or fsync."""
+        self.sense = Sense()
+        """Hears of what files lose and get."""
         self.fatal: str | None = None
         self.stalled = False
         """The local disk is full: nothing new is accepted until what is in memory is durable."""

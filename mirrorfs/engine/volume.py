@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import trio
 
+from mirrorfs.core.sense import Burst
 from mirrorfs.engine.attached import (
     AttachedStore,
     Attaching,
@@ -32,7 +32,6 @@ from mirrorfs.engine.lease_taker import RELEASE_S, VolumeSettings
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.log_ends import LogEnds, log_ends
 from mirrorfs.engine.mend import Mender
-from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
 from mirrorfs.engine.prefetch import Prefetcher
 from mirrorfs.engine.publisher import Heads
@@ -40,6 +39,7 @@ from mirrorfs.engine.scrub import Scrubber
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.store_records import StoreRecords
 from mirrorfs.engine.store_tasks import StoreChange, StoreTasks
+from mirrorfs.engine.volume_status import VolumeStatus
 from mirrorfs.errors import DamagedError, StoreUnavailable, WritesStopped
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
@@ -52,29 +52,7 @@ logger = logging.getLogger(__name__)
 
 HEAD_INTERVAL_S = 600.0
 PROGRESS_S = 0.5
-Progress = Callable[["VolumeStatus"], None]
-
-
-@dataclass(frozen=True, slots=True)
-class VolumeStatus:
-    """A moment of a mounted volume."""
-
-    position: int
-    durable_ns: int
-    """Everything written before is in the local log."""
-    dirty_bytes: int
-    pending_records_bytes: int
-    open_since_ns: int
-    """Changes in the open segment were made after this moment; 0 when all changes are in closed ones."""
-    log_bytes_appended: int
-    commits: int
-    files: int
-    allocated_bytes: int
-    free_bytes: int
-    stalled: bool
-    fatal: str | None
-    stores: tuple[MirrorState, ...]
-    fenced: str | None
+Progress = Callable[[VolumeStatus], None]
 
 
 class MountedVolume:
@@ -186,8 +164,7 @@ class MountedVolume:
         tasks = StoreTasks(
             members, attaching, LocalObjects(world.disk, index, world.offload),
             StoreRecords(world.disk, world.offload, world.clock), writer.taker, world.clock, identity,
-            settle_index=lambda: local.committer.settle_index(),
-            on_fenced=lambda: volume.turn_read_only(),
+            settle_index=lambda: local.committer.settle_index(), on_fenced=lambda: volume.turn_read_only(),
             on_unforeseen=lambda error: volume.unforeseen(error),
             on_left=lambda name: volume.scrubber.forget_store(name),
             adopt=adopt,
@@ -200,7 +177,8 @@ class MountedVolume:
         local = LocalVolume(
             world, recovered, identity, writer_key, nursery=nursery, mirrors=mirrors_of(members, suspect),
             cache_bytes=settings.cache_bytes, owner=settings.owner, mirror_delay_s=settings.mirror_delay_s,
-            level=settings.level, on_closed=closed, on_commit=checkpointer.committed,
+            level=settings.level, encrypted_max=settings.encrypted_max, on_closed=closed,
+            on_commit=checkpointer.committed,
         )  # fmt: skip
         volume = cls(world, local, tasks, objects, checkpointer, writer.heads, ages, settings.prefetch)
         await local.start()
@@ -302,6 +280,7 @@ class MountedVolume:
             fatal=local.state.fatal,
             stores=tuple(one.snapshot() for one in self._stores),
             fenced=self._tasks_of_stores.members.fenced(),
+            burst=local.bursts.open,
         )
 
     async def ends(self) -> LogEnds:
@@ -326,6 +305,10 @@ class MountedVolume:
         if one is None:
             raise StoreUnavailable(f"Store {name} is not one of the volume's any more.")
         return one
+
+    async def clear_burst(self) -> Burst | None:
+        """A person looked at the burst that is open. Returns it. Raises: as Bursts.clear."""
+        return await self._local.bursts.clear()
 
     @property
     def header_bytes(self) -> bytes:

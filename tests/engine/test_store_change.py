@@ -20,7 +20,8 @@ from mirrorfs.engine.local import World
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.scrub import DEEP
 from mirrorfs.engine.store_tasks import StoreChange
-from mirrorfs.engine.volume import MountedVolume, VolumeStatus
+from mirrorfs.engine.volume import MountedVolume
+from mirrorfs.engine.volume_status import VolumeStatus
 from mirrorfs.errors import ChainError, InUseError
 from mirrorfs.format.control import INSTANCE_KEY, LEASE_KEY, Instance, Lease, open_lease, seal_control
 from mirrorfs.format.header import StoreEntry

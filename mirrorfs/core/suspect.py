@@ -1,0 +1,110 @@
+"""One file: whether noise took the place of something legible in it, or beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from mirrorfs.core.file_changes import JUDGED_MIN_BYTES
+from mirrorfs.core.signatures import Start
+
+GROWTH_MAX_BYTES: Final = 1024
+"""An encryptor adds so much to a file, at most: a key and some padding."""
+FULL, HALF = 2, 1
+"""What a file counts."""
+
+
+class Mark(NamedTuple):
+    """A commit."""
+
+    position: int
+    time_ns: int
+
+
+class Suspect:
+    """A file that was changed lately."""
+
+    __slots__ = (
+        "inode",
+        "is_counted",
+        "is_cut",
+        "is_longer",
+        "is_new",
+        "lost",
+        "lost_compressible",
+        "name",
+        "opaque",
+        "parent",
+        "plain",
+        "replaces",
+        "seen_ns",
+        "since",
+        "size",
+        "start",
+        "was_legible",
+    )  # fmt: skip
+
+    def __init__(self, inode: int, mark: Mark) -> None:
+        self.inode = inode
+        self.parent = 0
+        self.name = b""
+        self.is_new = False
+        self.seen_ns = mark.time_ns
+        self.since: Mark | None = None
+        """The commit before its first change that may be an encryptor's."""
+        self.opaque = 0
+        self.plain = 0
+        self.start = Start.UNSEEN
+        """Of what was written meanwhile."""
+        self.is_cut = False
+        """Its first bytes went, and are not there again."""
+        self.was_legible = False
+        """It began in a legible way, before noise came in its place."""
+        self.lost = 0
+        self.lost_compressible = 0
+        self.is_longer = False
+        """It was renamed, by something put behind its name."""
+        self.replaces: Mark | None = None
+        """It took the name of a legible file, which went after this commit."""
+        self.size = 0
+        self.is_counted = False
+
+    @property
+    def is_opaque(self) -> bool:
+        judged = self.opaque + self.plain
+        return judged >= JUDGED_MIN_BYTES and 10 * self.opaque >= 9 * judged
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether noise took the place of something legible in it."""
+        if not self.is_opaque or not self.lost:
+            return False
+        if self.start is Start.OPAQUE and self.was_legible:
+            return True
+        if self.start is Start.KNOWN or self.is_cut or self.lost < JUDGED_MIN_BYTES:
+            return False
+        return 2 * self.lost_compressible >= self.lost or (
+            self.is_longer and self.start is not Start.STRUCTURED
+        )
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether it is new, and noise from its first byte."""
+        return self.is_new and self.is_opaque and self.start is Start.OPAQUE
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A legible file that was removed."""
+
+    name: bytes
+    size: int
+    since: Mark
+
+
+def weight_of(file: Suspect, victim: Victim) -> int:
+    """How much it says that one came and the other went."""
+    stem = victim.name.rpartition(b".")[0] or victim.name
+    if file.name.startswith(victim.name) or file.name.startswith(stem + b"."):
+        return FULL
+    return HALF if 0 <= file.size - victim.size <= GROWTH_MAX_BYTES else 0
