@@ -1,7 +1,8 @@
 """The alarm of a mounted volume: its light is looked at now and then, and a change of it is told.
 
-The light is the one that `status` shows (cli/protection.py). A change is logged and told once it has held for
-a while, so that a store that comes and goes, or a volume that is written to all day, calls nobody each time.
+The light is the one that `status` shows (cli/protection.py). A change, and a burst of files that look
+encrypted, is logged and told once it has held for a while, so that a store that comes and goes, or a volume
+that is written to all day, calls nobody each time.
 
 The command is run without a shell, in "/", with a bare environment and JSON on its standard input: volume,
 light, previous light, reason, time. One at a time, each with a deadline; what changes meanwhile is told
@@ -25,7 +26,7 @@ from typing import Any, Final
 import trio
 
 from mirrorfs.cli.config_alarm import AlarmConfig
-from mirrorfs.cli.protection import NO_DRILLS, LastDrill, Light, Protection, judge
+from mirrorfs.cli.protection import NO_DRILLS, LastDrill, Light, Protection, burst_json, judge
 from mirrorfs.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,10 @@ class Alarm:
         self._status = status
         self._drills = drills
         self._told: Light | None = None
+        self._told_burst: int | None = None
+        """Position of the last clean moment of the burst that was told."""
         self._light: Light | None = None
+        self._burst: int | None = None
         self._since_s = 0.0
         self._failed = False
 
@@ -102,14 +106,17 @@ class Alarm:
             drills=self._drills(),
         )
         now_s = trio.current_time()
-        if protection.light is not self._light:
-            self._light, self._since_s = protection.light, now_s
-        if protection.light is self._told or now_s - self._since_s < HOLDS_S[protection.light]:
+        burst = _began(protection)
+        if (protection.light, burst) != (self._light, self._burst):
+            self._light, self._burst, self._since_s = protection.light, burst, now_s
+        is_told = protection.light is self._told and burst in (None, self._told_burst)
+        if is_told or now_s - self._since_s < HOLDS_S[protection.light]:
             return None
         return protection
 
     async def _tell(self, protection: Protection) -> None:
         before, self._told = self._told, protection.light
+        self._told_burst = _began(protection)
         if before is None and protection.light is Light.PROTECTED:
             return  # so it begins
         level = logging.WARNING if protection.light is Light.AT_RISK else logging.INFO
@@ -122,6 +129,7 @@ class Alarm:
                 "reason": protection.reason,
                 "time_ns": time.time_ns(),
                 "stores": [asdict(store) for store in protection.stores],
+                "burst": burst_json(protection.burst),
             }
             await self._run_command(json.dumps(message).encode())
 
@@ -188,3 +196,7 @@ def _how(config: AlarmConfig) -> dict[str, Any]:
         "group": user and user.pw_gid,
         "extra_groups": user and [],
     }
+
+
+def _began(protection: Protection) -> int | None:
+    return None if protection.burst is None else int(protection.burst["clean_position"])

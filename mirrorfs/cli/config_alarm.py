@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from mirrorfs.core.sense import LIMIT
 from mirrorfs.core.sizes import format_size, parse_size
 from mirrorfs.errors import ConfigError, FormatError
 
 LAG_MAX_S: Final = 30 * 24 * 3600
 DAYS_MAX: Final = 3650
+ENCRYPTED_MAX: Final = 100_000
 COMMAND_WORDS_MAX: Final = 32
 _FIELDS: Final = (
-    "max_lag_s", "max_pending", "max_blocked_s", "max_absent_days", "max_drill_days", "min_free", "command",
-    "user",
+    "max_lag_s", "max_pending", "max_blocked_s", "max_absent_days", "max_drill_days", "min_free",
+    "max_encrypted_files", "command", "user",
 )  # fmt: skip
 
 
@@ -34,6 +36,8 @@ class AlarmConfig:
     """So long ago may the last restore drill that passed be, of each store; off until somebody says so."""
     min_free_bytes: int = 1 << 30
     """So much must be free on the local disk."""
+    max_encrypted_files: int = LIMIT
+    """Fewer files may be replaced, within an hour, by what looks encrypted (core/sense.py)."""
     command: tuple[str, ...] = ()
     """Run on a change of the light: an absolute path and its arguments; no shell."""
     user: str | None = None
@@ -50,6 +54,7 @@ class AlarmConfig:
             ("max_absent_days", str(self.max_absent_days), str(default.max_absent_days)),
             ("max_drill_days", str(self.max_drill_days), str(default.max_drill_days)),
             ("min_free", _text(self.min_free_bytes), _text(default.min_free_bytes)),
+            ("max_encrypted_files", str(self.max_encrypted_files), str(default.max_encrypted_files)),
         ):
             if value != known:
                 lines.append(f"{field} = {value}")
@@ -79,6 +84,9 @@ class AlarmConfig:
             max_absent_days=_days(value, "max_absent_days", default.max_absent_days),
             max_drill_days=_days(value, "max_drill_days", default.max_drill_days),
             min_free_bytes=_size(value, "min_free", default.min_free_bytes),
+            max_encrypted_files=_count(
+                value, "max_encrypted_files", default.max_encrypted_files, most=ENCRYPTED_MAX, of="files"
+            ),
             command=_command(value.get("command", [])),
             user=_user(value.get("user")),
         )
@@ -94,10 +102,14 @@ def _seconds(table: Mapping[str, object], name: str, default: int) -> int:
 
 
 def _days(table: Mapping[str, object], name: str, default: int) -> int:
+    return _count(table, name, default, most=DAYS_MAX, of="days")
+
+
+def _count(table: Mapping[str, object], name: str, default: int, *, most: int, of: str) -> int:
     value = table.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= DAYS_MAX:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise ConfigError(
-            f"Field alarm.{name} of the volume's configuration is a number of days, at most {DAYS_MAX}."
+            f"Field alarm.{name} of the volume's configuration is a number of {of}, at most {most}."
         )
     return value
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from mirrorfs.cli.past_session import (
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.cli.restore_report import EXIT_DAMAGED, date_of, say
 from mirrorfs.core.tally import Tally
+from mirrorfs.engine.bursts import KnownBurst
 from mirrorfs.engine.commits import Commit, CommitReader, Stretch
 from mirrorfs.engine.restore_plan import NEWEST, Moment
 from mirrorfs.format.ids import format_position
@@ -77,7 +78,8 @@ async def _show(past: Past, arguments: argparse.Namespace, since: Moment, until:
         reader = CommitReader(
             opened.planner.main, opened.index, plan, past.keys, load_public_key(past.writer_key)
         )
-        timeline = _Timeline(by=None if arguments.all else _grouping(arguments.by, since, end_ns))
+        by = None if arguments.all else _grouping(arguments.by, since, end_ns)
+        timeline = _Timeline(by=by, bursts=past.bursts())
         await reader.run(
             Stretch(since, until), timeline.add,
             on_progress=lambda done, total: past.show("log", done, total, "segments"),
@@ -93,6 +95,8 @@ async def _show(past: Past, arguments: argparse.Namespace, since: Moment, until:
             say(f"There is no moment in that time; the newest one is of {date_of(plan.time_ns)}.")
         elif arguments.since is None and has_older:
             say(f"These are the last {SHOWN_DAYS} days; --since shows more.")
+        for known in timeline.shown_bursts():
+            say(_about(known))
     for sequence in reader.lost:
         say(f"Segment {sequence} is damaged or in no store that answers: moments in it may be missing here.")
     return exit_code_of(plan) or (EXIT_DAMAGED if reader.lost else 0)
@@ -108,8 +112,9 @@ def _grouping(by: str | None, since: Moment, end_ns: int) -> str:
 class _Timeline:
     """Moments as they come in, counted by the hour, by the day, or each."""
 
-    def __init__(self, *, by: str | None) -> None:
+    def __init__(self, *, by: str | None, bursts: Sequence[KnownBurst]) -> None:
         self._by = by
+        self._bursts = bursts
         self._last_key: object = None
         self.tallies: list[Tally] = []
 
@@ -124,16 +129,29 @@ class _Timeline:
             self.tallies.append(Tally())
         self.tallies[-1].add(commit.records(), position=commit.position, time_ns=commit.time_ns)
 
+    def _bursts_in(self, tally: Tally) -> list[KnownBurst]:
+        return [
+            known
+            for known in self._bursts
+            if tally.first_position <= known.burst.last_position
+            and tally.last_position > known.burst.clean_position
+        ]
+
+    def shown_bursts(self) -> list[KnownBurst]:
+        """Those of which something is among what is shown."""
+        return [known for known in self._bursts if any(known in self._bursts_in(one) for one in self.tallies)]
+
     def print(self) -> None:
         for tally in self.tallies:
             moment = datetime.fromtimestamp(tally.first_ns // _NS_PER_S).astimezone()
             position = format_position(tally.last_position)
+            mark = "; SUSPICIOUS" if self._bursts_in(tally) else ""
             if self._by is None:
-                print(f"{moment:%Y-%m-%d %H:%M:%S}  {position}: {_changes(tally)}")
+                print(f"{moment:%Y-%m-%d %H:%M:%S}  {position}: {_changes(tally)}{mark}")
                 continue
             start = f"{moment:%Y-%m-%d}" if self._by == "day" else f"{moment:%Y-%m-%d %H}:00"
             count = f"{tally.moments} moment{'' if tally.moments == 1 else 's'} up to {position}"
-            print(f"{start}  {count}: {_changes(tally)}")
+            print(f"{start}  {count}: {_changes(tally)}{mark}")
 
     def as_json(self, name: str, position: int, time_ns: int, lost: list[int]) -> dict[str, Any]:
         return {
@@ -142,8 +160,31 @@ class _Timeline:
             "newest": {"position": format_position(position), "time_ns": time_ns},
             "by": self._by or "moment",
             "lost_segments": lost,
-            "entries": [_entry(tally) for tally in self.tallies],
+            "bursts": [_burst(known) for known in self.shown_bursts()],
+            "entries": [
+                {**_entry(tally), "suspicious": bool(self._bursts_in(tally))} for tally in self.tallies
+            ],
         }
+
+
+def _burst(known: KnownBurst) -> dict[str, Any]:
+    burst = known.burst
+    return {
+        "files": burst.files,
+        "clean": {"position": format_position(burst.clean_position), "time_ns": burst.clean_ns},
+        "last": {"position": format_position(burst.last_position), "time_ns": burst.last_ns},
+        "cleared_ns": known.cleared_ns,
+    }
+
+
+def _about(known: KnownBurst) -> str:
+    burst = known.burst
+    clean = f"{format_position(burst.clean_position)} of {date_of(burst.clean_ns)}"
+    cleared = "" if known.cleared_ns is None else f" The alarm was cleared on {date_of(known.cleared_ns)}."
+    return (
+        f"SUSPICIOUS: {burst.files} files were replaced by what looks encrypted, until"
+        f" {date_of(burst.last_ns)}; the last clean moment is {clean}.{cleared}"
+    )
 
 
 def _entry(tally: Tally) -> dict[str, Any]:

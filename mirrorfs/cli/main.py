@@ -150,6 +150,13 @@ def _lock(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, environment, _: lock.run(arguments, environment)
 
 
+def _alarm(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import alarm_clear
+
+    alarm_clear.add_arguments(parser)
+    return lambda arguments, environment, _: alarm_clear.run(arguments, environment)
+
+
 def _restore(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli.restore import add_arguments, run_restore
 
@@ -241,6 +248,7 @@ COMMANDS: Final = {
     "flush": Command("wait until every store holds everything written so far", _flush),
     "umount": Command("unmount a volume and wait for the stores", _umount),
     "lock": Command("take a volume away at once and forget its keys, waiting for no store", _lock),
+    "alarm": Command("clear the alarm of files that were replaced by what looks encrypted", _alarm),
     "restore": Command("restore a volume from one store or more, without mounting it", _restore),
     "log": Command("show the moments that a volume can be returned to, and what changed in each", _log),
     "history": Command("show the versions of one file", _history),

@@ -37,11 +37,12 @@ from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.drivers.process import harden_process
+from mirrorfs.engine.bursts import KnownBurst, read_bursts
 from mirrorfs.engine.local import World
 from mirrorfs.engine.past import index_at
 from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
 from mirrorfs.engine.retry import RetryingStore
-from mirrorfs.errors import UsageError
+from mirrorfs.errors import FormatError, UsageError
 from mirrorfs.format.header import verify_header
 from mirrorfs.format.kdf import VolumeKeys, format_fingerprint
 from mirrorfs.ports import Index
@@ -114,6 +115,16 @@ class Past:
         finally:
             self._progress.end()
             files.remove()
+
+    def bursts(self) -> list[KnownBurst]:
+        """What the ransomware sense of this machine found, the oldest first; stores do not know of it."""
+        if self._state is None:
+            return []
+        try:
+            return read_bursts(self.world.disk)
+        except FormatError as exc:
+            say(f"{exc} None is marked here.")
+            return []
 
     def show(self, name: str, done: int, total: int, what: str) -> None:
         """How far something is, for a person at a terminal."""

@@ -11,7 +11,9 @@ from enum import StrEnum
 from typing import Any, Final, Protocol
 
 from mirrorfs.cli.progress import format_bytes
+from mirrorfs.cli.shown_times import local_time, timestamp
 from mirrorfs.engine.mirror_state import StateWord
+from mirrorfs.format.ids import format_position
 
 DAY_S: Final = 24 * 3600
 COPIES_ENOUGH: Final = 2
@@ -39,7 +41,8 @@ class Light(StrEnum):
     UNTESTED = "untested"
     """Nobody has tried for too long whether everything comes back from a store; else as the two above."""
     AT_RISK = "at-risk"
-    """Something is not on a store and does not get there, a store failed a drill, or writing has stopped."""
+    """Something is not on a store and does not get there, a store failed a drill, files look encrypted, or
+    writing has stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class Protection:
     durable_until_ns: int
     """Everything written before this moment is in the local log."""
     stores: tuple[StoreProtection, ...]
+    burst: Mapping[str, Any] | None
+    """Of files that look encrypted, while nobody has cleared it: fields of core.sense.Burst."""
 
 
 class Thresholds(Protocol):
@@ -145,7 +150,11 @@ def judge(
         _store(store, not_offered_ns, asked_ns, drills.get(store["store"])) for store in status["stores"]
     )
     light, reason = _light(status, stores, all_offered=not in_memory and not open_ns)
-    if light is not Light.AT_RISK:
+    burst = status["burst"]
+    if burst is not None:
+        # Said before all else: what goes wrong besides can wait.
+        light, reason = Light.AT_RISK, _burst_reason(burst, asked_ns)
+    elif light is not Light.AT_RISK:
         passed = _passed(status, stores, thresholds, asked_ns)
         if passed is not None:
             light, reason = Light.AT_RISK, passed
@@ -153,7 +162,30 @@ def judge(
         untested = _untested(stores, thresholds, asked_ns)
         if untested is not None:
             light, reason = Light.UNTESTED, untested
-    return Protection(light, reason, as_of_ns, durable_ns, stores)
+    return Protection(light, reason, as_of_ns, durable_ns, stores, burst)
+
+
+def _burst_reason(burst: Mapping[str, Any], now_ns: int) -> str:
+    position = format_position(burst["clean_position"])
+    clean = local_time(burst["clean_ns"], now_ns=now_ns)
+    return (
+        f"{burst['files']} files were replaced by what looks encrypted, after {clean}. If nobody meant that,"
+        " disconnect the PCs that write here; `mirrorfs restore --at "
+        f"{position}` brings everything back as it was. If it was meant: `mirrorfs alarm clear VOLUME`."
+    )
+
+
+def burst_json(burst: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """As docs/status-json.md has it."""
+    if burst is None:
+        return None
+    return {
+        "files": burst["files"],
+        "clean_position": format_position(burst["clean_position"]),
+        "clean_at": timestamp(burst["clean_ns"]),
+        "last_position": format_position(burst["last_position"]),
+        "last_at": timestamp(burst["last_ns"]),
+    }
 
 
 def _passed(

@@ -259,6 +259,7 @@ class Session:
             cache_bytes=self._config.cache_bytes,
             parallel=self._config.limits.parallel,
             prefetch=self._config.prefetch,
+            encrypted_max=self._config.alarm.max_encrypted_files,
             take_over=self._request.take_over,
             rotating=frozenset(store.name for store in self._config.stores if store.rotating),
             boot_id=boot_id(),

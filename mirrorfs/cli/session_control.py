@@ -115,6 +115,7 @@ class SessionControl:
             "stores": self._stores,
             "events": self._events,
             "fill": self._fill,
+            "clear_alarm": self._clear_alarm,
         }
 
     async def _status(self, connection: Connection) -> Message:
@@ -147,6 +148,10 @@ class SessionControl:
             connection, lambda progress: volume.wait_filled(name, progress), only=name
         )
         return {"away": [away for away in _away(volume.status()) if away == name]}
+
+    async def _clear_alarm(self, connection: Connection) -> Message:
+        burst = await self._running().clear_burst()
+        return {"burst": None if burst is None else asdict(burst)}
 
     async def _stores(self, connection: Connection) -> Message:
         """The configuration names other stores: have those."""

@@ -18,7 +18,7 @@ from mirrorfs.cli.key_status import KeyStatus, key_lines, keys_json, read_key_st
 from mirrorfs.cli.lock_note import LockNote, read_note
 from mirrorfs.cli.lock_status import lock_lines, locked_json, locked_line
 from mirrorfs.cli.progress import format_bytes
-from mirrorfs.cli.protection import Light, Protection, StoreProtection, judge, span
+from mirrorfs.cli.protection import Light, Protection, StoreProtection, burst_json, judge, span
 from mirrorfs.cli.resolve import mounts_of, resolve
 from mirrorfs.cli.shown_times import local_time, timestamp
 from mirrorfs.cli.waiting_client import STATUS_SYNC_DEADLINE_S, write_back
@@ -141,6 +141,7 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "lock": None if report.answer is None else report.answer.get("lock"),
         "locked": None if report.locked is None else locked_json(report.locked),
         "keys": keys_json(report.keys),
+        "burst": None,
         "stores": [],
     }
     if report.view_time_ns is not None and report.answer is not None:
@@ -161,14 +162,8 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "light": protection.light.value,
         "reason": protection.reason,
         "as_of": timestamp(protection.as_of_ns),
-        "local": {
-            "safe_until": timestamp(protection.durable_until_ns),
-            "dirty_bytes": status["dirty_bytes"],
-            "free_bytes": status["free_bytes"],
-            "allocated_bytes": status["allocated_bytes"],
-            "files": status["files"],
-            "full": status["stalled"],
-        },
+        "burst": burst_json(protection.burst),
+        "local": _local(status, protection),
         "stores": [
             {
                 "name": store.name,
@@ -193,6 +188,17 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
             }
             for store in protection.stores
         ],
+    }
+
+
+def _local(status: Mapping[str, Any], protection: Protection) -> dict[str, Any]:
+    return {
+        "safe_until": timestamp(protection.durable_until_ns),
+        "dirty_bytes": status["dirty_bytes"],
+        "free_bytes": status["free_bytes"],
+        "allocated_bytes": status["allocated_bytes"],
+        "files": status["files"],
+        "full": status["stalled"],
     }
 
 

@@ -62,6 +62,10 @@ class ViewControl(SessionControl):
         await trio.lowlevel.checkpoint()
         raise UsageError("A read-only view cannot be verified; name the volume itself.")
 
+    async def _clear_alarm(self, connection: Connection) -> Message:
+        await trio.lowlevel.checkpoint()
+        raise UsageError("A read-only view has no alarm of its own; name the volume itself.")
+
     async def _stores(self, connection: Connection) -> Message:
         await trio.lowlevel.checkpoint()
         raise UsageError("A read-only view keeps the stores that it was mounted with; mount it again.")

@@ -447,6 +447,7 @@ def test_read_only_view_beside_the_writable_mount(mounted: Machine) -> None:
             (place / "other").write_bytes(b"x")
         assert "read-only view" in mounted.run("status", str(place)).out
         mounted.run("flush", str(place), check=False).refused(2, "read-only view")
+        mounted.run("alarm", "clear", str(place), check=False).refused(2, "read-only view")
         mounted.run("umount", str(place))
         assert find_mount(place) is None
         assert list((mounted.state / "views").iterdir()) == []

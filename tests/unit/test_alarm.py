@@ -15,7 +15,7 @@ from mirrorfs.cli.alarm import HOLDS_S, LOOK_EVERY_S, Alarm, check_command
 from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.protection import Light
 from mirrorfs.errors import ConfigError
-from tests.unit.test_protection import AWAY, PENDING, status, store
+from tests.unit.test_protection import AWAY, BURST, PENDING, status, store
 
 
 class Told(Alarm):
@@ -52,6 +52,30 @@ async def test_a_light_is_told_when_it_has_held(autojump_clock: MockClock) -> No
         alarm.now = status(store())
         await trio.sleep(100)
         assert [light for _, light in alarm.told[1:]] == [Light.AT_RISK, Light.PROTECTED]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.expects_warnings("is at-risk")
+async def test_a_burst_is_told_although_the_light_was_on(autojump_clock: MockClock) -> None:
+    alarm = Told()
+    alarm.now = status(store(**AWAY))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alarm.run)
+        await trio.sleep(100)
+        assert len(alarm.told) == 1
+        alarm.now = status(store(**AWAY), burst=BURST)
+        await trio.sleep(100)
+        assert len(alarm.told) == 2
+        # One that goes on is not told again, another one is, and that it was cleared is not.
+        alarm.now = status(store(**AWAY), burst={**BURST, "files": 100, "last_position": 19 << 20})
+        await trio.sleep(100)
+        assert len(alarm.told) == 2
+        alarm.now = status(store(**AWAY), burst=None)
+        await trio.sleep(100)
+        assert len(alarm.told) == 2
+        alarm.now = status(store(**AWAY), burst={**BURST, "clean_position": 19 << 20})
+        await trio.sleep(100)
+        assert [light for _, light in alarm.told] == 3 * [Light.AT_RISK]
         nursery.cancel_scope.cancel()
 
 
@@ -128,6 +152,8 @@ def test_commands_that_are_refused(tmp_path: Path) -> None:
         {"command": ["true"]},
         {"command": ["/bin/true", 5]},
         {"user": 0},
+        {"max_encrypted_files": -1},
+        {"max_encrypted_files": 1 << 30},
         {"other": 1},
         [],
     ],

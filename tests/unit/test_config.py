@@ -66,9 +66,11 @@ def test_text_and_back() -> None:
     assert VolumeConfig.from_toml(bare.to_toml()) == bare
     usb = StoreConfig("usb", "file:///media/usb", b"\x03" * 16, rotating=True)
     rotating = replace(
-        CONFIG, stores=(*CONFIG.stores, usb), alarm=AlarmConfig(max_absent_days=60, max_drill_days=35)
+        CONFIG,
+        stores=(*CONFIG.stores, usb),
+        alarm=AlarmConfig(max_absent_days=60, max_drill_days=35, max_encrypted_files=0),
     )
-    assert "max_absent_days = 60\nmax_drill_days = 35" in rotating.to_toml()
+    assert "max_absent_days = 60\nmax_drill_days = 35\nmax_encrypted_files = 0" in rotating.to_toml()
     assert VolumeConfig.from_toml(rotating.to_toml()) == rotating
     assert "rotating" not in TEXT
 

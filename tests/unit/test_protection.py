@@ -52,6 +52,7 @@ def status(*stores: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "stalled": False,
         "fatal": None,
         "fenced": None,
+        "burst": None,
         "stores": list(stores),
         **changes,
     }
@@ -115,6 +116,26 @@ def test_words_for_people() -> None:
     assert lines[2].endswith(": Store a is away.")
     assert lines[3].endswith("is safe there")
     assert as_text(VolumeReport("v", None, None, None, None)) == ["v: is not mounted."]
+
+
+BURST = {
+    "clean_position": 17 << 20 | 203, "clean_ns": NOW_NS - 600 * S,
+    "last_position": 18 << 20 | 5, "last_ns": NOW_NS - 10 * S, "files": 37,
+}  # fmt: skip
+
+
+def test_files_that_look_encrypted_come_before_all_else() -> None:
+    found = report(status(store(**AWAY), fatal="The disk failed.", burst=BURST))
+    assert found.protection is not None and found.protection.light is Light.AT_RISK
+    lines = as_text(found)
+    assert lines[0].startswith("v: AT RISK")
+    assert "37 files were replaced" in lines[1] and "restore --at 17.203`" in lines[1]
+    assert "alarm clear VOLUME" in lines[1]
+    burst = as_json(found)["burst"]
+    assert (burst["files"], burst["clean_position"], burst["last_position"]) == (37, "17.203", "18.5")
+    assert burst["clean_at"] == timestamp(NOW_NS - 600 * S) and burst["last_at"] == timestamp(NOW_NS - 10 * S)
+    assert as_json(report(status(store())))["burst"] is None
+    assert as_json(VolumeReport("v", None, None, None, None))["burst"] is None
 
 
 def test_the_limits_in_force() -> None:
