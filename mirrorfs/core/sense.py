@@ -152,7 +152,7 @@ class Sense:
         if not self.limit or not lost.size_bytes:
             return
         file = self._file(inode)
-        self._lose(file, lost)
+        file.lose(lost, self._mark)
         file.is_cut = file.is_cut or not size
 
     def wrote(self, inode: int, written: Written, lost: Lost) -> None:
@@ -160,14 +160,12 @@ class Sense:
         if not self.limit:
             return
         file = self._file(inode)
-        self._lose(file, lost)
-        file.opaque += written.opaque_bytes
-        file.plain += written.plain_bytes
         file.size = max(file.size, written.end)
         if 10 * written.opaque_bytes < 9 * (written.opaque_bytes + written.plain_bytes):
-            file.since = None
-        elif file.since is None:
-            file.since = self._mark
+            file.forgive()
+        else:
+            file.lose(lost, self._mark)
+            file.opaque += written.opaque_bytes
         if written.start is not None:
             file.start = start_of(written.start)
             file.is_cut = False
@@ -220,16 +218,6 @@ class Sense:
             file.is_new = True
             file.parent, file.name = place
         return file
-
-    def _lose(self, file: Suspect, lost: Lost) -> None:
-        """Bytes of it went: what was written lately among them does not count any more."""
-        if not lost.size_bytes:
-            return
-        file.lost += lost.size_bytes
-        file.lost_compressible += lost.compressible_bytes
-        file.plain = max(0, file.plain - lost.compressible_bytes)
-        file.opaque = max(0, file.opaque - (lost.size_bytes - lost.compressible_bytes))
-        file.since = file.since or self._mark
 
     def _judge(self, file: Suspect) -> None:
         if file.is_counted:

@@ -19,7 +19,7 @@ class Start(IntEnum):
     """How a file begins."""
 
     UNSEEN = 0
-    """Not known, or too short to say."""
+    """Not known, too short to say, or all the same (zeros that wait to be filled)."""
     OPAQUE = 1
     """As random bytes do."""
     STRUCTURED = 2
@@ -64,9 +64,10 @@ def start_of(data: bytes) -> Start:
     if data.startswith(_KNOWN) or data[4:8] == b"ftyp" or data[128:132] == b"DICM":
         return Start.KNOWN
     head = data[:_DISTINCT_OF]
-    if len(head) < _LEAST:
+    different = len(set(head))
+    if len(head) < _LEAST or different == 1:
         return Start.UNSEEN
     # Of 64 random bytes 57 differ, give or take 2; text and binary headers repeat themselves.
-    if 8 * len(set(head)) > 5 * len(head):
+    if 8 * different > 5 * len(head):
         return Start.OPAQUE
     return Start.STRUCTURED if head.translate(None, _TEXT) else Start.KNOWN

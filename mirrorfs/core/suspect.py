@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from mirrorfs.core.file_changes import JUDGED_MIN_BYTES
+from mirrorfs.core.file_changes import JUDGED_MIN_BYTES, Lost
 from mirrorfs.core.signatures import Start
 
 GROWTH_MAX_BYTES: Final = 1024
@@ -35,7 +35,6 @@ class Suspect:
         "name",
         "opaque",
         "parent",
-        "plain",
         "replaces",
         "seen_ns",
         "since",
@@ -50,29 +49,39 @@ class Suspect:
         self.name = b""
         self.is_new = False
         self.seen_ns = mark.time_ns
-        self.since: Mark | None = None
-        """The commit before its first change that may be an encryptor's."""
-        self.opaque = 0
-        self.plain = 0
-        self.start = Start.UNSEEN
-        """Of what was written meanwhile."""
-        self.is_cut = False
-        """Its first bytes went, and are not there again."""
-        self.was_legible = False
-        """It began in a legible way, before noise came in its place."""
-        self.lost = 0
-        self.lost_compressible = 0
         self.is_longer = False
         """It was renamed, by something put behind its name."""
         self.replaces: Mark | None = None
         """It took the name of a legible file, which went after this commit."""
         self.size = 0
         self.is_counted = False
+        self.forgive()
+
+    def forgive(self) -> None:
+        """What was written last is no encryptor's: what was before does not count."""
+        self.since: Mark | None = None
+        """The commit before the first of the changes below that may be an encryptor's; None: none may."""
+        self.opaque = 0
+        """Bytes that did not compress."""
+        self.start = Start.UNSEEN
+        """How it begins now, if that was written lately."""
+        self.is_cut = False
+        """Its first bytes went, and are not there again."""
+        self.was_legible = False
+        """It began in a legible way, before noise came in its place."""
+        self.lost = 0
+        self.lost_compressible = 0
+
+    def lose(self, lost: Lost, mark: Mark) -> None:
+        """Bytes of it went, or noise came, after this commit."""
+        self.since = self.since or mark
+        self.lost += lost.size_bytes
+        self.lost_compressible += lost.compressible_bytes
 
     @property
     def is_opaque(self) -> bool:
-        judged = self.opaque + self.plain
-        return judged >= JUDGED_MIN_BYTES and 10 * self.opaque >= 9 * judged
+        """Whether noise was written to it last, and enough to say so."""
+        return self.opaque >= JUDGED_MIN_BYTES
 
     @property
     def is_rewritten(self) -> bool:

@@ -233,10 +233,29 @@ def compress_in_place(story: Story, number: int) -> None:
     story.write(inode, b"%PDF-1.7" + NOISE)
 
 
+def compress_in_place_in_order(story: Story, number: int) -> None:
+    """Text becomes a PDF without being cut; only its first part compresses."""
+    inode = story.old()
+    story.write(inode, b"%PDF-1.7 " + TEXT, WAS_TEXT, opaque=False)
+    story.write(inode, None, WAS_TEXT)
+
+
 def preallocated(story: Story, number: int) -> None:
     """Zeros are written, and filled by what is received."""
     inode = story.create(b"film %d.mp4" % number, bytes(132), opaque=False)
     story.write(inode, None, Lost(SIZE, 0))
+
+
+def preallocated_and_unknown(story: Story, number: int) -> None:
+    inode = story.create(b"film %d" % number, bytes(132), opaque=False)
+    story.write(inode, NOISE, Lost(SIZE, 0))
+
+
+def edited_and_compressed(story: Story, number: int) -> None:
+    """A document is edited; then a picture in it grows, which compresses nothing."""
+    inode = story.old()
+    story.write(inode, TEXT, WAS_TEXT, opaque=False)
+    story.write(inode, None, NOTHING_LOST)
 
 
 def database_page(story: Story, number: int) -> None:
@@ -255,7 +274,8 @@ def empty_files(story: Story, number: int) -> None:
 
 HARMLESS = [
     import_photos, import_encrypted, import_encrypted_beside_old_ones, save_photo, save_encrypted,
-    save_letter, compress, compress_in_place, preallocated, database_page, elsewhere, empty_files,
+    save_letter, compress, compress_in_place, compress_in_place_in_order, preallocated,
+    preallocated_and_unknown, edited_and_compressed, database_page, elsewhere, empty_files,
 ]  # fmt: skip
 
 

@@ -27,6 +27,7 @@ STARTS = [
     (b"WANACRY!\0\x01\0\0" + RANDOM.randbytes(256), Start.OPAQUE),
     (b"", Start.UNSEEN),
     (b"short", Start.UNSEEN),
+    (bytes(START_BYTES), Start.UNSEEN),
 ]
 
 
