@@ -108,7 +108,8 @@ class Maker:
         """(name, contents) of the next file of a folder: a third are formats that never compress."""
         kinds = (
             ("docx", self.docx), ("rtf", self.rtf), ("jpg", self.jpeg), ("txt", self.text), ("pdf", self.pdf),
-            ("doc", self.doc), ("gdt", self.text), ("dcm", self.dicom), ("csv", self.csv), ("xlsx", self.docx),
+            ("doc", self.doc), ("gdt", self.text), ("dcm", self.dicom), ("csv", self.csv),
+            ("xlsx", self.docx),
         )  # fmt: skip
         suffix, make = kinds[number % len(kinds)]
         size = 4 * self.size() if suffix in ("jpg", "dcm", "pdf") else self.size()

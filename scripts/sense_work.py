@@ -116,11 +116,11 @@ def import_photos(folder: Path, count: int) -> Iterator[None]:
 def import_encrypted(folder: Path, count: int) -> Iterator[None]:
     """Copies encrypted archives in, among documents that are edited and deleted."""
     maker = Maker(2)
-    old = sorted(folder.glob("*.txt"))
+    old = sorted([*folder.glob("*.txt"), *folder.glob("*.rtf"), *folder.glob("*.csv"), *folder.glob("*.gdt")])
     for number in range(count):
         name, data = maker.encrypted(number, 8 * maker.size())
         (folder / name).write_bytes(data)
-        if number % 20 == 0 and old:
+        if old:
             old.pop().unlink()
         yield
 

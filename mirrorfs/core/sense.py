@@ -6,8 +6,8 @@ not any more:
 
 - overwritten in place, all or in part: what is gone compressed well and what came does not compress at all,
   or the file began in a way that programs know and now begins with noise;
-- written new and noise from its first byte, where a legible file of a related name or of nearly the same
-  size goes from the same directory, or where the new file takes the old one's name;
+- written new and noise from its first byte, where a legible file of a related name goes from the same
+  directory (or of any name, at the same time and smaller by always the same), or where it takes the old name;
 - overwritten by noise, whatever was there, and given a longer name (`report.jpg.locked`).
 
 Noise that only comes (an import of photos, of encrypted archives) is never counted: something legible has to
@@ -31,7 +31,16 @@ from typing import Any, Final
 
 from mirrorfs.core.file_changes import JUDGED_MIN_BYTES, Lost, Written
 from mirrorfs.core.signatures import START_BYTES, Start, start_of
-from mirrorfs.core.suspect import FULL, Mark, Suspect, Victim, weight_of
+from mirrorfs.core.suspect import (
+    FULL,
+    HALF,
+    PADDING_BYTES,
+    Mark,
+    Suspect,
+    Victim,
+    continues,
+    growth_of,
+)
 
 SPAN_NS: Final = 3600 * 1_000_000_000
 """Changes that lie further apart are not added up."""
@@ -86,7 +95,11 @@ class Sense:
         self._files: dict[int, Suspect] = {}
         self._starts: dict[int, Start] = {}
         self._new: dict[int, tuple[int, bytes]] = {}
-        self._removed: dict[int, tuple[int, bytes, Mark]] = {}
+        self._newest = 0
+        """The inode that was created last."""
+        self._growth = -PADDING_BYTES - 1
+        """What the last new file of another name had more than the old one."""
+        self._removed: dict[int, tuple[int, bytes, Mark, int]] = {}
         self._replaced: dict[int, tuple[int, Mark]] = {}
         self._directories: dict[int, _Directory] = {}
 
@@ -120,6 +133,7 @@ class Sense:
         if self.limit:
             _bound(self._new, NAMES_MAX)
             self._new[inode] = parent, name
+            self._newest = inode
 
     def renamed(self, inode: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         """A file has another name."""
@@ -145,7 +159,7 @@ class Sense:
         """A name was removed; if it was the file's last one, `gone` follows."""
         if self.limit:
             _bound(self._removed, NAMES_MAX)
-            self._removed[inode] = parent, name, self._mark
+            self._removed[inode] = parent, name, self._mark, self._newest
 
     def cut(self, inode: int, size: int, lost: Lost) -> None:
         """A file was truncated."""
@@ -198,8 +212,8 @@ class Sense:
             by.replaces = by.replaces or replaced[1]
             self._judge(by)
         elif removed is not None:
-            parent, name, since = removed
-            self._legible_went(parent, Victim(name, size, since))
+            parent, name, since, newest = removed
+            self._legible_went(parent, Victim(name, size, since, newest))
 
     # --- judging -----------------------------------------------------------------------------
 
@@ -233,7 +247,7 @@ class Sense:
     def _noise_came(self, file: Suspect) -> None:
         directory = self._directory(file.parent)
         for victim in directory.victims:
-            weight = weight_of(file, victim)
+            weight = self._weight_of(file, victim)
             if weight:
                 directory.victims.remove(victim)
                 self._leave(file)
@@ -246,13 +260,23 @@ class Sense:
     def _legible_went(self, parent: int, victim: Victim) -> None:
         directory = self._directory(parent)
         for file in directory.noise:
-            weight = weight_of(file, victim)
+            weight = self._weight_of(file, victim)
             if weight:
                 directory.noise.remove(file)
                 self._count(file, weight, min(victim.since, file.since or victim.since))
                 return
         directory.victims.append(victim)
         del directory.victims[:-WAITING_MAX]
+
+    def _weight_of(self, file: Suspect, victim: Victim) -> int:
+        """How much it says that one came and the other went."""
+        if continues(file, victim):
+            return FULL
+        growth = growth_of(file, victim)
+        if growth is None:
+            return 0
+        before, self._growth = self._growth, growth
+        return HALF if abs(growth - before) <= PADDING_BYTES else 0
 
     def _directory(self, parent: int) -> _Directory:
         directory = self._directories.get(parent)

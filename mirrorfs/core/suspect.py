@@ -10,6 +10,10 @@ from mirrorfs.core.signatures import Start
 
 GROWTH_MAX_BYTES: Final = 1024
 """An encryptor adds so much to a file, at most: a key and some padding."""
+MADE_BEFORE: Final = 4
+"""So many files may have been created between the new one and the removal of the old one."""
+PADDING_BYTES: Final = 16
+"""By so much does differ what an encryptor adds to one file and to the next."""
 FULL, HALF = 2, 1
 """What a file counts."""
 
@@ -109,11 +113,18 @@ class Victim:
     name: bytes
     size: int
     since: Mark
+    newest: int
+    """The inode that had been created last when it was removed."""
 
 
-def weight_of(file: Suspect, victim: Victim) -> int:
-    """How much it says that one came and the other went."""
+def continues(file: Suspect, victim: Victim) -> bool:
+    """Whether the name of what came continues that of what went."""
     stem = victim.name.rpartition(b".")[0] or victim.name
-    if file.name.startswith(victim.name) or file.name.startswith(stem + b"."):
-        return FULL
-    return HALF if 0 <= file.size - victim.size <= GROWTH_MAX_BYTES else 0
+    return file.name.startswith((victim.name, stem + b"."))
+
+
+def growth_of(file: Suspect, victim: Victim) -> int | None:
+    """How many bytes the one has more than the other, where one may have been made of the other."""
+    growth = file.size - victim.size
+    is_near = -MADE_BEFORE <= file.inode - victim.newest <= 1
+    return growth if is_near and 0 <= growth <= GROWTH_MAX_BYTES else None

@@ -48,17 +48,18 @@ class Story:
             self.sense.saw(self.next_inode, start)
         return self.next_inode
 
-    def create(self, name: bytes, start: bytes, *, parent: int = 1, opaque: bool = True) -> int:
+    def create(
+        self, name: bytes, start: bytes, *, parent: int = 1, opaque: bool = True, size: int = SIZE
+    ) -> int:
         self.next_inode += 1
         self.sense.created(self.next_inode, parent, name)
-        self.write(self.next_inode, start, opaque=opaque)
+        self.sense.wrote(self.next_inode, _written(size, start, opaque=opaque), NOTHING_LOST)
         return self.next_inode
 
     def write(
         self, inode: int, start: bytes | None, lost: Lost = NOTHING_LOST, *, opaque: bool = True
     ) -> None:
-        size = lost.size_bytes or SIZE
-        self.sense.wrote(inode, Written(size * opaque, size * (not opaque), start, size), lost)
+        self.sense.wrote(inode, _written(lost.size_bytes or SIZE, start, opaque=opaque), lost)
 
     def burst(self) -> Burst | None:
         return self.sense.burst
@@ -66,6 +67,10 @@ class Story:
     def remove(self, inode: int, name: bytes, lost: Lost, *, parent: int = 1) -> None:
         self.sense.removed(inode, parent, name)
         self.sense.gone(inode, lost)
+
+
+def _written(size: int, start: bytes | None, *, opaque: bool) -> Written:
+    return Written(size * opaque, size * (not opaque), start, size)
 
 
 WAS_TEXT = Lost(SIZE, SIZE)
@@ -170,19 +175,29 @@ def test_a_burst_is_found_and_knows_the_last_clean_moment(attack: Callable[[Stor
     assert len(story.changes) == 2
 
 
-def test_of_nearly_the_same_size_counts_half() -> None:
+def removed_and_new(story: Story, number: int, growth: int, *, others: int = 0) -> None:
+    """The new one has a name of its own."""
+    inode, size = story.old(), SIZE + 5000 * number
+    story.create(b"%032x" % number, NOISE, size=size)
+    for other in range(others):
+        story.create(b"note %d" % other, TEXT, opaque=False)
+    story.remove(inode, b"letter %d.txt" % number, Lost(size - growth, size - growth))
+    story.commit()
+
+
+def test_of_always_the_same_growth_counts_half() -> None:
     story = Story()
-    for number in range(2 * LIMIT):
+    for number in range(2 * LIMIT + 1):  # The first has nothing to be compared with.
         assert story.burst() is None
-        story.remove(story.old(), b"letter %d.txt" % number, Lost(SIZE - 300, SIZE - 300))
-        story.create(b"%032x" % number, NOISE)
-        story.commit()
+        removed_and_new(story, number, 300 + number % 16)
     assert story.burst() is not None
-    story = Story()
+
+
+@pytest.mark.parametrize(("growths", "others"), [((300, 400), 0), ((2000,), 0), ((-50,), 0), ((300,), 5)])
+def test_of_other_sizes_or_another_time_it_does_not_count(growths: tuple[int, ...], others: int) -> None:
+    story = Story(limit=1)
     for number in range(4 * LIMIT):
-        story.remove(story.old(), b"letter %d.txt" % number, Lost(SIZE - 3000, SIZE - 3000))
-        story.create(b"%032x" % number, NOISE)
-        story.commit()
+        removed_and_new(story, number, growths[number % len(growths)], others=others)
     assert story.burst() is None
 
 
