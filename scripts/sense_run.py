@@ -1,8 +1,8 @@
 """Run encryptors and honest work on a mounted volume, and say what the ransomware sense made of each.
 
-Honest work runs with a limit of ONE file, so that a single false count shows; encryptors with the default
-limit. While one runs, the daemon is asked every 50 ms: "seen after" is how many files the encryptor had done
-when the daemon knew. Exit code 1: honest work was an alarm, or an encryptor was none.
+Honest work runs with a limit of ONE file, so that every false count shows; encryptors with the default limit.
+While one runs, the daemon is asked every 50 ms: "seen after" is how many files the encryptor had done when
+the daemon knew. Exit code 1: honest work came to a tenth of an alarm, or an encryptor was none.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sense_work import ENCRYPTORS, HONEST, Work, fill
 
 from mirrorfs.cli.control_protocol import ControlClient
+from mirrorfs.core.sense import LIMIT
 from tests.support.mounted import Mounted, mounted_volume
 
 ASK_EVERY_S = 0.05
+COUNTED_MAX = LIMIT // 10
+"""Of honest work: a database may be rewritten with pictures where text was, but it is one file."""
 
 
 def asked(volume: Mounted, command: str) -> dict[str, Any]:
@@ -100,9 +103,11 @@ def run_all(
 
 
 def show_honest(run: Run, work: Work, found: dict[str, Any] | None) -> bool:
-    words = "nothing counted" if found is None else f"ALARM: {found['files']} counted"
-    print(f"{work.__name__:18} {run.done:6} steps   {words}", flush=True)
-    return found is None
+    counted = 0 if found is None else int(found["files"])
+    print(
+        f"{work.__name__:18} {run.done:6} steps   {counted} counted of {LIMIT} that are an alarm", flush=True
+    )
+    return counted <= COUNTED_MAX
 
 
 def show_encryptor(run: Run, work: Work, found: dict[str, Any] | None) -> bool:
