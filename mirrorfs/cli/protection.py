@@ -150,7 +150,7 @@ def judge(
         _store(store, not_offered_ns, asked_ns, drills.get(store["store"])) for store in status["stores"]
     )
     light, reason = _light(status, stores, all_offered=not in_memory and not open_ns)
-    burst = status["burst"]
+    burst = status.get("burst")  # a mount of an earlier version does not know of it
     if burst is not None:
         # Said before all else: what goes wrong besides can wait.
         light, reason = Light.AT_RISK, _burst_reason(burst, asked_ns)

@@ -383,3 +383,10 @@ def test_nobody_waits_for_a_store_that_is_away() -> None:
     )  # fmt: skip
     for now_s in (0, 100, 1000):
         assert patience.exhausted([state], now_s=now_s) is None
+
+
+def test_a_mount_of_an_earlier_version_is_judged_too() -> None:
+    """It goes on while the programs are updated, and says nothing of what it does not know."""
+    old = status(store())
+    del old["burst"]
+    assert judge(old, asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig()).burst is None
