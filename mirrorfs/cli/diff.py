@@ -22,7 +22,7 @@ from mirrorfs.cli.past_session import (
 )
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.cli.restore_report import date_of
-from mirrorfs.engine.restore_plan import NEWEST
+from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.tree_diff import Difference, How, TreeDiff
 from mirrorfs.format.ids import format_position
 from mirrorfs.format.rows import InodeRow

@@ -25,7 +25,7 @@ from mirrorfs.cli.progress import format_bytes
 from mirrorfs.cli.restore_report import EXIT_DAMAGED, EXIT_FAILED, date_of, say
 from mirrorfs.core.file_history import FileHistory, Version, What
 from mirrorfs.engine.commits import Commit, CommitReader, Stretch
-from mirrorfs.engine.restore_plan import NEWEST, Moment
+from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.tree_walk import split_path
 from mirrorfs.errors import UsageError
 from mirrorfs.format.ids import format_position

@@ -25,7 +25,7 @@ from mirrorfs.cli.restore_report import EXIT_DAMAGED, date_of, say
 from mirrorfs.core.tally import Tally
 from mirrorfs.engine.bursts import KnownBurst
 from mirrorfs.engine.commits import Commit, CommitReader, Stretch
-from mirrorfs.engine.restore_plan import NEWEST, Moment
+from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.format.ids import format_position
 from mirrorfs.format.signing import load_public_key
 

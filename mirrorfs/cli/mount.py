@@ -45,7 +45,7 @@ from mirrorfs.cli.views import new_view, remove_dead_views
 from mirrorfs.cli.watched_token import WatchedToken
 from mirrorfs.cli.when import parse_moment
 from mirrorfs.drivers.process import harden_process, unencrypted_swap
-from mirrorfs.engine.restore_plan import Moment
+from mirrorfs.engine.moment import Moment
 from mirrorfs.errors import MirrorfsError, UsageError
 from mirrorfs.format.slot import Role
 from mirrorfs.fuse.mount_table import absolute, check_mountpoint, clean_stale, is_stale

@@ -39,8 +39,9 @@ from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.engine.bursts import KnownBurst, read_bursts
 from mirrorfs.engine.local import World
+from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.past import index_at
-from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
+from mirrorfs.engine.restore_plan import Planner, RestorePlan
 from mirrorfs.engine.retry import RetryingStore
 from mirrorfs.errors import FormatError, UsageError
 from mirrorfs.format.header import verify_header

@@ -18,8 +18,8 @@ from mirrorfs.cli.session import Opened, Session
 from mirrorfs.cli.session_control import SessionControl
 from mirrorfs.cli.stores import system_random
 from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.engine.moment import Moment
 from mirrorfs.engine.past import ReadOnlyVolume
-from mirrorfs.engine.restore_plan import Moment
 from mirrorfs.errors import UsageError
 from mirrorfs.format.header import verify_header
 from mirrorfs.ports import Store

@@ -6,7 +6,7 @@ import re
 from datetime import datetime, time, timedelta
 from typing import Final
 
-from mirrorfs.engine.restore_plan import Moment
+from mirrorfs.engine.moment import Moment
 from mirrorfs.errors import LimitError, UsageError
 from mirrorfs.format.ids import parse_position
 

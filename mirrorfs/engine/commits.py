@@ -17,7 +17,8 @@ from typing import Final, NamedTuple, TypeVar
 import trio
 
 from mirrorfs.core.scan import scan_segment
-from mirrorfs.engine.restore_plan import NEWEST, Moment, RestorePlan
+from mirrorfs.engine.moment import NEWEST, Moment
+from mirrorfs.engine.restore_plan import RestorePlan
 from mirrorfs.engine.salvage import CombiningSource
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, FormatError

@@ -17,9 +17,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
+from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.restore import relocated_segments
 from mirrorfs.engine.restore_data import DataRestorer, DataResult
-from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
+from mirrorfs.engine.restore_plan import Planner, RestorePlan
 from mirrorfs.engine.restore_tree import MadeTree, RestoreTree, TreeFinisher, TreeMaker
 from mirrorfs.engine.tree_diff import TreeDiff
 from mirrorfs.engine.tree_walk import walk

@@ -22,8 +22,9 @@ from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.heads import FoundHead, newest_heads, vouched_by
 from mirrorfs.engine.log import LogPosition
+from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.replay import Replayer, previous_of
-from mirrorfs.engine.restore_plan import NEWEST, Planner
+from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, LimitError, StoreError, StoreUnavailable
 from mirrorfs.format.ids import Previous, Stream, segment_object_key

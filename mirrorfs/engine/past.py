@@ -14,9 +14,10 @@ from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.follower import Follower
 from mirrorfs.engine.local import World
+from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.reader import Reader
 from mirrorfs.engine.replay import ReplayEnd
-from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
+from mirrorfs.engine.restore_plan import Planner, RestorePlan
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import VolumeState
 from mirrorfs.errors import DamagedError, UsageError

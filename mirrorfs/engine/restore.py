@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.restore_data import DataRestorer, DataResult
-from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
+from mirrorfs.engine.restore_plan import Planner, RestorePlan
 from mirrorfs.engine.restore_tree import MadeTree, RestoreTree, TreeFinisher, TreeMaker
 from mirrorfs.engine.sources import Segments
 from mirrorfs.format.ids import Stream

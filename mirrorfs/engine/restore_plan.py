@@ -16,6 +16,7 @@ from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
 from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_heads, vouched_by
+from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.replay import ReplayEnd, Replayer
 from mirrorfs.engine.salvage import CombiningSource
 from mirrorfs.engine.sources import Segments
@@ -31,25 +32,6 @@ from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Disk, Index, IndexFiles, Offload, Store
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """The last moment to restore; with neither field, the newest state."""
-
-    time_ns: int | None = None
-    """Commits after this time are left out."""
-    position: int | None = None
-    """Commits behind this position are left out."""
-
-    def has(self, *, position: int, time_ns: int) -> bool:
-        """Whether a commit belongs to what is restored."""
-        if self.position is not None and position > self.position:
-            return False
-        return self.time_ns is None or time_ns <= self.time_ns
-
-
-NEWEST = Moment()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from trio.testing import MockClock
 
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.engine.heads import seal_head
+from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.replay import ReplayEnd, Replayer
-from mirrorfs.engine.restore_plan import NEWEST, Planner, RestorePlan
+from mirrorfs.engine.restore_plan import Planner, RestorePlan
 from mirrorfs.errors import DamagedError
 from mirrorfs.format.control import Head
 from mirrorfs.format.ids import Previous, SegmentId, Stream, segment_object_key

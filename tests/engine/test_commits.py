@@ -17,8 +17,9 @@ from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.engine.commits import Commit, CommitReader, Stretch
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.local import LocalVolume
+from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.past import index_at
-from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
+from mirrorfs.engine.restore_plan import Planner, RestorePlan
 from mirrorfs.engine.tree_walk import find_row
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.record import Create

@@ -18,9 +18,10 @@ from mirrorfs.engine.lease import LEASE_PERIOD_S
 from mirrorfs.engine.lease_taker import RELEASE_S
 from mirrorfs.engine.mend import AGAIN_S
 from mirrorfs.engine.mirror_state import StateWord
+from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.recovery import Recovery
-from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner
+from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.scrub import DEEP, SIZES
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import ReadOnlyVolume as ReadOnly

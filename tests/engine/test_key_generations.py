@@ -17,8 +17,9 @@ from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.engine.checkpoints import CheckpointReader, CheckpointWriter
 from mirrorfs.engine.heads import newest_head, seal_head
 from mirrorfs.engine.lease import LEASE_PERIOD_S
+from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.recovery import Recovery
-from mirrorfs.engine.restore_plan import NEWEST, Planner
+from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.segment_writer import SegmentWriter, WriterIdentity
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, StoreUnavailable

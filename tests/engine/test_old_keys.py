@@ -20,7 +20,8 @@ from mirrorfs.engine.checkpoints import CheckpointWriter
 from mirrorfs.engine.follower import Follower
 from mirrorfs.engine.heads import newest_head, seal_head
 from mirrorfs.engine.lease import LEASE_PERIOD_S
-from mirrorfs.engine.restore_plan import NEWEST, Planner
+from mirrorfs.engine.moment import NEWEST
+from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.segment_writer import SegmentWriter, WriterIdentity
 from mirrorfs.errors import DamagedError, MirrorfsError
 from mirrorfs.format.control import EPOCH_MAX, LEASE_KEY, open_head, seal_control

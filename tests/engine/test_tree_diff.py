@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrorfs.engine.restore_plan import Moment
+from mirrorfs.engine.moment import Moment
 from mirrorfs.engine.tree_diff import TreeDiff
 from mirrorfs.engine.tree_walk import find_row, split_path, walk
 from tests.engine.test_commits import looked, moment

@@ -16,8 +16,9 @@ from mirrorfs import errors
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.os_threads import ThreadOffload
+from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.replay import ReplayEnd, Replayer
-from mirrorfs.engine.restore_plan import NEWEST, Planner
+from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.format.checkpoint import decode_chunk, decode_root
 from mirrorfs.format.control import open_head, open_instance, open_lease, open_lease_box
 from mirrorfs.format.drill import DrillFault, open_drill_report

@@ -46,10 +46,10 @@ from trio.testing import MockClock
 from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
+from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.own_writers import CREATED_PATH
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.recovery import Recovery
-from mirrorfs.engine.restore_plan import NEWEST
 from mirrorfs.engine.retry import RetryingStore, RetryPolicy
 from mirrorfs.engine.scrub import DEEP, BadObject
 from mirrorfs.engine.volume import MountedVolume

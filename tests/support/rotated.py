@@ -9,7 +9,8 @@ from pathlib import Path
 import trio
 
 from mirrorfs.drivers.index_files import SqliteIndexFiles
-from mirrorfs.engine.restore_plan import NEWEST, Moment, Planner, RestorePlan
+from mirrorfs.engine.moment import NEWEST, Moment
+from mirrorfs.engine.restore_plan import Planner, RestorePlan
 from mirrorfs.format.control import LEASE_KEY, seal_control
 from mirrorfs.format.ids import Previous
 from mirrorfs.format.kdf import VolumeKeys

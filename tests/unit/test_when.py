@@ -9,7 +9,7 @@ from datetime import datetime
 import pytest
 
 from mirrorfs.cli.when import parse_moment, parse_when
-from mirrorfs.engine.restore_plan import Moment
+from mirrorfs.engine.moment import Moment
 from mirrorfs.errors import UsageError
 from mirrorfs.format.ids import format_position, frame_id
 
