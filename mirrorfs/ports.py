@@ -17,6 +17,7 @@ from mirrorfs.format.rows import (
     InodeRow,
     RelocationRow,
     SegmentRow,
+    SnapshotRow,
     XattrRow,
 )
 
@@ -257,6 +258,16 @@ class Index(Protocol):
     def last_segment(self) -> SegmentRow | None: ...
     def list_segments(self, *, from_sequence: int, limit: int) -> list[SegmentRow]: ...
 
+    def get_snapshot(self, name: bytes) -> SnapshotRow | None: ...
+    def put_snapshot(self, row: SnapshotRow) -> None:
+        """Names are unique: one of the same name is replaced, whatever its position."""
+
+    def delete_snapshot(self, name: bytes) -> None: ...
+    def list_snapshots(self) -> list[SnapshotRow]:
+        """All of them, in the order of their positions: SNAPSHOTS_MAX at most."""
+
+    def count_snapshots(self) -> int: ...
+
     def orphans(self) -> list[int]:
         """Inodes with nlink 0: unlinked while open, not yet removed."""
 
@@ -303,7 +314,10 @@ class Index(Protocol):
         """
 
     def snapshot(self) -> IndexSnapshot:
-        """A read view of the last commit on a connection of its own, for use in one worker thread."""
+        """A read view of the last commit on a connection of its own, for use in one worker thread.
+
+        Not to be taken for the snapshots of the volume, which are rows.
+        """
 
     def close(self) -> None:
         """COMMIT and close."""

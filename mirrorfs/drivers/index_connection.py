@@ -21,7 +21,7 @@ from typing import Final
 
 import apsw
 
-from mirrorfs.drivers.index_schema import DDL, SCHEMA_VERSION
+from mirrorfs.drivers.index_schema import DDL, DDL_SNAPSHOTS, SCHEMA_VERSION
 from mirrorfs.errors import DiskError, DiskFull, IndexDamaged, LimitError, MirrorfsError, UsageError
 
 KEY_BYTES: Final = 32
@@ -82,7 +82,7 @@ def connect(path: str, key: bytes, *, cache_kib: int) -> apsw.Connection:
 
 
 def ensure_schema(connection: apsw.Connection) -> None:
-    """Create the tables in an empty database, atomically.
+    """Create the tables in an empty database, or those that an older layout lacks, atomically.
 
     Raises: UsageError: written by a newer program. IndexDamaged: an older layout; rebuild it.
     """
@@ -90,9 +90,11 @@ def ensure_schema(connection: apsw.Connection) -> None:
         version = connection.pragma("user_version")
         if version == SCHEMA_VERSION:
             return
-        if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get:
+        is_new = version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get
+        # Who wrote version 1 could read no log with a snapshot in it: there are none up to its position.
+        if is_new or version == 1:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute(DDL)
+            connection.execute(DDL if is_new else DDL_SNAPSHOTS)
             connection.pragma("user_version", SCHEMA_VERSION)
             connection.execute("COMMIT")
             return

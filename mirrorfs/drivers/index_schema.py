@@ -20,16 +20,29 @@ from mirrorfs.format.rows import (
     InodeRow,
     RelocationRow,
     SegmentRow,
+    SnapshotRow,
     XattrRow,
 )
 
-SCHEMA_VERSION: Final = 1
-"""Stored as `user_version`. 0 is a database without tables; any other version is rebuilt or refused."""
+SCHEMA_VERSION: Final = 2
+"""Stored as `user_version`. 0 is a database without tables, 1 lacks the snapshots; any other version is
+rebuilt or refused."""
 
 COUNTERS: Final = ("index.inodes", "index.allocated", "index.xattrs")
 """Names in `meta` of what the driver counts: inodes, the bytes they allocate, extended attributes."""
 
-DDL: Final = """
+DDL_SNAPSHOTS: Final = """
+CREATE TABLE snapshots (
+    position INTEGER NOT NULL,      -- frame id of a journal frame; 0: of the commit that comes next
+    name BLOB NOT NULL UNIQUE,
+    time_ns INTEGER NOT NULL,       -- when it was made
+    held INTEGER NOT NULL,          -- 1 or 0
+    PRIMARY KEY (position, name)
+) STRICT, WITHOUT ROWID;
+"""
+"""What version 2 has and version 1 had not."""
+
+DDL: Final = f"""
 CREATE TABLE inodes (
     inode INTEGER PRIMARY KEY,      -- number, never reused; 1 is the root
     generation INTEGER NOT NULL,
@@ -112,7 +125,7 @@ CREATE TABLE held (
     key TEXT NOT NULL,              -- of the object
     PRIMARY KEY (store, key)
 ) STRICT, WITHOUT ROWID;
-"""
+{DDL_SNAPSHOTS}"""
 
 
 class Table(NamedTuple):
@@ -186,8 +199,10 @@ EXTENTS: Final = _table("extents", ExtentRow._fields, key_count=2)
 FRAMES: Final = _table("frames", FrameRow._fields, key_count=1)
 RELOCATIONS: Final = _table("relocations", RelocationRow._fields, key_count=1)
 SEGMENTS: Final = _table("segments", SegmentRow._fields, key_count=1)
+SNAPSHOTS: Final = _table("snapshots", SnapshotRow._fields, key_count=2)
 
 TABLES: Final = {
-    table.name: table for table in (INODES, DENTRIES, XATTRS, EXTENTS, FRAMES, RELOCATIONS, SEGMENTS)
+    table.name: table
+    for table in (INODES, DENTRIES, XATTRS, EXTENTS, FRAMES, RELOCATIONS, SEGMENTS, SNAPSHOTS)
 }
 """The checkpointed tables by name."""

@@ -37,16 +37,9 @@ from mirrorfs.drivers.index_connection import (
     translated,
 )  # fmt: skip
 from mirrorfs.drivers.index_snapshot import OpenCount, SqliteSnapshot
+from mirrorfs.drivers.index_uncached import UncachedTables
 from mirrorfs.errors import MirrorfsError
-from mirrorfs.format.rows import (
-    DentryRow,
-    ExtentRow,
-    FrameRow,
-    InodeRow,
-    RelocationRow,
-    SegmentRow,
-    XattrRow,
-)
+from mirrorfs.format.rows import DentryRow, ExtentRow, FrameRow, InodeRow, XattrRow
 
 INODES_KEPT: Final = 50_000
 EXTENTS_KEPT: Final = 4_096
@@ -55,7 +48,7 @@ DIRTY_ROWS_MAX: Final = 50_000
 DIRTY_EXTENTS_MAX: Final = 4_096
 
 
-class SqliteIndex:
+class SqliteIndex(UncachedTables):
     """ports.Index; see there for the contract of each method.
 
     Errors of every method: IndexDamaged (remove the index, rebuild it), DiskFull, DiskError. Each
@@ -261,30 +254,7 @@ class SqliteIndex:
     def put_frame(self, row: FrameRow) -> None:
         self._frames.put(row.frame, row)
 
-    def get_relocation(self, frame: int) -> RelocationRow | None:
-        rows = self._query(sql.GET_RELOCATION, (frame,))
-        return RelocationRow._make(rows[0]) if rows else None
-
-    def put_relocation(self, row: RelocationRow) -> None:
-        self._query(sql.PUT_RELOCATION, row)
-
-    # --- segments ------------------------------------------------------------------------------
-
-    def get_segment(self, sequence: int) -> SegmentRow | None:
-        rows = self._query(sql.GET_SEGMENT, (sequence,))
-        return SegmentRow._make(rows[0]) if rows else None
-
-    def put_segment(self, row: SegmentRow) -> None:
-        self._query(sql.PUT_SEGMENT, row)
-
-    def last_segment(self) -> SegmentRow | None:
-        rows = self._query(sql.LAST_SEGMENT)
-        return SegmentRow._make(rows[0]) if rows else None
-
-    def list_segments(self, *, from_sequence: int, limit: int) -> list[SegmentRow]:
-        return [SegmentRow._make(row) for row in self._query(sql.LIST_SEGMENTS, (from_sequence, limit))]
-
-    # --- values and local knowledge ------------------------------------------------------------
+    # --- values --------------------------------------------------------------------------------
 
     def get_meta(self, key: str) -> int | bytes | None:
         return self._meta.get(key)
@@ -292,18 +262,6 @@ class SqliteIndex:
     def put_meta(self, key: str, value: int | bytes) -> None:
         self._meta[key] = value
         self._meta_dirty.add(key)
-
-    def held(self, store: str, *, after: str, limit: int) -> list[str]:
-        return [key for (key,) in self._query(sql.HELD, (store, after, limit))]
-
-    def put_held(self, store: str, key: str) -> None:
-        self._query(sql.PUT_HELD, (store, key))
-
-    def delete_held(self, store: str, key: str) -> None:
-        self._query(sql.DELETE_HELD, (store, key))
-
-    def clear_held(self, store: str) -> None:
-        self._query(sql.CLEAR_HELD, (store,))
 
     # --- transactions --------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from mirrorfs.drivers.index_schema import (
     EXTENTS,
     RELOCATIONS,
     SEGMENTS,
+    SNAPSHOTS,
     XATTRS,
 )
 
@@ -29,6 +30,11 @@ GET_SEGMENT: Final = SEGMENTS.select_key()
 PUT_SEGMENT: Final = SEGMENTS.upsert()
 LAST_SEGMENT: Final = SEGMENTS.select("ORDER BY sequence DESC LIMIT 1")
 LIST_SEGMENTS: Final = SEGMENTS.select("WHERE sequence >= ? ORDER BY sequence LIMIT ?")
+GET_SNAPSHOT: Final = SNAPSHOTS.select("WHERE name = ?")
+PUT_SNAPSHOT: Final = SNAPSHOTS.insert().replace("INSERT", "INSERT OR REPLACE", 1)
+DELETE_SNAPSHOT: Final = "DELETE FROM snapshots WHERE name = ?"
+LIST_SNAPSHOTS: Final = SNAPSHOTS.select_ordered(bounded=False)
+COUNT_SNAPSHOTS: Final = "SELECT count(*) FROM snapshots"
 ORPHANS: Final = "SELECT inode FROM inodes WHERE nlink = 0 ORDER BY inode"
 GET_META: Final = "SELECT value FROM meta WHERE key = ?"
 ALL_META: Final = "SELECT key, value FROM meta"

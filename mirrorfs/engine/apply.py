@@ -14,7 +14,7 @@ from typing import Any
 from mirrorfs.core.extents import Extent, Freed, overlay_packed, pack_extents, trim, unpack_extents
 from mirrorfs.core.file_changes import NOTHING_LOST, Lost, compressed_well
 from mirrorfs.errors import DamagedError
-from mirrorfs.format.limits import CHUNK_SIZE, FIRST_COOKIE, ROOT_INODE
+from mirrorfs.format.limits import CHUNK_SIZE, FIRST_COOKIE, ROOT_INODE, SNAPSHOTS_MAX
 from mirrorfs.format.record import (
     SET_ATIME,
     SET_CTIME,
@@ -32,11 +32,13 @@ from mirrorfs.format.record import (
     Rename,
     Setattr,
     Setxattr,
+    Snapshot,
+    SnapshotGone,
     Truncate,
     Unlink,
     unpack_pieces,
 )
-from mirrorfs.format.rows import DentryRow, ExtentRow, InodeRow, XattrRow
+from mirrorfs.format.rows import DentryRow, ExtentRow, InodeRow, SnapshotRow, XattrRow
 from mirrorfs.ports import Index
 
 _TRIM_BATCH = 256
@@ -48,7 +50,8 @@ class Applier:
     """Carries out records on an index, and keeps what a commit must know of them.
 
     Invariant: after `apply` returns, rows, counters and frame live counts are those of the tree with
-    the record; `emptied` holds the frames whose last byte died since the last `settle_deaths`.
+    the record; `emptied` holds the frames whose last byte died since the last `settle`, and `named` the
+    snapshots made since.
     """
 
     def __init__(self, index: Index) -> None:
@@ -56,6 +59,7 @@ class Applier:
         self.emptied: set[int] = set()
         self._freed_bytes = 0
         self._freed_compressible = 0
+        self.named: set[bytes] = set()
         self.next_inode = self._counter("next_inode", ROOT_INODE)
         self.next_generation = self._counter("next_generation", 1)
         self.next_cookie = self._counter("next_cookie", FIRST_COOKIE)
@@ -73,14 +77,19 @@ class Applier:
         put("next_cookie", self.next_cookie)
         put("epoch", self.epoch)
 
-    def settle_deaths(self, position: int) -> None:
-        """The commit at `position` is where the emptied frames died."""
+    def settle(self, position: int) -> None:
+        """The commit at `position` is where the emptied frames died, and what new snapshots name."""
         index = self._index
         for frame in self.emptied:
             row = index.get_frame(frame)
             if row is not None and row.live == 0:
                 index.put_frame(row._replace(death=position))
         self.emptied.clear()
+        for name in self.named:
+            snapshot = index.get_snapshot(name)
+            if snapshot is not None:
+                index.put_snapshot(snapshot._replace(position=position))
+        self.named.clear()
 
     def take_lost(self) -> Lost:
         """What the records since the last call took away from files."""
@@ -228,6 +237,24 @@ class Applier:
         self._index.delete_xattrs(r.inode)
         self._index.delete_inode(r.inode)
 
+    def _snapshot(self, r: Snapshot) -> None:
+        index = self._index
+        row = index.get_snapshot(r.name)
+        if row is not None:
+            index.put_snapshot(row._replace(held=r.held))
+            return
+        if index.count_snapshots() >= SNAPSHOTS_MAX:
+            raise DamagedError("the log has more snapshots than a volume can have.")
+        index.put_snapshot(SnapshotRow(0, r.name, r.time_ns, r.held))
+        self.named.add(r.name)
+
+    def _snapshot_gone(self, r: SnapshotGone) -> None:
+        row = self._index.get_snapshot(r.name)
+        if row is None or row.held:
+            raise DamagedError("the log deletes a snapshot that is not there, or is held.")
+        self._index.delete_snapshot(r.name)
+        self.named.discard(r.name)
+
     # --- pieces ------------------------------------------------------------------------------
 
     def _inode(self, inode: int) -> InodeRow:
@@ -319,4 +346,6 @@ _HANDLERS: dict[type[object], Callable[[Applier, Any], None]] = {
     Setxattr: Applier._setxattr,
     Removexattr: Applier._removexattr,
     Forget: Applier._forget,
+    Snapshot: Applier._snapshot,
+    SnapshotGone: Applier._snapshot_gone,
 }

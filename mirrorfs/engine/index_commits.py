@@ -50,7 +50,7 @@ class IndexCommits:
         With `commit`, or when it lags too far behind, the index is committed too. Raises DamagedError.
         """
         state, log, put = self._state, self._log, self._state.index.put_meta
-        state.applier.settle_deaths(position)
+        state.applier.settle(position)
         state.applier.save_counters()
         put("position", position)
         put("journal_sequence", log.journal_sequence)

@@ -336,7 +336,7 @@ class Replayer:
         for found in self._group:
             for record in decode_records(found.journal.records):
                 applier.apply(record)
-        applier.settle_deaths(last.position)
+        applier.settle(last.position)
         self.position, self.time_ns = last.position, last.journal.time_ns
         self.journal_sequence, self.journal_hash = last.journal.sequence, last.digest
         self._group.clear()

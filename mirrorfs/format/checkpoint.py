@@ -15,8 +15,15 @@ from typing import Any, NamedTuple
 
 from mirrorfs.errors import FormatError
 from mirrorfs.format.ids import SegmentId, Stream
-from mirrorfs.format.limits import FILE_SIZE_MAX, INTEGER_MAX, ORDINAL_MAX, SEQUENCE_MAX, TARGET_MAX
-from mirrorfs.format.names import check_names
+from mirrorfs.format.limits import (
+    FILE_SIZE_MAX,
+    INTEGER_MAX,
+    ORDINAL_MAX,
+    SEQUENCE_MAX,
+    SNAPSHOTS_MAX,
+    TARGET_MAX,
+)
+from mirrorfs.format.names import check_names, check_snapshot_name
 from mirrorfs.format.record import check_xattr
 from mirrorfs.format.rows import (
     DentryRow,
@@ -25,10 +32,11 @@ from mirrorfs.format.rows import (
     InodeRow,
     RelocationRow,
     SegmentRow,
+    SnapshotRow,
     XattrRow,
 )
 
-Row = InodeRow | DentryRow | XattrRow | ExtentRow | FrameRow | RelocationRow | SegmentRow
+Row = InodeRow | DentryRow | XattrRow | ExtentRow | FrameRow | RelocationRow | SegmentRow | SnapshotRow
 Key = tuple[int | bytes, ...]
 Fields = tuple[int | bytes, ...]
 """The fields of a row, in its order."""
@@ -71,6 +79,7 @@ TABLES: tuple[Table, ...] = (
     _table(5, "frames", FrameRow, ("frame",), "<QIIIIQ", ()),
     _table(6, "relocations", RelocationRow, ("frame",), "<QBQIII", ()),
     _table(7, "segments", SegmentRow, ("sequence",), "<QIQBqq", ("writer", "digest")),
+    _table(8, "snapshots", SnapshotRow, ("position", "name"), "<QqB", ("name",)),
 )
 TABLE_BY_CODE = {table.code: table for table in TABLES}
 TABLE_BY_NAME = {table.name: table for table in TABLES}
@@ -242,6 +251,14 @@ def _check_segments(columns: Columns) -> None:
             raise FormatError("checkpoint row describes an impossible segment.")
 
 
+def _check_snapshots(columns: Columns) -> None:
+    positions, names, _, held = columns
+    for name in names:
+        check_snapshot_name(name)
+    if not positions[0] or max(held) > 1 or len(names) > SNAPSHOTS_MAX:
+        raise FormatError("checkpoint row describes an impossible snapshot.")
+
+
 _TARGET, _SIZE = InodeRow._fields.index("target"), InodeRow._fields.index("size")
 _NAME = DentryRow._fields.index("name")
 _COLUMN_CHECKS: dict[int, Callable[[Columns], None]] = {
@@ -250,6 +267,7 @@ _COLUMN_CHECKS: dict[int, Callable[[Columns], None]] = {
     3: _check_xattrs,
     6: _check_relocations,
     7: _check_segments,
+    8: _check_snapshots,
 }
 
 

@@ -19,7 +19,7 @@ from mirrorfs.format.limits import (
     XATTR_NAME_MAX,
     XATTR_VALUE_MAX,
 )
-from mirrorfs.format.names import check_name
+from mirrorfs.format.names import check_name, check_snapshot_name
 
 
 class Epoch(NamedTuple):
@@ -124,8 +124,35 @@ class Forget(NamedTuple):
     inode: int
 
 
+class Snapshot(NamedTuple):
+    """The tree as of the commit that this is in gets a name; or a snapshot is held, or is so no more."""
+
+    time_ns: int
+    held: int
+    name: bytes
+
+
+class SnapshotGone(NamedTuple):
+    """A snapshot that is not held is deleted; the moment itself is none the less there."""
+
+    time_ns: int
+    name: bytes
+
+
 Record = (
-    Epoch | Create | Link | Unlink | Rename | Setattr | Truncate | Extents | Setxattr | Removexattr | Forget
+    Epoch
+    | Create
+    | Link
+    | Unlink
+    | Rename
+    | Setattr
+    | Truncate
+    | Extents
+    | Setxattr
+    | Removexattr
+    | Forget
+    | Snapshot
+    | SnapshotGone
 )
 
 _WRITER_SIZE = 8
@@ -145,7 +172,7 @@ _PIECE = struct.Struct("<QIQI")
 _HEAD = struct.Struct("<BI")
 _BLOB = struct.Struct("<I")
 
-# type code -> (class, fixed fields, number of byte strings that follow). Codes 0, 12..255 are reserved:
+# type code -> (class, fixed fields, number of byte strings that follow). Codes 0, 14..255 are reserved:
 # a reader refuses them, for a change it does not know cannot be skipped.
 _TABLE: dict[int, tuple[type[Any], struct.Struct, int]] = {
     1: (Epoch, struct.Struct("<Iq"), 1),
@@ -159,6 +186,8 @@ _TABLE: dict[int, tuple[type[Any], struct.Struct, int]] = {
     9: (Setxattr, struct.Struct("<Qq"), 2),
     10: (Removexattr, struct.Struct("<Qq"), 1),
     11: (Forget, struct.Struct("<Q"), 0),
+    12: (Snapshot, struct.Struct("<qB"), 1),
+    13: (SnapshotGone, struct.Struct("<q"), 1),
 }
 _BY_CLASS: dict[type[Any], tuple[int, Callable[..., bytes], int, int]] = {
     cls: (code, fixed.pack, fixed.size, blobs) for code, (cls, fixed, blobs) in _TABLE.items()
@@ -307,6 +336,16 @@ def _check_setxattr(r: Setxattr | Removexattr) -> None:
     check_xattr(r.name, r.value if isinstance(r, Setxattr) else b"")
 
 
+def _check_snapshot(r: Snapshot) -> None:
+    check_snapshot_name(r.name)
+    if r.held > 1:
+        raise FormatError("snapshot record has reserved values.")
+
+
+def _check_snapshot_gone(r: SnapshotGone) -> None:
+    check_snapshot_name(r.name)
+
+
 _MASK_ALL = SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_CTIME
 _CHECKS: dict[int, Callable[[Any], None]] = {
     1: _check_epoch,
@@ -319,4 +358,6 @@ _CHECKS: dict[int, Callable[[Any], None]] = {
     8: _check_size,
     9: _check_setxattr,
     10: _check_setxattr,
+    12: _check_snapshot,
+    13: _check_snapshot_gone,
 }

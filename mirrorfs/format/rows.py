@@ -99,3 +99,16 @@ class SegmentRow(NamedTuple):
     first_ns: int
     last_ns: int
     """Commit times of the first and last journal frame."""
+
+
+class SnapshotRow(NamedTuple):
+    """A named position."""
+
+    position: int
+    """Frame id of the journal frame that ended the commit with its name. In the index, and not longer than
+    the commit is under way: 0."""
+    name: bytes
+    time_ns: int
+    """When it was made."""
+    held: int
+    """1 while it cannot be deleted, else 0."""

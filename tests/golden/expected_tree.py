@@ -102,3 +102,16 @@ TREE_2: dict[str, Entry] = {
     "/after rotation.txt": _entry(FILE, (69, 69, 69), content=ROTATED),
 }
 """That of the second golden volume."""
+
+TREE_3: dict[str, Entry] = {
+    "/": _entry(DIRECTORY, (0, 1, 1), nlink=2),
+    "/notes.txt": _entry(FILE, (1, 1, 1), content=NOTES),
+}
+"""That of the third golden volume."""
+
+SNAPSHOTS_3: dict[str, tuple[int, int, int]] = {
+    "audit": (1 << 20 | 2, t(11), 0),
+    "avant mise à jour": (1, t(3), 1),
+    "in two frames": (3, t(5), 0),
+}
+"""Name -> (position, time, held) of its snapshots."""

@@ -250,13 +250,20 @@ def _frame_forgeries() -> Iterator[tuple[str, str, Any, dict[str, Any]]]:
     yield "record-cut", "a record longer than the frame", lambda f: f.journal(records=b"\x0b\xff\0\0\0"), bad
     for name, why, record in (
         ("record-type-0", "reserved record type", b"\x00\x00\x00\x00\x00"),
-        ("record-type-12", "reserved record type", b"\x0c\x00\x00\x00\x00"),
+        ("record-type-12", "record type that was reserved once, without its fields", b"\x0c\x00\x00\x00\x00"),
         ("record-left-over", "bytes left over in a record", b"\x0b\x09\x00\x00\x00" + bytes(9)),
         ("record-number", "a number beyond 63 bits", b"\x0b\x08\x00\x00\x00" + b"\xff" * 8),
         ("record-name-slash", "a name that leaves its directory", _unlink(b"../evil")),
         ("record-name-dots", "a name that is its parent", _unlink(b"..")),
         ("record-name-empty", "no name", _unlink(b"")),
         ("record-name-long", "a name of 256 bytes", _unlink(b"n" * 256)),
+        ("record-type-14", "reserved record type", b"\x0e\x00\x00\x00\x00"),
+        ("snapshot-hold", "a snapshot that is held twice over", _snapshot(2, b"n")),
+        ("snapshot-name-empty", "a snapshot without a name", _snapshot(0, b"")),
+        ("snapshot-name-long", "a snapshot's name of 65 bytes", _snapshot(0, b"n" * 65)),
+        ("snapshot-name-control", "a snapshot's name that clears the screen", _snapshot(0, b"\x1b[2J")),
+        ("snapshot-name-option", "a snapshot's name that is an option", _snapshot(0, b"--yes")),
+        ("snapshot-name-utf8", "a snapshot's name that is no UTF-8", _snapshot(0, b"\xff")),
     ):
         yield (
             name,
@@ -269,6 +276,11 @@ def _frame_forgeries() -> Iterator[tuple[str, str, Any, dict[str, Any]]]:
 def _unlink(name: bytes) -> bytes:
     body = bytes(16) + len(name).to_bytes(4, "little") + name
     return b"\x04" + len(body).to_bytes(4, "little") + body
+
+
+def _snapshot(held: int, name: bytes) -> bytes:
+    body = bytes(8) + bytes((held,)) + len(name).to_bytes(4, "little") + name
+    return b"\x0c" + len(body).to_bytes(4, "little") + body
 
 
 def _forged_trailers(m: Material) -> Iterator[Case]:

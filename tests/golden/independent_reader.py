@@ -30,6 +30,16 @@ CHUNK = 1 << 20
 
 def read_tree(reader: Reader, *, from_checkpoint: bool) -> dict[str, dict[str, Any]]:
     """Path -> what is there."""
+    return _read(reader, from_checkpoint=from_checkpoint).tree()
+
+
+def read_snapshots(reader: Reader, *, from_checkpoint: bool) -> dict[str, tuple[int, int, int]]:
+    """Name -> (position, time, held)."""
+    state = _read(reader, from_checkpoint=from_checkpoint)
+    return {name.decode(): row for name, row in sorted(state.snapshots.items())}
+
+
+def _read(reader: Reader, *, from_checkpoint: bool) -> State:
     state = State(reader)
     if from_checkpoint:
         state.load(max(name for name in reader.objects if name.startswith("checkpoints/")))
@@ -43,7 +53,7 @@ def read_tree(reader: Reader, *, from_checkpoint: bool) -> dict[str, dict[str, A
             elif frame.kind == JOURNAL:
                 state.journal(frame, pending)
     check(not pending, "unfinished commit")
-    return state.tree()
+    return state
 
 
 # --- the tree ----------------------------------------------------------------------------------
@@ -51,10 +61,11 @@ def read_tree(reader: Reader, *, from_checkpoint: bool) -> dict[str, dict[str, A
 _RECORDS: dict[int, tuple[str, int]] = {
     1: ("<Iq", 1), 2: ("<QQQQIIIQq", 2), 3: ("<QQQq", 1), 4: ("<Qq", 1), 5: ("<QQQqB", 2),
     6: ("<QBIIIqqq", 0), 7: ("<QQ", 0), 8: ("<QQ", 1), 9: ("<Qq", 2), 10: ("<Qq", 1), 11: ("<Q", 0),
+    12: ("<qB", 1), 13: ("<q", 1),
 }  # fmt: skip
 _TABLES: dict[int, tuple[str, int]] = {
     1: ("<QQIIIIQQQqqqQ", 1), 2: ("<QQQ", 1), 3: ("<Q", 2), 4: ("<QQ", 1), 5: ("<QIIIIQ", 0),
-    6: ("<QBQIII", 0), 7: ("<QIQBqq", 2),
+    6: ("<QBQIII", 0), 7: ("<QIQBqq", 2), 8: ("<QqB", 1),
 }  # fmt: skip
 
 
@@ -77,6 +88,7 @@ class State:
         self.inodes: dict[int, dict[str, Any]] = {}
         self.names: dict[tuple[int, bytes], int] = {}
         self.bytes_at: dict[int, tuple[Segment, int, int]] = {}
+        self.snapshots: dict[bytes, tuple[int, int, int]] = {}
         self.position = 0
         self.sequence = 0
         self.hash = bytes(32)
@@ -96,10 +108,10 @@ class State:
         self.sequence, self.hash = sequence, sha(frame.plain)
         pending.append((count, frame.plain[64:]))
         if not flags:
+            self.position = frame.name
             for number, records in pending:
                 check(sum(1 for _ in map(self._apply, _split(records))) == number, "records")
             pending.clear()
-            self.position = frame.name
 
     def _apply(self, record: tuple[int, list[Any]]) -> None:
         code, f = record
@@ -188,6 +200,19 @@ class State:
     def _do_11(self, inode: int) -> None:
         check(self.inodes.pop(inode)["nlink"] == 0, "forgotten inode has names")
 
+    def _do_12(self, time: int, held: int, name: bytes) -> None:
+        _check_name_of_snapshot(name)
+        check(held < 2, "hold of a snapshot")
+        # The position is that of the commit's last journal frame.
+        position, made, _ = self.snapshots.get(name, (self.position, time, 0))
+        self.snapshots[name] = (position, made, held)
+        check(len(self.snapshots) <= 4096, "number of snapshots")
+
+    def _do_13(self, _time: int, name: bytes) -> None:
+        _check_name_of_snapshot(name)
+        _, _, held = self.snapshots.pop(name)
+        check(not held, "a snapshot that is held is deleted")
+
     # --- checkpoint --------------------------------------------------------------------------
 
     def load(self, key: str) -> None:
@@ -259,6 +284,11 @@ class State:
         data = self.reader.objects[f"segments/{sequence:016x}-{epoch:08x}-{writer.hex()}"]
         check(sha(data[:size]) == digest and sealed == (data[-4:] == b"MFSE"), "row of a segment")
 
+    def _row_8(self, position: int, time: int, held: int, name: bytes) -> None:
+        _check_name_of_snapshot(name)
+        check(0 < position <= self.position and held < 2 and name not in self.snapshots, "row of a snapshot")
+        self.snapshots[name] = (position, time, held)
+
     # --- result ------------------------------------------------------------------------------
 
     def _content(self, row: dict[str, Any]) -> bytes:
@@ -293,6 +323,12 @@ class State:
 
         walk(1, "")
         return found
+
+
+def _check_name_of_snapshot(name: bytes) -> None:
+    text = name.decode()
+    check(0 < len(name) <= 64 and text.isprintable() and "/" not in text, "name of a snapshot")
+    check(text[0] not in "- " and text[-1] != " ", "ends of a snapshot's name")
 
 
 def _split(records: bytes) -> Iterator[tuple[int, list[Any]]]:

@@ -59,7 +59,7 @@ from mirrorfs.keys.token import Enrolment
 from tests.golden import drill, hostile
 from tests.golden.expected_tree import TREE
 from tests.golden.material import Material
-from tests.golden.story import AFTER_ROTATION, STORY, Commit, Data, Step, t
+from tests.golden.story import AFTER_ROTATION, NAMED, STORY, Commit, Data, Step, t
 
 HERE = Path(__file__).parent
 VOLUME = bytes.fromhex("6d6972726f7266732d676f6c64656e31")
@@ -420,13 +420,29 @@ def build_rotated(scratch: Path) -> dict[str, bytes]:
     return objects_of(scratch) | {header_key(1, first): first, header_key(header.generation, data): data}
 
 
+def build_named(scratch: Path) -> dict[str, bytes]:
+    """All objects of the third golden volume, which has snapshots."""
+    entropy = FixedEntropy("golden volume 3")
+    key_set = KeySet(root=entropy(32), writer=entropy(32), pruner=entropy(32), drill=entropy(32))
+    keys = VolumeKeys.derive(key_set.root, volume=VOLUME, generation=1)
+    header = make_header(key_set, keys, entropy)
+    builder = Builder(scratch, keys, key_set, entropy)
+    before, after = NAMED
+    builder.play(before, header)
+    checkpoint(builder, objects_of(scratch), scratch)
+    builder.play(after, header)
+    return objects_of(scratch) | {header_key(1, header): header}
+
+
 def write(directory: Path) -> None:
-    """Write volume-1, volume-2, drill-report, hostile and the JSON files that describe them."""
+    """Write volume-1 to volume-3, drill-report, hostile and the JSON files that describe them."""
     with tempfile.TemporaryDirectory() as scratch:
         objects, material = build(Path(scratch))
     with tempfile.TemporaryDirectory() as scratch:
         rotated = build_rotated(Path(scratch))
-    for name, volume in (("volume-1", objects), ("volume-2", rotated)):
+    with tempfile.TemporaryDirectory() as scratch:
+        named = build_named(Path(scratch))
+    for name, volume in (("volume-1", objects), ("volume-2", rotated), ("volume-3", named)):
         for key, data in volume.items():
             path = directory / name / key
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -445,6 +461,7 @@ def write(directory: Path) -> None:
             "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
             "sha256": {key: hashlib.sha256(data).hexdigest() for key, data in sorted(objects.items())},
             "sha256-2": {key: hashlib.sha256(data).hexdigest() for key, data in sorted(rotated.items())},
+            "sha256-3": {key: hashlib.sha256(data).hexdigest() for key, data in sorted(named.items())},
         },
         "expected_tree.json": TREE,
         "hostile.json": table,

@@ -30,6 +30,8 @@ from mirrorfs.format.record import (
     Rename,
     Setattr,
     Setxattr,
+    Snapshot,
+    SnapshotGone,
     Truncate,
     Unlink,
     pack_pieces,
@@ -244,3 +246,34 @@ AFTER_ROTATION: tuple[Step, ...] = (
     "seal",
 )
 """What the second golden volume has besides, under its second keys."""
+
+_UPDATE = "avant mise à jour".encode()
+NAMED: tuple[tuple[Step, ...], tuple[Step, ...]] = (
+    (
+        "mount",
+        "open",
+        Data((NOTES,)),
+        Commit(
+            t(4),
+            (
+                Epoch(2, t(0), bytes(8)),
+                Create(1, 1, 1, 0, DIRECTORY, 1000, 1000, 0, t(0), b"", b""),
+                _create(2, "notes.txt", mode=FILE, at=1),
+                _extent(2, 0, len(NOTES), _frame(0, 0)),
+                Snapshot(t(3), 0, _UPDATE),
+            ),
+        ),
+        # The position is that of the second frame.
+        Commit(t(6), (Snapshot(t(5), 0, b"in two frames"), Snapshot(t(5), 0, b"deleted")), continues=True),
+        Commit(t(6), (Snapshot(t(6), 1, b"audit"),)),
+        "seal",
+    ),
+    (
+        "open",
+        Commit(t(8), (Snapshot(t(7), 1, _UPDATE), SnapshotGone(t(7), b"deleted"))),
+        Commit(t(9), (Snapshot(t(9), 0, b"audit"), SnapshotGone(t(9), b"audit"))),
+        Commit(t(11), (Snapshot(t(11), 0, b"audit"),)),
+        "seal",
+    ),
+)
+"""The whole of the third golden volume, which has snapshots; the checkpoint is taken between the parts."""

@@ -31,9 +31,9 @@ from mirrorfs.format.segment import check_sealed, decode_header, header_copy, re
 from mirrorfs.format.signing import WriterPublicKey, load_public_key
 from mirrorfs.keys.slots import open_slot, stretch_password
 from tests.golden import example
-from tests.golden.expected_tree import TREE_2
+from tests.golden.expected_tree import SNAPSHOTS_3, TREE_2, TREE_3
 from tests.golden.independent_log import Reader, Wrong
-from tests.golden.independent_reader import read_tree
+from tests.golden.independent_reader import read_snapshots, read_tree
 from tests.golden.make_golden import PASSWORD, TOKEN_SECRET, FileSource, write
 from tests.support.store_memory import MemoryStore
 
@@ -51,6 +51,7 @@ def load_objects(name: str) -> dict[str, bytes]:
 
 OBJECTS = load_objects("volume-1")
 ROTATED = load_objects("volume-2")
+NAMED = load_objects("volume-3")
 HEADER_KEY = next(key for key in OBJECTS if key.startswith("header/"))
 
 
@@ -89,6 +90,7 @@ def changed_files(directory: Path) -> list[str]:
 def test_files_are_those_of_the_manifest() -> None:
     assert {key: hashlib.sha256(data).hexdigest() for key, data in OBJECTS.items()} == MANIFEST["sha256"]
     assert {key: hashlib.sha256(data).hexdigest() for key, data in ROTATED.items()} == MANIFEST["sha256-2"]
+    assert {key: hashlib.sha256(data).hexdigest() for key, data in NAMED.items()} == MANIFEST["sha256-3"]
     files = [path for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in files) < 1_500_000
 
@@ -157,6 +159,42 @@ async def test_rotated_keys(tmp_path: Path) -> None:
             names = {row.name for row in index.list_dentries(1, after_cookie=0, limit=100)}
             assert names == {path[1:].encode() for path in TREE_2 if path.count("/") == 1} - {b""}
             assert (format_position(plan.position), plan.damage) == ("5.1", None)
+        finally:
+            index.close()
+
+
+def test_independent_reader_of_snapshots() -> None:
+    reader = Reader(NAMED, MANIFEST["password"], bytes.fromhex(MANIFEST["token_secret"]))
+    for from_checkpoint in (False, True):
+        assert read_tree(reader, from_checkpoint=from_checkpoint) == TREE_3
+        assert read_snapshots(reader, from_checkpoint=from_checkpoint) == SNAPSHOTS_3
+
+
+async def test_snapshots(tmp_path: Path) -> None:
+    """The program reads what the independent reader does: from the checkpoint, and without."""
+    (key,) = (key for key in NAMED if key.startswith("header/"))
+    header = parse_header(NAMED[key], key=key)
+    key_set = open_slot(
+        header.slots[0],
+        volume=header.volume,
+        key_generation=1,
+        stretched=stretch_password(PASSWORD.encode(), header.slots[0].kdf),
+        token_secret=TOKEN_SECRET,
+    )
+    header, keys = verify_header(NAMED[key], key_set)
+    for number, objects in enumerate(
+        (NAMED, {key: data for key, data in NAMED.items() if not key.startswith("checkpoints/")})
+    ):
+        files = SqliteIndexFiles(str(tmp_path / f"{number}.db"), keys.index_key, digest_key=keys.dedup_key)
+        index, plan = await Planner(
+            [MemoryStore("home", objects)], files, ThreadOffload(), keys, header.public_keys.writer
+        ).run(NEWEST)
+        try:
+            assert (format_position(plan.position), plan.damage) == ("1.2", None)
+            found = {
+                row.name.decode(): (row.position, row.time_ns, row.held) for row in index.list_snapshots()
+            }
+            assert found == SNAPSHOTS_3
         finally:
             index.close()
 

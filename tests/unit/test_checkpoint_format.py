@@ -28,6 +28,7 @@ from mirrorfs.format.rows import (
     InodeRow,
     RelocationRow,
     SegmentRow,
+    SnapshotRow,
     XattrRow,
 )
 
@@ -43,6 +44,7 @@ ROWS: dict[str, list[Row]] = {
     "frames": [FrameRow(0, 316, 100, 60, 0, 5), FrameRow(1 << 20, 316, 100, 60, 60, 0)],
     "relocations": [RelocationRow(1, 1, 2, 3, 4, 5), RelocationRow(2**62, 3, 2**42, 2**19, 4, 5)],
     "segments": [SegmentRow(0, 1, WRITER, 1 << 24, 1, b"\x0b" * 32, -1, 2)],
+    "snapshots": [SnapshotRow(5, b"b", -1, 0), SnapshotRow(6, b"a", 2, 1), SnapshotRow(6, b"a b", 2, 0)],
 }
 REF = ChunkRef(1, (1,), SegmentId(4, 1, WRITER), 0, 316, 500, b"\x01" * 32, 10)
 ROOT = Root(
@@ -60,6 +62,7 @@ ROOT = Root(
         REF._replace(table=3, first=(1, b"user.name")),
         REF._replace(table=4, first=(1, 5)),
         REF._replace(table=4, first=(2, 0)),
+        REF._replace(table=8, first=(6, b"a b")),
     ],
 )
 
@@ -76,7 +79,7 @@ def test_chunk_round_trip(name: str) -> None:
 
 def test_every_table_is_tried() -> None:
     assert [table.name for table in TABLES] == list(ROWS)
-    assert [table.code for table in TABLES] == list(range(1, 8))
+    assert [table.code for table in TABLES] == list(range(1, 9))
 
 
 def test_layout() -> None:
@@ -119,6 +122,11 @@ def test_order_is_canonical(name: str) -> None:
         ("segments", SegmentRow(0, 1, b"short", 400, 1, bytes(32), 0, 0)),
         ("segments", SegmentRow(0, 1, WRITER, 400, 2, bytes(32), 0, 0)),
         ("segments", SegmentRow(0, 1, WRITER, 400, 1, bytes(31), 0, 0)),
+        ("snapshots", SnapshotRow(0, b"a", 0, 0)),
+        ("snapshots", SnapshotRow(2**63, b"a", 0, 0)),
+        ("snapshots", SnapshotRow(1, b"a", 0, 2)),
+        ("snapshots", SnapshotRow(1, b"", 0, 0)),
+        ("snapshots", SnapshotRow(1, b"a\x1bb", 0, 0)),
     ],
 )
 def test_rows_out_of_range(name: str, row: Row) -> None:

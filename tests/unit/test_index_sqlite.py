@@ -31,6 +31,7 @@ from mirrorfs.format.rows import (
     InodeRow,
     RelocationRow,
     SegmentRow,
+    SnapshotRow,
     XattrRow,
 )
 
@@ -103,6 +104,10 @@ STEPS = st.lists(
             st.builds(RelocationRow, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS),
         ),
         st.tuples(st.just("put_segment"), st.builds(segment_row, NUMBERS)),
+        st.tuples(
+            st.just("put_snapshot"), st.builds(SnapshotRow, NUMBERS, NAMES, NUMBERS, st.integers(0, 1))
+        ),
+        st.tuples(st.just("delete_snapshot"), NAMES),
         st.tuples(st.just("put_meta"), st.sampled_from("abc"), st.one_of(st.integers(), BLOBS)),
         st.tuples(st.just("put_held"), st.sampled_from("st"), st.sampled_from("klm")),
         st.tuples(st.just("delete_held"), st.sampled_from("st"), st.sampled_from("klm")),
@@ -151,6 +156,18 @@ class Both:
         row = DentryRow(self.cookie, parent, name, inode)
         self.index.put_dentry(row)
         self.model.tables["dentries"][row[:1]] = row
+
+    def _put_snapshot(self, row: SnapshotRow) -> None:
+        self._delete_snapshot(row.name)
+        self.index.put_snapshot(row)
+        self.model.tables["snapshots"][row[:2]] = row
+
+    def _delete_snapshot(self, name: bytes) -> None:
+        found = [row for row in self.model.rows("snapshots") if row.name == name]
+        assert self.index.get_snapshot(name) == (found[0] if found else None)
+        self.index.delete_snapshot(name)
+        for row in found:
+            del self.model.tables["snapshots"][row[:2]]
 
     def _delete_dentry(self, parent: int, name: bytes) -> None:
         found = [row for row in self.model.rows("dentries") if row[1:3] == (parent, name)]
@@ -243,6 +260,8 @@ class Both:
         segments = rows("segments")
         assert index.last_segment() == (segments[-1] if segments else None)
         assert index.list_segments(from_sequence=3, limit=2) == [s for s in segments if s.sequence >= 3][:2]
+        assert index.list_snapshots() == rows("snapshots")
+        assert index.count_snapshots() == len(rows("snapshots"))
         for key in "abcd":
             assert index.get_meta(key) == model.tables["meta"].get(key)
         for store in "st":
@@ -320,6 +339,7 @@ LOADED: dict[str, list[tuple[Any, ...]]] = {
     "frames": [FrameRow(1 << 40, 1, 2, 3, 4, 0), FrameRow(5, 1, 2, 3, 0, 9)],
     "relocations": [RelocationRow(5, 1, 2, 3, 4, 5)],
     "segments": [segment_row(1), segment_row(2)],
+    "snapshots": [SnapshotRow(6, b"b", 1, 0), SnapshotRow(5, b"c", 2, 1), SnapshotRow(6, b"a", 3, 0)],
 }
 
 
@@ -470,6 +490,7 @@ def test_every_flipped_page_is_noticed(path: str) -> None:
             for table in TABLES:
                 index._query(f"SELECT * FROM {table}")
             index._query("SELECT * FROM held")
+            index.get_snapshot(b"by the index of names")
             index._query("SELECT name FROM dentries INDEXED BY dentries_name ORDER BY parent, name")
             index._query("SELECT cookie FROM dentries INDEXED BY dentries_parent ORDER BY parent")
 
@@ -483,6 +504,28 @@ def test_versions_of_the_schema(path: str) -> None:
         with pytest.raises(expected):
             SqliteIndex.open(path, KEY)
         remove_index(path)
+
+
+def test_a_snapshot_of_the_same_name_is_replaced(index: SqliteIndex) -> None:
+    index.put_snapshot(SnapshotRow(0, b"a", 1, 0))
+    index.put_snapshot(SnapshotRow(7, b"a", 1, 1))
+    assert index.list_snapshots() == [SnapshotRow(7, b"a", 1, 1)]
+
+
+def test_an_index_without_snapshots_gets_their_table(path: str) -> None:
+    index = SqliteIndex.open(path, KEY)
+    index.put_inode(inode_row(5))
+    index.close()
+    connection = index_connection.connect(path, KEY, cache_kib=1024)
+    connection.execute("DROP TABLE snapshots")
+    connection.pragma("user_version", 1)
+    connection.close()
+    for _ in range(2):
+        index = SqliteIndex.open(path, KEY)
+        assert index.get_inode(5) == inode_row(5)
+        index.put_snapshot(SnapshotRow(7, b"a", 1, 1))
+        assert index.count_snapshots() == 1
+        index.close()
 
 
 def test_settings_that_keep_data_off_the_disk_are_in_force(index: SqliteIndex) -> None:

@@ -19,6 +19,8 @@ from mirrorfs.format.record import (
     Rename,
     Setattr,
     Setxattr,
+    Snapshot,
+    SnapshotGone,
     Truncate,
     Unlink,
     count_records,
@@ -28,6 +30,10 @@ from mirrorfs.format.record import (
     unpack_pieces,
 )
 
+NO_SNAPSHOT_NAMES = [
+    b"", b"n" * 65, "é".encode() * 33, b"a/b", b"-a", b" a", b"a ", b" ", b"a\0b", b"a\nb", b"a\x1b[2Jb",
+    b"\xff", b"\xed\xa0\x80", "\u202egpj".encode(), "a\u00a0b".encode(),
+]  # fmt: skip
 PIECES = [Piece(0, 10, 1 << 20, 0), Piece(1 << 40, 1 << 20, 5, 0)]
 RECORDS: list[tuple[Record, str]] = [
     (Epoch(2, -1, b"\xaa" * 8), "01 18000000 02000000 ffffffffffffffff 08000000 aaaaaaaaaaaaaaaa"),
@@ -60,6 +66,8 @@ RECORDS: list[tuple[Record, str]] = [
     (Setxattr(2, 9, b"n", b"\0v"), "09 1b000000 0200000000000000 0900000000000000 01000000 6e 02000000 0076"),
     (Removexattr(2, 9, b"n"), "0a 15000000 0200000000000000 0900000000000000 01000000 6e"),
     (Forget(2), "0b 08000000 0200000000000000"),
+    (Snapshot(-1, 1, "é 1".encode()), "0c 11000000 ffffffffffffffff 01 04000000 c3a92031"),
+    (SnapshotGone(9, b"x"), "0d 0d000000 0900000000000000 01000000 78"),
 ]
 
 
@@ -108,6 +116,9 @@ def test_many_and_every_cut() -> None:
         Setxattr(1, 0, b"n" * 256, b""),
         Setxattr(1, 0, b"n", bytes(65537)),
         Removexattr(1, 0, b"a\0b"),
+        Snapshot(0, 2, b"x"),
+        *(Snapshot(0, 0, name) for name in NO_SNAPSHOT_NAMES),
+        *(SnapshotGone(0, name) for name in NO_SNAPSHOT_NAMES),
     ],
 )
 def test_values_out_of_range(record: Record) -> None:
@@ -117,7 +128,7 @@ def test_values_out_of_range(record: Record) -> None:
         list(decode_records(data))
 
 
-@pytest.mark.parametrize("code", [0, *range(12, 256)])
+@pytest.mark.parametrize("code", [0, *range(14, 256)])
 def test_reserved_types(code: int) -> None:
     with pytest.raises(FormatError):
         list(decode_records(struct.pack("<BI", code, 8) + bytes(8)))

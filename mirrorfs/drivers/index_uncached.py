@@ -1,0 +1,72 @@
+"""The tables of the index that are asked too seldom for a cache: each call is one statement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mirrorfs.drivers import index_statements as sql
+from mirrorfs.format.rows import RelocationRow, SegmentRow, SnapshotRow
+
+
+class UncachedTables:
+    """A part of ports.Index; see there for the contract of each method."""
+
+    def _query(self, statement: str, bindings: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        raise NotImplementedError
+
+    # --- relocations ---------------------------------------------------------------------------
+
+    def get_relocation(self, frame: int) -> RelocationRow | None:
+        rows = self._query(sql.GET_RELOCATION, (frame,))
+        return RelocationRow._make(rows[0]) if rows else None
+
+    def put_relocation(self, row: RelocationRow) -> None:
+        self._query(sql.PUT_RELOCATION, row)
+
+    # --- segments ------------------------------------------------------------------------------
+
+    def get_segment(self, sequence: int) -> SegmentRow | None:
+        rows = self._query(sql.GET_SEGMENT, (sequence,))
+        return SegmentRow._make(rows[0]) if rows else None
+
+    def put_segment(self, row: SegmentRow) -> None:
+        self._query(sql.PUT_SEGMENT, row)
+
+    def last_segment(self) -> SegmentRow | None:
+        rows = self._query(sql.LAST_SEGMENT)
+        return SegmentRow._make(rows[0]) if rows else None
+
+    def list_segments(self, *, from_sequence: int, limit: int) -> list[SegmentRow]:
+        return [SegmentRow._make(row) for row in self._query(sql.LIST_SEGMENTS, (from_sequence, limit))]
+
+    # --- snapshots -----------------------------------------------------------------------------
+
+    def get_snapshot(self, name: bytes) -> SnapshotRow | None:
+        rows = self._query(sql.GET_SNAPSHOT, (name,))
+        return SnapshotRow._make(rows[0]) if rows else None
+
+    def put_snapshot(self, row: SnapshotRow) -> None:
+        self._query(sql.PUT_SNAPSHOT, row)
+
+    def delete_snapshot(self, name: bytes) -> None:
+        self._query(sql.DELETE_SNAPSHOT, (name,))
+
+    def list_snapshots(self) -> list[SnapshotRow]:
+        return [SnapshotRow._make(row) for row in self._query(sql.LIST_SNAPSHOTS)]
+
+    def count_snapshots(self) -> int:
+        return int(self._query(sql.COUNT_SNAPSHOTS)[0][0])
+
+    # --- local knowledge -----------------------------------------------------------------------
+
+    def held(self, store: str, *, after: str, limit: int) -> list[str]:
+        return [key for (key,) in self._query(sql.HELD, (store, after, limit))]
+
+    def put_held(self, store: str, key: str) -> None:
+        self._query(sql.PUT_HELD, (store, key))
+
+    def delete_held(self, store: str, key: str) -> None:
+        self._query(sql.DELETE_HELD, (store, key))
+
+    def clear_held(self, store: str) -> None:
+        self._query(sql.CLEAR_HELD, (store,))
