@@ -22,6 +22,7 @@ from mirrorfs.engine.reader import Reader
 from mirrorfs.engine.recovery import Recovered
 from mirrorfs.engine.sealer import Sealer
 from mirrorfs.engine.segment_writer import WriterIdentity
+from mirrorfs.engine.snapshots import Snapshots
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import VolumeState
 from mirrorfs.errors import DiskError
@@ -128,6 +129,7 @@ class LocalVolume:
         )
         self.committer.durable_position = recovered.position
         self.committer.durable_ns = recovered.time_ns
+        self.snapshots = Snapshots(self.state, self.committer, self.space)
         mirrors = Mirrors() if mirrors is None else mirrors
         self.cache, self.reader = self._make_reading(world, writer, mirrors, cache_bytes, nursery)
         self.filesystem = FileSystem(

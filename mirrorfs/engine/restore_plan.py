@@ -115,9 +115,11 @@ class Planner:
 
         Raises:
             StoreUnavailable: no store can be listed, or nothing be restored while one does not answer.
-            UsageError: the volume had no commit yet at that moment.
+            UsageError: the volume had no commit yet at that moment, or no such snapshot.
             DamagedError: the stores hold segments, but nothing can be restored from them.
         """
+        if moment.snapshot is not None:
+            moment = await self._named(moment)
         found = await newest_heads(self._stores, keys=self._keys, public_key=self._writer_key)
         silent = set(await self.main.look()) | set(await self._checkpoints.look())
         if len(silent) == len(self._stores) and not self.main.local_sequences:
@@ -170,6 +172,19 @@ class Planner:
             head=head,
         )
         return index, plan
+
+    async def _named(self, moment: Moment) -> Moment:
+        """The moment of a snapshot. The newest state knows it, so the log is followed twice."""
+        index, plan = await self.run(NEWEST)
+        try:
+            return moment.resolved(index)
+        except UsageError as exc:
+            if plan.damage is None:
+                raise
+            kind = StoreUnavailable if plan.unreached else DamagedError
+            raise kind(f"No such snapshot was found, and there are newer commits: {plan.damage}.") from exc
+        finally:
+            index.close()
 
     def _who_failed(self) -> str:
         return " and store ".join(sorted(self.main.unreached | self._checkpoints.unreached))

@@ -26,7 +26,6 @@ from mirrorfs.engine.becoming_writer import open_as_writer
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.checkpoints import WrittenCheckpoint
 from mirrorfs.engine.daily_look import DailyLook
-from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.lease_taker import RELEASE_S, VolumeSettings
 from mirrorfs.engine.local import LocalVolume, World
@@ -70,6 +69,10 @@ class MountedVolume:
         prefetches: bool,
     ) -> None:
         """Use `open`."""
+        self.filesystem = local.filesystem
+        """What fuse/ serves."""
+        self.snapshots = local.snapshots
+        """The positions that have names."""
         self._world = world
         self._local = local
         self._tasks_of_stores = stores
@@ -108,11 +111,6 @@ class MountedVolume:
     @property
     def _stores(self) -> list[AttachedStore]:
         return self._tasks_of_stores.members.members
-
-    @property
-    def filesystem(self) -> FileSystem:
-        """What fuse/ serves."""
-        return self._local.filesystem
 
     @classmethod
     async def open(
