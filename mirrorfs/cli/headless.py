@@ -15,6 +15,7 @@ from mirrorfs.cli.key_pipe import UnlockedSession
 from mirrorfs.cli.mount import CLOSING_WAIT_S, unlocked_session
 from mirrorfs.cli.session import Opened, Session
 from mirrorfs.cli.session_control import SessionControl
+from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.engine.volume import MountedVolume
 
@@ -30,12 +31,18 @@ def add_unlock_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_headless(
-    arguments: argparse.Namespace, environment: Mapping[str, str], paths: VolumePaths, work: Work
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str],
+    paths: VolumePaths,
+    work: Work,
+    *,
+    on_unlocked: Callable[[Unlocked], None] = lambda unlocked: None,
 ) -> None:
     """Unlock, recover the local log, take the leases, do the work, and close.
 
     Args:
         arguments: with those of `add_unlock_arguments`.
+        on_unlocked: see `unlocked_session`.
     Raises: MirrorfsError: as of a mount, or what `work` raises.
     """
     harden_process()
@@ -45,7 +52,8 @@ def run_headless(
     lock_fd = -1
     try:
         lock_fd = volume_lock.acquire(paths)
-        run_session(unlocked_here(arguments, environment, paths, view=""), paths, work)
+        unlocked = unlocked_here(arguments, environment, paths, view="", on_unlocked=on_unlocked)
+        run_session(unlocked, paths, work)
     finally:
         change.release()
         if lock_fd >= 0:
@@ -53,13 +61,19 @@ def run_headless(
 
 
 def unlocked_here(
-    arguments: argparse.Namespace, environment: Mapping[str, str], paths: VolumePaths, *, view: str
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str],
+    paths: VolumePaths,
+    *,
+    view: str,
+    on_unlocked: Callable[[Unlocked], None] = lambda unlocked: None,
 ) -> UnlockedSession:
     """Check the stores and ask for the secrets, as a mount does (cli/mount.py), which nothing follows.
 
     Args:
         arguments: with those of `add_unlock_arguments`.
         view: what is not empty takes no lease and may stand beside a writable mount.
+        on_unlocked: see `unlocked_session`.
     Raises: MirrorfsError.
     """
     needed = argparse.Namespace(
@@ -67,7 +81,7 @@ def unlocked_here(
         token=arguments.token, module=arguments.module,
         password_file=arguments.password_file, pin_file=arguments.pin_file,
     )  # fmt: skip
-    return unlocked_session(needed, environment, view=view)
+    return unlocked_session(needed, environment, view=view, on_unlocked=on_unlocked)
 
 
 def run_session(unlocked: UnlockedSession, paths: VolumePaths, work: Work) -> None:

@@ -1,4 +1,4 @@
-"""Recording what is done with the keys and stores of a volume, and telling the alarm's command of it.
+"""Recording what is done with keys, stores and snapshots of a volume, and telling the alarm's command of it.
 
 The record names the header up to which it tells everything: so what another PC changed, or a command that was
 killed, is found by whoever opens the volume next.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from mirrorfs.cli.alarm import start_command
 from mirrorfs.cli.config import VolumePaths, configured_volumes, load_config, volume_paths
@@ -35,6 +35,14 @@ from mirrorfs.format.slot import Slot
 from mirrorfs.format.slot_token import SlotKind
 
 log = logging.getLogger(__name__)
+
+_EVENTS: Final = {
+    "slot": "keys-changed",
+    "keys": "keys-changed",
+    "store": "stores-changed",
+    "snapshot": "snapshots-changed",
+}
+"""What the alarm's command is told, by the first word of what all changes are."""
 
 
 def note_opened(paths: VolumePaths, alarm: AlarmConfig, header: VolumeHeader, data: bytes) -> None:
@@ -76,8 +84,8 @@ def _add(paths: VolumePaths, alarm: AlarmConfig, key: str | None, event: KeyEven
 
 
 def _tell(volume: str, alarm: AlarmConfig, event: KeyEvent) -> None:
-    is_of_keys = any(not change.what.startswith("store-") for change in event.changes)
-    kind = "keys-changed" if is_of_keys else "stores-changed"
+    kinds = {change.what.partition("-")[0] for change in event.changes}
+    kind = _EVENTS[kinds.pop()] if len(kinds) == 1 else "keys-changed"
     message: dict[str, Any] = {
         "volume": volume, "event": "recovery-code-used" if event.code_used else kind,
         "light": None, "previous": None, "reason": event.sentence(), "time_ns": event.time_ns, "stores": [],
@@ -87,14 +95,19 @@ def _tell(volume: str, alarm: AlarmConfig, event: KeyEvent) -> None:
 
 
 class Recording:
-    """One command that may change keys or stores. `recorded` makes it."""
+    """One command that may change keys, stores or snapshots. `recorded` makes it."""
 
     def __init__(self) -> None:
         self._opened: tuple[VolumeHeader, Slot] | None = None
+        self._done: tuple[Change, ...] = ()
 
     def opened(self, header: VolumeHeader, slot: Slot) -> None:
         """Somebody with password and token has opened the volume."""
         self._opened = header, slot
+
+    def did(self, change: Change) -> None:
+        """Something was done that no header shows."""
+        self._done += (change,)
 
     def finish(
         self, paths: VolumePaths, command: str, error: BaseException | None
@@ -113,6 +126,7 @@ class Recording:
         # `key check` keeps nothing here: what it opened may be newer than what is.
         if newest is not None and age(after := parse_header(newest)) >= age(before):
             key, changes = header_key(after.generation, newest), differences(before, after)
+        changes += self._done
         code_used = slot.kind is SlotKind.RECOVERY
         if result is Result.DONE and not changes and not code_used:
             return None, None

@@ -41,6 +41,8 @@ class SessionRequest:
     """A moment to show instead of the newest state; only for a view."""
     at_position: int | None = None
     """A position to show instead; only for a view."""
+    at_snapshot: str = ""
+    """The name of a snapshot to show instead; only for a view."""
     watched: str = ""
     """The token that opened the volume (WatchedToken.to_text); empty: nobody looks for it."""
     events_seen: int = 0

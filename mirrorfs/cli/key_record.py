@@ -1,4 +1,4 @@
-"""The record of what was done with a volume's keys and stores: a small file in the local state.
+"""The record of what was done with a volume's keys, stores and snapshots: a small file in the local state.
 
 Bounded, and without secrets or names of files. cli/key_events.py writes it, `status` shows it.
 """
@@ -32,7 +32,7 @@ _LOCK: Final = "key-events.lock"
 
 
 class What(StrEnum):
-    """A difference between two headers."""
+    """A difference between two headers; or what became of a snapshot."""
 
     SLOT_ADDED = "slot-added"
     SLOT_REMOVED = "slot-removed"
@@ -42,6 +42,8 @@ class What(StrEnum):
     STORE_ADDED = "store-added"
     STORE_REMOVED = "store-removed"
     STORE_REPLACED = "store-replaced"
+    SNAPSHOT_RELEASED = "snapshot-released"
+    SNAPSHOT_DELETED = "snapshot-deleted"
 
 
 _WORDS: Final = {
@@ -52,6 +54,8 @@ _WORDS: Final = {
     What.STORE_ADDED: "store {name} added",
     What.STORE_REMOVED: "store {name} removed",
     What.STORE_REPLACED: "store {name} replaced",
+    What.SNAPSHOT_RELEASED: "snapshot at {name} released",
+    What.SNAPSHOT_DELETED: "snapshot at {name} deleted",
 }
 
 
@@ -70,7 +74,7 @@ class Change:
 
     what: What
     name: str = ""
-    """Of a slot or store."""
+    """Of a slot or store; of a snapshot, whose name is nobody else's business, the position."""
 
     def __str__(self) -> str:
         return _WORDS[self.what].format(name=one_line(self.name))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -27,6 +28,7 @@ from mirrorfs.engine.bursts import KnownBurst
 from mirrorfs.engine.commits import Commit, CommitReader, Stretch
 from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.format.ids import format_position
+from mirrorfs.format.rows import SnapshotRow
 from mirrorfs.format.signing import load_public_key
 
 SCHEMA: Final = 1
@@ -70,7 +72,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 async def _show(past: Past, arguments: argparse.Namespace, since: Moment, until: Moment) -> int:
     async with past.at(NEWEST, needs_all=False) as opened:
-        plan = opened.plan
+        plan, until = opened.plan, until.resolved(opened.index)
         end_ns = plan.time_ns if until.time_ns is None else min(until.time_ns, plan.time_ns)
         if since == NEWEST:
             # By a position nothing is known of the time; then of the newest moment.
@@ -81,10 +83,11 @@ async def _show(past: Past, arguments: argparse.Namespace, since: Moment, until:
         by = None if arguments.all else _grouping(arguments.by, since, end_ns)
         timeline = _Timeline(by=by, bursts=past.bursts())
         await reader.run(
-            Stretch(since, until), timeline.add,
+            Stretch(since.resolved(opened.index), until), timeline.add,
             on_progress=lambda done, total: past.show("log", done, total, "segments"),
         )  # fmt: skip
         past.end_progress()
+        timeline.mark(opened.index.list_snapshots())
         oldest = opened.index.list_segments(from_sequence=0, limit=1)
         has_older = since.time_ns is not None and any(row.first_ns < since.time_ns for row in oldest)
     if arguments.json:
@@ -117,6 +120,8 @@ class _Timeline:
         self._bursts = bursts
         self._last_key: object = None
         self.tallies: list[Tally] = []
+        self._snapshots: dict[int, list[str]] = {}
+        """Names of those that there are, by the number of the tally."""
 
     def add(self, commit: Commit) -> None:
         key: object = commit.position
@@ -141,17 +146,26 @@ class _Timeline:
         """Those of which something is among what is shown."""
         return [known for known in self._bursts if any(known in self._bursts_in(one) for one in self.tallies)]
 
+    def mark(self, snapshots: Sequence[SnapshotRow]) -> None:
+        """Show where the snapshots are."""
+        ends = [tally.last_position for tally in self.tallies]
+        for row in snapshots:
+            number = bisect_left(ends, row.position)
+            if number < len(ends) and self.tallies[number].first_position <= row.position:
+                self._snapshots.setdefault(number, []).append(row.name.decode())
+
     def print(self) -> None:
-        for tally in self.tallies:
+        for number, tally in enumerate(self.tallies):
+            changes = _changes(tally, self._snapshots.get(number, ()))
             moment = datetime.fromtimestamp(tally.first_ns // _NS_PER_S).astimezone()
             position = format_position(tally.last_position)
             mark = "; SUSPICIOUS" if self._bursts_in(tally) else ""
             if self._by is None:
-                print(f"{moment:%Y-%m-%d %H:%M:%S}  {position}: {_changes(tally)}{mark}")
+                print(f"{moment:%Y-%m-%d %H:%M:%S}  {position}: {changes}{mark}")
                 continue
             start = f"{moment:%Y-%m-%d}" if self._by == "day" else f"{moment:%Y-%m-%d %H}:00"
             count = f"{tally.moments} moment{'' if tally.moments == 1 else 's'} up to {position}"
-            print(f"{start}  {count}: {_changes(tally)}{mark}")
+            print(f"{start}  {count}: {changes}{mark}")
 
     def as_json(self, name: str, position: int, time_ns: int, lost: list[int]) -> dict[str, Any]:
         return {
@@ -162,7 +176,11 @@ class _Timeline:
             "lost_segments": lost,
             "bursts": [_burst(known) for known in self.shown_bursts()],
             "entries": [
-                {**_entry(tally), "suspicious": bool(self._bursts_in(tally))} for tally in self.tallies
+                {
+                    **_entry(tally, self._snapshots.get(number, ())),
+                    "suspicious": bool(self._bursts_in(tally)),
+                }
+                for number, tally in enumerate(self.tallies)
             ],
         }
 
@@ -187,7 +205,7 @@ def _about(known: KnownBurst) -> str:
     )
 
 
-def _entry(tally: Tally) -> dict[str, Any]:
+def _entry(tally: Tally, snapshots: Sequence[str]) -> dict[str, Any]:
     return {
         "moments": tally.moments,
         "first": {"position": format_position(tally.first_position), "time_ns": tally.first_ns},
@@ -200,10 +218,12 @@ def _entry(tally: Tally) -> dict[str, Any]:
         "attributes_changed": tally.attributes_changed,
         "written_bytes": tally.written_bytes,
         "mounts": tally.mounts,
+        "snapshots": list(snapshots),
+        "snapshots_deleted": tally.snapshots_deleted,
     }
 
 
-def _changes(tally: Tally) -> str:
+def _changes(tally: Tally, snapshots: Sequence[str]) -> str:
     counts = [
         (tally.created, "created"),
         (tally.changed, "changed"),
@@ -217,4 +237,6 @@ def _changes(tally: Tally) -> str:
         parts.append(f"{format_bytes(tally.written_bytes)} written")
     if tally.mounts:
         parts.append("mounted" if tally.mounts == 1 else f"mounted {tally.mounts} times")
+    parts += [f"snapshot {name}" for name in snapshots]
+    parts += [f"snapshot {name} deleted" for name in tally.snapshots_deleted]
     return ", ".join(parts) or "nothing changed"

@@ -16,10 +16,7 @@ from typing import Final
 
 from mirrorfs import __version__
 from mirrorfs.cli.failures import describe, report, sentence_of
-from mirrorfs.errors import MirrorfsError, UsageError
-
-NOT_YET: Final = ("snapshot",)
-"""Commands that are part of the contract and come later."""
+from mirrorfs.errors import MirrorfsError
 
 Run = Callable[[argparse.Namespace, Mapping[str, str], Sequence[str]], int]
 """Carries out a command, given its arguments, os.environ and the arguments as they were typed."""
@@ -42,10 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if argv is None else argv)
     wanted = given[0] if given else ""
-    if wanted in NOT_YET:
-        return report(
-            UsageError(f"`mirrorfs {wanted}` is not available yet in this version; see --help."), debug=False
-        )
     parser, run = _parser(wanted)
     arguments = parser.parse_args(given)
     assert run is not None
@@ -76,7 +69,6 @@ def _parser(wanted: str) -> tuple[argparse.ArgumentParser, Run | None]:
     parser = argparse.ArgumentParser(
         prog="mirrorfs",
         description="An encrypted filesystem whose log is mirrored on two stores.",
-        epilog=f"Not available yet in this version: {', '.join(NOT_YET)}.",
     )
     parser.add_argument("--version", action="version", version=f"mirrorfs {__version__}")
     chosen = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -206,6 +198,13 @@ def _diff(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, environment, _: diff.run(arguments, environment)
 
 
+def _snapshot(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import snapshot
+
+    snapshot.add_arguments(parser)
+    return lambda arguments, environment, _: snapshot.run(arguments, environment)
+
+
 def _store(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli import store
 
@@ -256,6 +255,7 @@ COMMANDS: Final = {
     "find": Command("list everything below a directory as it is or was", _find),
     "cat": Command("write a file as it is or was to standard output", _cat),
     "diff": Command("show what differs between two moments", _diff),
+    "snapshot": Command("name moments that are to be kept, and show, hold and delete these", _snapshot),
     "key": Command("show and change what opens a volume: tokens, password, recovery code", _key),
     "store": Command("show, add, remove or replace the stores of a volume", _store),
     "verify": Command("look whether the stores and the local disk hold everything, whole", _verify),

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
@@ -40,7 +40,7 @@ from mirrorfs.cli.resolve import mounts_of
 from mirrorfs.cli.stores import StoreLook, check_instances, directory_of, look_at_stores
 from mirrorfs.cli.systemd import notify
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, refuse_recovery
-from mirrorfs.cli.unlock import unlock_configured
+from mirrorfs.cli.unlock import Unlocked, unlock_configured
 from mirrorfs.cli.views import new_view, remove_dead_views
 from mirrorfs.cli.watched_token import WatchedToken
 from mirrorfs.cli.when import parse_moment
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--foreground", action="store_true", help="serve in this process until unmounted")
     parser.add_argument("--read-only", action="store_true", help="show the volume without changing it")
     parser.add_argument(
-        "--at", metavar="WHEN", help="show it as it was then (2026-03-01, '2h ago'), read-only"
+        "--at", metavar="WHEN", help="show it as it was then (2026-03-01, '2h ago', a snapshot), read-only"
     )
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as permissions say")
     parser.add_argument(
@@ -210,13 +210,18 @@ def _clean_stale(mountpoint: str, mounter: RemoteMounter | None) -> bool:
 
 
 def unlocked_session(
-    arguments: argparse.Namespace, environment: Mapping[str, str], *, view: str
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str],
+    *,
+    view: str,
+    on_unlocked: Callable[[Unlocked], None] = lambda unlocked: None,
 ) -> UnlockedSession:
     """Check the stores, ask for the secrets, and return all that is needed to serve.
 
     The stores are asked before the secrets, so that the same requests are made whatever is typed.
     Args:
         view: identifies a read-only mount; empty for the writable one.
+        on_unlocked: hears of what was opened, before anything else is done with it.
     Raises: MirrorfsError: see the parts.
     """
     paths = volume_paths(arguments.volume, environment)
@@ -232,6 +237,7 @@ def unlocked_session(
     chosen = chosen_tokens(arguments.token, arguments.module, config.tokens)
     refuse_recovery(chosen, volume=paths.name)
     unlocked, config = unlock_configured(paths, config, chosen, sources, data=data)
+    on_unlocked(unlocked)
     if not view and Role.WRITER not in unlocked.slot.roles:
         raise UsageError(f"Slot {unlocked.slot.name} may read and no more; mount with --read-only.")
     for sentence in check_instances(looks, keys=unlocked.keys, writer=unlocked.header.public_keys.writer):
@@ -247,6 +253,7 @@ def unlocked_session(
         view=view,
         at_ns=moment.time_ns,
         at_position=moment.position,
+        at_snapshot=(moment.snapshot or b"").decode(),
         watched=WatchedToken.of(unlocked.slot, chosen).to_text(),
         events_seen=events_seen,
     )

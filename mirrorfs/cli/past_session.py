@@ -190,7 +190,7 @@ def add_past_arguments(parser: argparse.ArgumentParser, operands: str) -> None:
 
 
 WHEN_HELP: Final = (
-    "2026-03-01, '2026-03-01 14:05', 'yesterday 18:00', 18:00, '3 days ago', or position 17.203"
+    "2026-03-01, '2026-03-01 14:05', 'yesterday 18:00', 18:00, '3 days ago', position 17.203, or a snapshot"
 )
 
 

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--at",
         metavar="WHEN",
-        help="as it was at 2026-03-01T14:05, 'yesterday 18:00', 18:00, 2h, or position 17.203",
+        help="as it was at 2026-03-01T14:05, 'yesterday 18:00', 18:00, 2h, position 17.203, or a snapshot",
     )
     parser.add_argument(
         "--path",

@@ -1,4 +1,4 @@
-"""What the control socket can ask of a session: status, flush, umount, scrub, and other stores."""
+"""What the control socket can ask of a session: status, flush, umount, scrub, other stores, snapshots."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mirrorfs.cli.control import Connection, Handler
 from mirrorfs.cli.control_protocol import STALL_S, Message
 from mirrorfs.cli.key_pipe import SessionRequest
 from mirrorfs.cli.scrubbing import scrub
+from mirrorfs.cli.session_snapshots import SnapshotRequests
 from mirrorfs.cli.waiting import Patience, watched
 from mirrorfs.engine.limits import Limits
 from mirrorfs.engine.volume import MountedVolume
@@ -35,6 +36,7 @@ class SessionControl:
         self._left_behind: str | None = None
         self._away_at_end: list[str] = []
         self._plan: tuple[bool, Patience] | None = None
+        self._snapshots = SnapshotRequests()
         self._watchers: list[Callable[[VolumeStatus], None]] = []
         self.limits: Limits | None = None
         """What the stores keep to; None: no limit."""
@@ -116,6 +118,8 @@ class SessionControl:
             "events": self._events,
             "fill": self._fill,
             "clear_alarm": self._clear_alarm,
+            "snapshots": self._list_snapshots,
+            "snapshot": self._change_snapshot,
         }
 
     async def _status(self, connection: Connection) -> Message:
@@ -156,6 +160,12 @@ class SessionControl:
     async def _stores(self, connection: Connection) -> Message:
         """The configuration names other stores: have those."""
         volume = self._running()
+        if not await self._unless_unmounted(lambda: self.change_stores(volume)):
+            raise MirrorfsError("The volume was unmounted meanwhile; the next mount has the change.")
+        return {"stores": list(volume.instances)}
+
+    async def _unless_unmounted(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Whether some work came to its end. It goes on if the client hangs up: half of it may be done."""
         done = False
         async with trio.open_nursery() as nursery:
 
@@ -163,14 +173,25 @@ class SessionControl:
                 await self._unmounted.wait()
                 nursery.cancel_scope.cancel()
 
-            # It goes on if the client hangs up: half of it may be done.
             nursery.start_soon(stop_when_unmounted)
-            await self.change_stores(volume)
+            await work()
             done = True
             nursery.cancel_scope.cancel()
-        if not done:
-            raise MirrorfsError("The volume was unmounted meanwhile; the next mount has the change.")
-        return {"stores": list(volume.instances)}
+        return done
+
+    async def _list_snapshots(self, connection: Connection) -> Message:
+        return await self._snapshots.list(self._running(), connection)
+
+    async def _change_snapshot(self, connection: Connection) -> Message:
+        volume = self._running()
+        result: Message = {}
+
+        async def change() -> None:
+            result.update(await self._snapshots.change(volume, connection.request))
+
+        if not await self._unless_unmounted(change):
+            raise MirrorfsError("The volume was unmounted meanwhile; `mirrorfs snapshot list` shows what is.")
+        return result
 
     async def _events(self, connection: Connection) -> Message:
         """A command has recorded something of keys or stores: log it."""

@@ -90,11 +90,8 @@ class MountedSession:
             print(f"mirrorfs: The change counts from the next mount on: {exc}", file=sys.stderr)
 
     def note(self) -> None:
-        """See Serving. It is in the record in any case, whether the session hears of it or not."""
-        with suppress(MirrorfsError), ControlClient(self._paths.socket, volume=self._paths.name) as client:
-            client.send("events")
-            for _ in client.answers():
-                pass
+        """See Serving."""
+        note_events(self._paths)
 
     def wait_filled(self, store: str, *, stall_s: float) -> None:
         """See Serving."""
@@ -108,6 +105,17 @@ class MountedSession:
 
     def close(self) -> None:
         """See Serving."""
+
+
+def note_events(paths: VolumePaths) -> None:
+    """Have a process that serves the volume, if there is one, log what is new in the record.
+
+    It is in the record in any case, whether the session hears of it or not.
+    """
+    with suppress(MirrorfsError), ControlClient(paths.socket, volume=paths.name) as client:
+        client.send("events")
+        for _ in client.answers():
+            pass
 
 
 def find_session(paths: VolumePaths) -> Serving:

@@ -70,6 +70,14 @@ class ViewControl(SessionControl):
         await trio.lowlevel.checkpoint()
         raise UsageError("A read-only view keeps the stores that it was mounted with; mount it again.")
 
+    async def _list_snapshots(self, connection: Connection) -> Message:
+        await trio.lowlevel.checkpoint()
+        raise UsageError("A read-only view is asked for no snapshots; name the volume itself.")
+
+    async def _change_snapshot(self, connection: Connection) -> Message:
+        await trio.lowlevel.checkpoint()
+        raise UsageError("A read-only view changes no snapshot; name the volume itself.")
+
     async def _fill(self, connection: Connection) -> Message:
         await trio.lowlevel.checkpoint()
         raise UsageError("A read-only view fills no store; name the volume itself.")
@@ -98,7 +106,11 @@ class ViewSession(Session):
             writer_key=header.public_keys.writer,
             stores=stores,
             random=system_random(),
-            moment=Moment(time_ns=self._request.at_ns, position=self._request.at_position),
+            moment=Moment(
+                time_ns=self._request.at_ns,
+                position=self._request.at_position,
+                snapshot=self._request.at_snapshot.encode() or None,
+            ),
             on_progress=lambda sequence, _: self._on_replay(sequence),
             on_loaded=self._on_loaded,
         )

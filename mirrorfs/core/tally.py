@@ -15,6 +15,7 @@ from mirrorfs.format.record import (
     Rename,
     Setattr,
     Setxattr,
+    SnapshotGone,
     Truncate,
     Unlink,
     unpack_pieces,
@@ -40,6 +41,8 @@ class Tally:
         self.written_bytes = 0
         self.mounts = 0
         """Times that a writer began."""
+        self.snapshots_deleted: list[str] = []
+        """Their names."""
         self._new: set[int] = set()
         self._written: set[int] = set()
         self._touched: set[int] = set()
@@ -84,3 +87,5 @@ class Tally:
                 self._touched.add(record.inode)
             case Epoch():
                 self.mounts += 1
+            case SnapshotGone():
+                self.snapshots_deleted.append(record.name.decode())

@@ -62,12 +62,14 @@ class Snapshots:
                 await self._record(Snapshot(self._state.clock.now_ns(), int(held), name))
             return self._known(name)
 
-    async def delete(self, name: bytes) -> None:
-        """Delete a snapshot. Raises: UsageError: there is none of that name, or it is held."""
+    async def delete(self, name: bytes) -> SnapshotRow:
+        """Delete a snapshot. Returns: what it was. Raises: UsageError: there is none, or it is held."""
         async with self._changing:
-            if self._known(name).held:
+            row = self._known(name)
+            if row.held:
                 raise UsageError("That snapshot is held; `mirrorfs snapshot release` it first.")
             await self._record(SnapshotGone(self._state.clock.now_ns(), name))
+            return row
 
     def _known(self, name: bytes) -> SnapshotRow:
         check_snapshot_name(name)

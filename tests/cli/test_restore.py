@@ -139,11 +139,14 @@ def test_asks_first(mirrored: Mirrored, tmp_path: Path) -> None:
 
 def test_the_past(mirrored: Mirrored, tmp_path: Path) -> None:
     store = urls(mirrored.stores["a"])
-    for when, exit_code in (("2001-01-01", 2), ("2999-01-01", 2), ("25:20", 2), ("gestern", 2), ("0s", 0)):
+    for when, exit_code in (("2001-01-01", 2), ("2999-01-01", 2), ("25:20", 2), ("0s", 0)):
         outcome = mirrored.run(*store, "--yes", "--at", when, str(tmp_path / "dest"))
         assert outcome.returncode == exit_code, outcome
         assert exit_code == 0 or outcome.stderr.count("\n") == 1
     assert shape(tmp_path / "dest") == shape(mirrored.tree)
+    outcome = mirrored.run(*store, "--yes", "--at", "gestern", str(tmp_path / "other"))
+    assert outcome.returncode == 2 and "no snapshot of that name" in outcome.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_wrong_places(mirrored: Mirrored, tmp_path: Path) -> None:

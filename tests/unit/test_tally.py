@@ -18,6 +18,8 @@ from mirrorfs.format.record import (
     Rename,
     Setattr,
     Setxattr,
+    Snapshot,
+    SnapshotGone,
     Truncate,
     Unlink,
     pack_pieces,
@@ -64,3 +66,10 @@ def test_each_record_counts_once() -> None:
 def test_nothing() -> None:
     tally = Tally()
     assert (tally.moments, tally.changed, tally.attributes_changed, tally.written_bytes) == (0, 0, 0, 0)
+
+
+def test_snapshots_change_nothing_but_names() -> None:
+    tally = Tally()
+    tally.add([Snapshot(5, 0, "é".encode()), SnapshotGone(5, "é".encode())], position=7, time_ns=70)
+    assert tally.snapshots_deleted == ["é"]
+    assert (tally.created, tally.changed, tally.deleted, tally.attributes_changed) == (0, 0, 0, 0)

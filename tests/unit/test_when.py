@@ -8,7 +8,7 @@ from datetime import datetime
 
 import pytest
 
-from mirrorfs.cli.when import parse_moment, parse_when
+from mirrorfs.cli.when import parse_moment, parse_when, snapshot_name
 from mirrorfs.engine.moment import Moment
 from mirrorfs.errors import UsageError
 from mirrorfs.format.ids import format_position, frame_id
@@ -72,8 +72,9 @@ def test_times(text: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "now", "tomorrow", "2026-13-01", "2026-02-30", "yesterday 25:00", "yesterday 18:60", "0001-01-01x",
-     "today 10:01", "2026-03-30 10:00:01", "2027-01-01", "18:00", "25:00", "3 months ago",
+    ["", "now", "tomorrow", "2026-13-01", "2026-02-30", "yesterday 25:00", "yesterday 18:60",
+     "2026/03/01", "today 10:01", "Yesterday evening", "2027-01-01T00:00Z", "some time ago", "a/b", "-x",
+     "n" * 65, "a\nb", "2026-03-30 10:00:01", "2027-01-01", "18:00", "25:00", "3 months ago",
      "-1.2", "1.2.3", "1.99999999"],
 )  # fmt: skip
 def test_refused(text: str) -> None:
@@ -92,6 +93,34 @@ def test_positions(text: str, sequence: int, ordinal: int) -> None:
 def test_shown_positions_are_read_back() -> None:
     position = frame_id(4711, 1_000_000)
     assert parse_moment(format_position(position), now_ns=NOW) == Moment(position=position)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["before the update", "avant 2026", "2026-11-26 before", "v1.2", "nowhere", "todays", "yesterdays",
+     "é" * 32, "a3d", "3dd", "Q1", "17.203a", "0001-01-01x"],
+)  # fmt: skip
+def test_names_of_snapshots(name: str) -> None:
+    assert snapshot_name(name) == name.encode()
+    assert parse_moment(f" {name} ", now_ns=NOW) == Moment(snapshot=name.encode())
+
+
+def test_names_are_one_however_they_are_typed() -> None:
+    assert snapshot_name("e\u0301te\u0301") == "été".encode()
+    assert parse_moment("e\u0301te\u0301", now_ns=NOW) == Moment(snapshot="été".encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "now", "Today", "yesterday 18:00", "tomorrow", "yesterday evening", "2h", "3 days ago", "1w",
+     "years ago", "2026-03-01", "2026-03-01T14:05Z", "2099-01-01", "20260301", "2026-W10", "17:20", "17.203",
+     "7", "2026-13-01T10:00", "1.2.3", "---", "-x", " x", "x ", "a/b", "n" * 65, "é" * 33,
+     "a\nb", "a\x1b[2Jb", "\udcff"],
+)  # fmt: skip
+def test_no_names_of_snapshots(text: str) -> None:
+    """What is a moment, or may have been meant for one, is never a name."""
+    with pytest.raises(UsageError):
+        snapshot_name(text)
 
 
 def test_moment_bounds() -> None:
