@@ -131,6 +131,24 @@ async def test_two_pcs_and_one_that_follows(autojump_clock: MockClock, tmp_path:
         assert volume.snapshots.list() == [second]
 
 
+@pytest.mark.parametrize("has_index", [True, False])
+async def test_what_was_answered_outlives_a_kill(
+    autojump_clock: MockClock, tmp_path: Path, has_index: bool
+) -> None:
+    practice = Practice(tmp_path)
+    pc = practice.pc("one")
+    async with pc.until_killed() as volume:
+        await save(volume, b"a")
+        await volume.snapshots.create(b"deleted", held=False)
+        await volume.snapshots.delete(b"deleted")
+        kept = await volume.snapshots.create(b"kept", held=True)
+        left = practice.copy(pc, "what is left")
+    if not has_index:
+        left.files.remove()
+    async with left.mounted() as volume:
+        assert volume.snapshots.list() == [kept]
+
+
 async def test_everything_written_before_is_in_it(tmp_path: Path) -> None:
     """However many fsyncs of other files make commits meanwhile."""
     volume, data = BuiltVolume(tmp_path / "state"), os.urandom(3 << 20)
