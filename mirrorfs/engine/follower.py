@@ -66,6 +66,8 @@ class Follower:
         self._writer = writer
         self._random = random
         self._seen: dict[str, Head] = {}
+        self._rotated: str | None = None
+        """What is wrong for good: the keys here are out of use."""
         self.fault: str | None = None
         """Why the view does not go on, or what is wrong with a store; one sentence."""
         self.silent: tuple[str, ...] = ()
@@ -112,7 +114,7 @@ class Follower:
             self._end = end
         if end.damage is not None:
             raise DamagedError(end.damage)
-        self.fault = None
+        self.fault = self._rotated
         self._compare(found)
         if any(_has_unknown(one) for one in found.values()):
             await self._look_for_new_keys()
@@ -121,7 +123,10 @@ class Follower:
         try:
             await check_keys_are_in_use(self._stores, self._keys, self._public_key)
         except InUseError:
-            self._fail("The keys were rotated: unmount this view and mount it again to have the new ones.")
+            self._rotated = (
+                "The keys were rotated: unmount this view and mount it again to have the new ones."
+            )
+            self._fail(self._rotated)
         except StoreError as exc:
             logger.info("whether the keys were rotated cannot be told: %s", exc)
 

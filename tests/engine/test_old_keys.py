@@ -362,4 +362,6 @@ async def test_a_view_over_a_rotation(autojump_clock: MockClock, tmp_path: Path)
     await mount_and(a, b"after")
     await follower.look()
     assert "keys were rotated" in str(follower.fault)
+    await follower.look(heads=False)
+    assert "keys were rotated" in str(follower.fault), "it stays so"
     index.close()
