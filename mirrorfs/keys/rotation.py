@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mirrorfs.errors import LimitError, UsageError
+from mirrorfs.format.document import DOCUMENT_SIZE_MAX, canonical_json
 from mirrorfs.format.generation import retire_generation
 from mirrorfs.format.header import (
     KEY_GENERATIONS_MAX,
@@ -24,6 +25,11 @@ from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.slot import SLOT_VERSION_FIRST, KeySet, Role, Slot
 from mirrorfs.keys.slots import box_key_set
 from mirrorfs.ports import Entropy
+
+_ENTRY_MAX = 1100
+"""Bytes of the header that a key generation takes at most when it is out of use, and the document's frame."""
+_BOX_MAX = 400
+"""Bytes that a slot's box takes."""
 
 
 def check_can_rotate(header: VolumeHeader, roles: Sequence[Role]) -> None:
@@ -38,6 +44,12 @@ def check_can_rotate(header: VolumeHeader, roles: Sequence[Role]) -> None:
         )
     if header.key_generation >= KEY_GENERATIONS_MAX:
         raise LimitError(f"A volume has at most {KEY_GENERATIONS_MAX} key generations; it has them all.")
+    boxes = _BOX_MAX * sum(not slot.boxed for slot in header.slots)
+    size = len(canonical_json(header.to_body())) + _ENTRY_MAX + boxes
+    if size > DOCUMENT_SIZE_MAX:
+        raise LimitError(
+            "The volume's header has no room for another key generation: remove slots that are not needed."
+        )
 
 
 def rotate_keys(

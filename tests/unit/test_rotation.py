@@ -232,6 +232,29 @@ def test_who_may_not_rotate(it: Rotated) -> None:
         check_can_rotate(replace(it.header, key_generation=64), tuple(Role))
 
 
+@pytest.mark.parametrize("count", [1, 32])
+def test_it_is_known_before_when_the_header_is_full(count: int) -> None:
+    """Or `key remove` would have removed a slot, and then fail to rotate."""
+    made = tuple(replace(slot_of(CARD, f"card {n}"), slot_id=bytes([n]) * 16) for n in range(1, count + 1))
+    header, key_set = replace(HEADER, slots=made), KEY_SET
+    data = seal_header(header, keys=KEYS, seed=KEY_SET.writer)
+    keys = verify_header(data, key_set)[1]
+    rotations = 0
+    while True:
+        try:
+            check_can_rotate(header, tuple(Role))
+        except LimitError:
+            break
+        rotations += 1
+        end = ended(rotations * 3)
+        data, key_set = rotate_keys(
+            header, data, keys, key_set, slots=header.slots, log_end=end, checkpoint=end, entropy=os.urandom
+        )
+        header, keys = verify_header(data, key_set)
+    assert rotations > 12
+    assert count > 1 or rotations == 63
+
+
 # --- what was sealed with which keys -----------------------------------------------------------
 
 
