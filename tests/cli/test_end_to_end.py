@@ -423,7 +423,12 @@ def test_status_for_people_and_programs(mounted: Machine) -> None:
     assert volume["mountpoint"] == str(mounted.mountpoint)
     assert [store["name"] for store in volume["stores"]] == ["a", "b"]
     mounted.umount()
-    assert mounted.run("status").out == "test: is not mounted.\n"
+    # What concerns keys is said mounted or not.
+    assert mounted.run("status").out == (
+        "test: is not mounted.\n"
+        "  Only first opens this volume: if it is lost, all is lost. Run `mirrorfs key add` or"
+        " `mirrorfs key recovery`.\n"
+    )
     assert mounted.status()["mounted"] is False
 
 
