@@ -146,6 +146,7 @@ def test_who_asks_without_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     found = doctor._asking_without_terminal()
     assert found.verdict is Verdict.NOTE
     assert "pinentry" in found.advice and "systemd-ask-password" in found.advice
+    (place / "setpriv").touch(mode=0o755)  # it starts them
     for name, text in (
         ("systemd-ask-password", "systemd-ask-password in a unit"),
         ("pinentry", "pinentry on a display, systemd-ask-password in a unit"),
