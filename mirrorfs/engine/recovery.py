@@ -259,11 +259,15 @@ class Recovery:
 
     async def _from_checkpoint(self, index: Index) -> bool:
         segments = Segments(Stream.CHECKPOINT, disk=self._disk, offload=self._offload, stores=self._stores)
-        # Checkpoints of keys that are out of use are vouched for by one that another PC may have written.
-        await segments.look(stores=bool(self._keys.past))
+        await segments.look(stores=False)
         reader = CheckpointReader(segments, self._keys, self._writer)
-        local = [int(name[:16], 16) for name in await self._list(_DIRECTORY)]
-        found = await reader.newest(lambda root: root.position >> 20 <= max(local, default=0))
+        found = await reader.newest()
+        if found is None and self._keys.past and self._joiner.stores:
+            # One that another PC wrote vouches for those of old keys. What is on the disk comes behind it.
+            await segments.look()
+            first = min((int(name[:16], 16) for name in await self._list(_DIRECTORY)), default=0)
+            reader = CheckpointReader(segments, self._keys, self._writer)
+            found = await reader.newest(lambda root: root.position >> 20 < first)
         if found is None:
             return False
         await reader.load(found[0], index, self._on_loaded)
