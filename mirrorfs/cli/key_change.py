@@ -122,12 +122,12 @@ class KeyChange:
         unlocked = self._unlock()
         gone = _named(unlocked.header.slots, name)
         left = [slot for slot in unlocked.header.slots if slot is not gone]
-        if self._will_rotate():
-            check_can_rotate(replace(unlocked.header, slots=tuple(left)), unlocked.slot.roles)
         if not any(slot.kind is not SlotKind.RECOVERY and Role.WRITER in slot.roles for slot in left):
             raise UsageError(
                 f"Slot {name} is the last that mounts and writes; add another token first, with `key add`."
             )
+        if self._will_rotate():
+            check_can_rotate(replace(unlocked.header, slots=tuple(left)), unlocked.slot.roles)
         changed = self._publish(unlocked, left)
         print(f"Slot {name} opens volume {self._paths.name} no more.")
         self._rotate_after(changed)
