@@ -21,7 +21,7 @@ from typing import Final
 
 import apsw
 
-from mirrorfs.drivers.index_schema import DDL, DDL_SNAPSHOTS, SCHEMA_VERSION
+from mirrorfs.drivers.index_schema import DDL, DDL_RETENTION, DDL_SNAPSHOTS, SCHEMA_VERSION
 from mirrorfs.errors import DiskError, DiskFull, IndexDamaged, LimitError, MirrorfsError, UsageError
 
 KEY_BYTES: Final = 32
@@ -34,6 +34,8 @@ WAL_SIZE_KEPT_BYTES: Final = 64 * 1024 * 1024
 WAL_HEADER_BYTES: Final = 32
 WAL_FRAME_BYTES: Final = 24 + PAGE_BYTES
 
+_ADDED: Final = {1: DDL_SNAPSHOTS + DDL_RETENTION, 2: DDL_RETENTION}
+"""What an index of an older version has to get."""
 _FILE_SUFFIXES: Final = ("", "-wal", "-shm")
 _DIGEST_PIECE_BYTES: Final = 1024 * 1024
 _DIGEST_PERSON: Final = b"mirrorfs closed"  # at most 16 bytes; keeps this use of the key apart
@@ -91,10 +93,10 @@ def ensure_schema(connection: apsw.Connection) -> None:
         if version == SCHEMA_VERSION:
             return
         is_new = version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get
-        # Who wrote version 1 could read no log with a snapshot in it: there are none up to its position.
-        if is_new or version == 1:
+        # Who wrote an older version could read no log that puts rows into the tables that it lacks.
+        if is_new or version in _ADDED:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute(DDL if is_new else DDL_SNAPSHOTS)
+            connection.execute(DDL if is_new else _ADDED[version])
             connection.pragma("user_version", SCHEMA_VERSION)
             connection.execute("COMMIT")
             return

@@ -14,19 +14,22 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from mirrorfs.format.rows import (
+    CondemnedRow,
     DentryRow,
     ExtentRow,
     FrameRow,
     InodeRow,
+    MomentRow,
+    RelocatedRow,
     RelocationRow,
     SegmentRow,
     SnapshotRow,
     XattrRow,
 )
 
-SCHEMA_VERSION: Final = 2
-"""Stored as `user_version`. 0 is a database without tables, 1 lacks the snapshots; any other version is
-rebuilt or refused."""
+SCHEMA_VERSION: Final = 3
+"""Stored as `user_version`. 0 is a database without tables, 1 lacks the snapshots and 2 what retention
+needs; any other version is rebuilt or refused."""
 
 COUNTERS: Final = ("index.inodes", "index.allocated", "index.xattrs")
 """Names in `meta` of what the driver counts: inodes, the bytes they allocate, extended attributes."""
@@ -41,6 +44,39 @@ CREATE TABLE snapshots (
 ) STRICT, WITHOUT ROWID;
 """
 """What version 2 has and version 1 had not."""
+
+DDL_RETENTION: Final = """
+CREATE TABLE moments (
+    position INTEGER PRIMARY KEY,   -- of a checkpoint
+    sequence INTEGER NOT NULL,      -- of the checkpoint segment with its root; so are epoch and writer
+    epoch INTEGER NOT NULL,
+    writer BLOB NOT NULL,
+    digest BLOB NOT NULL,           -- SHA-256 of that segment
+    time_ns INTEGER NOT NULL,
+    base INTEGER NOT NULL           -- 1 or 0
+) STRICT;
+
+CREATE TABLE relocated (
+    sequence INTEGER PRIMARY KEY,   -- in the relocated stream
+    epoch INTEGER NOT NULL,
+    writer BLOB NOT NULL,
+    size INTEGER NOT NULL,
+    digest BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE condemned (
+    stream INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    writer BLOB NOT NULL,
+    time_ns INTEGER NOT NULL,
+    PRIMARY KEY (stream, sequence)
+) STRICT, WITHOUT ROWID;
+
+-- What lies in a segment that is to be collected; of most frames there is no row.
+CREATE INDEX relocations_place ON relocations (stream, sequence);
+"""
+"""What version 3 has and version 2 had not."""
 
 DDL: Final = f"""
 CREATE TABLE inodes (
@@ -125,7 +161,7 @@ CREATE TABLE held (
     key TEXT NOT NULL,              -- of the object
     PRIMARY KEY (store, key)
 ) STRICT, WITHOUT ROWID;
-{DDL_SNAPSHOTS}"""
+{DDL_SNAPSHOTS}{DDL_RETENTION}"""
 
 
 class Table(NamedTuple):
@@ -200,9 +236,24 @@ FRAMES: Final = _table("frames", FrameRow._fields, key_count=1)
 RELOCATIONS: Final = _table("relocations", RelocationRow._fields, key_count=1)
 SEGMENTS: Final = _table("segments", SegmentRow._fields, key_count=1)
 SNAPSHOTS: Final = _table("snapshots", SnapshotRow._fields, key_count=2)
+MOMENTS: Final = _table("moments", MomentRow._fields, key_count=1)
+RELOCATED: Final = _table("relocated", RelocatedRow._fields, key_count=1)
+CONDEMNED: Final = _table("condemned", CondemnedRow._fields, key_count=2)
 
 TABLES: Final = {
     table.name: table
-    for table in (INODES, DENTRIES, XATTRS, EXTENTS, FRAMES, RELOCATIONS, SEGMENTS, SNAPSHOTS)
+    for table in (
+        INODES,
+        DENTRIES,
+        XATTRS,
+        EXTENTS,
+        FRAMES,
+        RELOCATIONS,
+        SEGMENTS,
+        SNAPSHOTS,
+        MOMENTS,
+        RELOCATED,
+        CONDEMNED,
+    )
 }
 """The checkpointed tables by name."""

@@ -39,6 +39,8 @@ from mirrorfs.drivers.index_connection import (
 from mirrorfs.drivers.index_snapshot import OpenCount, SqliteSnapshot
 from mirrorfs.drivers.index_uncached import UncachedTables
 from mirrorfs.errors import MirrorfsError
+from mirrorfs.format.ids import Stream, frame_id
+from mirrorfs.format.limits import ORDINAL_MAX
 from mirrorfs.format.rows import DentryRow, ExtentRow, FrameRow, InodeRow, XattrRow
 
 INODES_KEPT: Final = 50_000
@@ -253,6 +255,16 @@ class SqliteIndex(UncachedTables):
 
     def put_frame(self, row: FrameRow) -> None:
         self._frames.put(row.frame, row)
+
+    def frames_in(self, stream: int, sequence: int) -> list[FrameRow]:
+        self._frames.flush()
+        born = frame_id(sequence, 0), frame_id(sequence, ORDINAL_MAX)
+        rows = self._query(sql.FRAMES_BORN, born) if stream == Stream.MAIN else []
+        return [FrameRow._make(row) for row in rows + self._query(sql.FRAMES_MOVED, (stream, sequence))]
+
+    def delete_frame(self, frame: int) -> None:
+        self._frames.put(frame, None)
+        self._query(sql.DELETE_RELOCATION, (frame,))
 
     # --- values --------------------------------------------------------------------------------
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from mirrorfs.drivers.index_schema import (
+    CONDEMNED,
     DENTRIES,
     EXTENTS,
+    FRAMES,
+    MOMENTS,
+    RELOCATED,
     RELOCATIONS,
     SEGMENTS,
     SNAPSHOTS,
@@ -35,6 +39,30 @@ PUT_SNAPSHOT: Final = SNAPSHOTS.insert().replace("INSERT", "INSERT OR REPLACE", 
 DELETE_SNAPSHOT: Final = "DELETE FROM snapshots WHERE name = ?"
 LIST_SNAPSHOTS: Final = SNAPSHOTS.select_ordered(bounded=False)
 COUNT_SNAPSHOTS: Final = "SELECT count(*) FROM snapshots"
+PUT_MOMENT: Final = MOMENTS.upsert()
+DELETE_MOMENT: Final = MOMENTS.delete()
+LIST_MOMENTS: Final = MOMENTS.select_ordered(bounded=False)
+GET_RELOCATED: Final = RELOCATED.select_key()
+PUT_RELOCATED: Final = RELOCATED.upsert()
+DELETE_RELOCATED: Final = RELOCATED.delete()
+LIST_RELOCATED: Final = RELOCATED.select("WHERE sequence >= ? ORDER BY sequence LIMIT ?")
+LAST_RELOCATED: Final = "SELECT max(sequence) FROM relocated"
+LAST_CONDEMNED: Final = "SELECT max(sequence) FROM condemned WHERE stream = ?"
+PUT_CONDEMNED: Final = CONDEMNED.upsert()
+DELETE_CONDEMNED: Final = CONDEMNED.delete()
+LIST_CONDEMNED: Final = CONDEMNED.select(
+    "WHERE (stream, sequence) > (?, ?) ORDER BY stream, sequence LIMIT ?"
+)
+DELETE_SEGMENT: Final = SEGMENTS.delete()
+DELETE_RELOCATION: Final = RELOCATIONS.delete()
+FRAMES_BORN: Final = (
+    FRAMES.select("WHERE frame BETWEEN ? AND ?")
+    + " AND NOT EXISTS (SELECT 1 FROM relocations WHERE relocations.frame = frames.frame) ORDER BY frame"
+)
+FRAMES_MOVED: Final = (
+    FRAMES.select("WHERE frame IN (SELECT frame FROM relocations WHERE stream = ? AND sequence = ?)")
+    + " ORDER BY frame"
+)
 ORPHANS: Final = "SELECT inode FROM inodes WHERE nlink = 0 ORDER BY inode"
 GET_META: Final = "SELECT value FROM meta WHERE key = ?"
 ALL_META: Final = "SELECT key, value FROM meta"

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from mirrorfs.drivers import index_statements as sql
-from mirrorfs.format.rows import RelocationRow, SegmentRow, SnapshotRow
+from mirrorfs.format.rows import (
+    CondemnedRow,
+    MomentRow,
+    RelocatedRow,
+    RelocationRow,
+    SegmentRow,
+    SnapshotRow,
+)
 
 
 class UncachedTables:
@@ -56,6 +63,42 @@ class UncachedTables:
 
     def count_snapshots(self) -> int:
         return int(self._query(sql.COUNT_SNAPSHOTS)[0][0])
+
+    # --- retention -----------------------------------------------------------------------------
+
+    def delete_segment(self, sequence: int) -> None:
+        self._query(sql.DELETE_SEGMENT, (sequence,))
+
+    def put_moment(self, row: MomentRow) -> None:
+        self._query(sql.PUT_MOMENT, row)
+
+    def delete_moment(self, position: int) -> None:
+        self._query(sql.DELETE_MOMENT, (position,))
+
+    def list_moments(self) -> list[MomentRow]:
+        return [MomentRow._make(row) for row in self._query(sql.LIST_MOMENTS)]
+
+    def get_relocated(self, sequence: int) -> RelocatedRow | None:
+        rows = self._query(sql.GET_RELOCATED, (sequence,))
+        return RelocatedRow._make(rows[0]) if rows else None
+
+    def put_relocated(self, row: RelocatedRow) -> None:
+        self._query(sql.PUT_RELOCATED, row)
+
+    def delete_relocated(self, sequence: int) -> None:
+        self._query(sql.DELETE_RELOCATED, (sequence,))
+
+    def list_relocated(self, *, from_sequence: int, limit: int) -> list[RelocatedRow]:
+        return [RelocatedRow._make(row) for row in self._query(sql.LIST_RELOCATED, (from_sequence, limit))]
+
+    def put_condemned(self, row: CondemnedRow) -> None:
+        self._query(sql.PUT_CONDEMNED, row)
+
+    def delete_condemned(self, stream: int, sequence: int) -> None:
+        self._query(sql.DELETE_CONDEMNED, (stream, sequence))
+
+    def list_condemned(self, *, after: tuple[int, int], limit: int) -> list[CondemnedRow]:
+        return [CondemnedRow._make(row) for row in self._query(sql.LIST_CONDEMNED, (*after, limit))]
 
     # --- local knowledge -----------------------------------------------------------------------
 

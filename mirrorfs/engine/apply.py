@@ -13,6 +13,7 @@ from typing import Any
 
 from mirrorfs.core.extents import Extent, Freed, overlay_packed, pack_extents, trim, unpack_extents
 from mirrorfs.core.file_changes import NOTHING_LOST, Lost, compressed_well
+from mirrorfs.engine.apply_retention import RETENTION_HANDLERS
 from mirrorfs.errors import DamagedError
 from mirrorfs.format.limits import CHUNK_SIZE, FIRST_COOKIE, ROOT_INODE, SNAPSHOTS_MAX
 from mirrorfs.format.record import (
@@ -334,6 +335,10 @@ class Applier:
         self.emptied.discard(frame)
 
 
+def _on_index(apply: Callable[[Index, Any], None]) -> Callable[[Applier, Any], None]:
+    return lambda applier, record: apply(applier._index, record)
+
+
 _HANDLERS: dict[type[object], Callable[[Applier, Any], None]] = {
     Epoch: Applier._epoch,
     Create: Applier._create,
@@ -348,4 +353,5 @@ _HANDLERS: dict[type[object], Callable[[Applier, Any], None]] = {
     Forget: Applier._forget,
     Snapshot: Applier._snapshot,
     SnapshotGone: Applier._snapshot_gone,
+    **{cls: _on_index(apply) for cls, apply in RETENTION_HANDLERS.items()},
 }

@@ -26,17 +26,23 @@ from mirrorfs.format.limits import (
 from mirrorfs.format.names import check_names, check_snapshot_name
 from mirrorfs.format.record import check_xattr
 from mirrorfs.format.rows import (
+    CondemnedRow,
     DentryRow,
     ExtentRow,
     FrameRow,
     InodeRow,
+    MomentRow,
+    RelocatedRow,
     RelocationRow,
     SegmentRow,
     SnapshotRow,
     XattrRow,
 )
 
-Row = InodeRow | DentryRow | XattrRow | ExtentRow | FrameRow | RelocationRow | SegmentRow | SnapshotRow
+Row = (
+    InodeRow | DentryRow | XattrRow | ExtentRow | FrameRow | RelocationRow | SegmentRow | SnapshotRow
+    | MomentRow | RelocatedRow | CondemnedRow
+)  # fmt: skip
 Key = tuple[int | bytes, ...]
 Fields = tuple[int | bytes, ...]
 """The fields of a row, in its order."""
@@ -80,6 +86,9 @@ TABLES: tuple[Table, ...] = (
     _table(6, "relocations", RelocationRow, ("frame",), "<QBQIII", ()),
     _table(7, "segments", SegmentRow, ("sequence",), "<QIQBqq", ("writer", "digest")),
     _table(8, "snapshots", SnapshotRow, ("position", "name"), "<QqB", ("name",)),
+    _table(9, "moments", MomentRow, ("position",), "<QQIqB", ("writer", "digest")),
+    _table(10, "relocated", RelocatedRow, ("sequence",), "<QIQ", ("writer", "digest")),
+    _table(11, "condemned", CondemnedRow, ("stream", "sequence"), "<QQIq", ("writer",)),
 )
 TABLE_BY_CODE = {table.code: table for table in TABLES}
 TABLE_BY_NAME = {table.name: table for table in TABLES}
@@ -259,6 +268,30 @@ def _check_snapshots(columns: Columns) -> None:
         raise FormatError("checkpoint row describes an impossible snapshot.")
 
 
+def _check_moments(columns: Columns) -> None:
+    positions, sequences, _, writers, digests, _, bases = columns
+    if not positions[0] or max(sequences) > SEQUENCE_MAX or max(bases) > 1:
+        raise FormatError("checkpoint row describes an impossible moment.")
+    _check_names(writers, digests)
+
+
+def _check_relocated(columns: Columns) -> None:
+    if max(columns[0]) > SEQUENCE_MAX:
+        raise FormatError("checkpoint row describes an impossible segment.")
+    _check_names(columns[2], columns[4])
+
+
+def _check_condemned(columns: Columns) -> None:
+    if not {Stream.MAIN, Stream.RELOCATED}.issuperset(columns[0]) or max(columns[1]) > SEQUENCE_MAX:
+        raise FormatError("checkpoint row condemns an impossible segment.")
+    _check_names(columns[3], ())
+
+
+def _check_names(writers: Sequence[bytes], digests: Sequence[bytes]) -> None:
+    if {*map(len, writers)} - {_WRITER_SIZE} or {*map(len, digests)} - {_DIGEST_SIZE}:
+        raise FormatError("checkpoint row describes an impossible segment.")
+
+
 _TARGET, _SIZE = InodeRow._fields.index("target"), InodeRow._fields.index("size")
 _NAME = DentryRow._fields.index("name")
 _COLUMN_CHECKS: dict[int, Callable[[Columns], None]] = {
@@ -268,6 +301,9 @@ _COLUMN_CHECKS: dict[int, Callable[[Columns], None]] = {
     6: _check_relocations,
     7: _check_segments,
     8: _check_snapshots,
+    9: _check_moments,
+    10: _check_relocated,
+    11: _check_condemned,
 }
 
 

@@ -20,6 +20,17 @@ from mirrorfs.format.limits import (
     XATTR_VALUE_MAX,
 )
 from mirrorfs.format.names import check_name, check_snapshot_name
+from mirrorfs.format.retention import (
+    Checkpointed,
+    Collected,
+    Deleted,
+    Relocated,
+    Retain,
+    check_checkpointed,
+    check_collected,
+    check_relocated,
+    check_retain,
+)
 
 
 class Epoch(NamedTuple):
@@ -153,6 +164,11 @@ Record = (
     | Forget
     | Snapshot
     | SnapshotGone
+    | Checkpointed
+    | Retain
+    | Relocated
+    | Collected
+    | Deleted
 )
 
 _WRITER_SIZE = 8
@@ -172,7 +188,7 @@ _PIECE = struct.Struct("<QIQI")
 _HEAD = struct.Struct("<BI")
 _BLOB = struct.Struct("<I")
 
-# type code -> (class, fixed fields, number of byte strings that follow). Codes 0, 14..255 are reserved:
+# type code -> (class, fixed fields, number of byte strings that follow). Codes 0, 19..255 are reserved:
 # a reader refuses them, for a change it does not know cannot be skipped.
 _TABLE: dict[int, tuple[type[Any], struct.Struct, int]] = {
     1: (Epoch, struct.Struct("<Iq"), 1),
@@ -188,6 +204,11 @@ _TABLE: dict[int, tuple[type[Any], struct.Struct, int]] = {
     11: (Forget, struct.Struct("<Q"), 0),
     12: (Snapshot, struct.Struct("<qB"), 1),
     13: (SnapshotGone, struct.Struct("<q"), 1),
+    14: (Checkpointed, struct.Struct("<QqQI"), 2),
+    15: (Retain, struct.Struct("<Q"), 1),
+    16: (Relocated, struct.Struct("<QIQ"), 3),
+    17: (Collected, struct.Struct("<Bq"), 1),
+    18: (Deleted, struct.Struct("<B"), 1),
 }
 _BY_CLASS: dict[type[Any], tuple[int, Callable[..., bytes], int, int]] = {
     cls: (code, fixed.pack, fixed.size, blobs) for code, (cls, fixed, blobs) in _TABLE.items()
@@ -360,4 +381,9 @@ _CHECKS: dict[int, Callable[[Any], None]] = {
     10: _check_setxattr,
     12: _check_snapshot,
     13: _check_snapshot_gone,
+    14: check_checkpointed,
+    15: check_retain,
+    16: check_relocated,
+    17: check_collected,
+    18: check_collected,
 }

@@ -101,6 +101,46 @@ class SegmentRow(NamedTuple):
     """Commit times of the first and last journal frame."""
 
 
+class MomentRow(NamedTuple):
+    """A position that a checkpoint holds: it can be returned to when the log before it is gone."""
+
+    position: int
+    """Of the checkpoint."""
+    sequence: int
+    """Of the checkpoint segment that holds its root; so are epoch and writer."""
+    epoch: int
+    writer: bytes
+    digest: bytes
+    """SHA-256 of that segment, all of it."""
+    time_ns: int
+    """Commit time of the position."""
+    base: int
+    """1 of the one from which on every moment can be returned to; 0 of all others."""
+
+
+class RelocatedRow(NamedTuple):
+    """A segment of the relocated stream that is in use."""
+
+    sequence: int
+    epoch: int
+    writer: bytes
+    size: int
+    """Bytes of the whole object."""
+    digest: bytes
+    """SHA-256 of all of it."""
+
+
+class CondemnedRow(NamedTuple):
+    """A segment that nothing refers to any more, and that the stores may still have."""
+
+    stream: int
+    sequence: int
+    epoch: int
+    writer: bytes
+    time_ns: int
+    """When it was condemned."""
+
+
 class SnapshotRow(NamedTuple):
     """A named position."""
 
