@@ -10,7 +10,7 @@ local disk. Where there would be fewer, what it lacks stays here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import trio
@@ -26,7 +26,7 @@ from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.errors import DamagedError, InUseError, ObjectNotFound, StoreError
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.ports import Index, Store
+from mirrorfs.ports import Index, ObjectKey, Store
 
 EXCUSE_S = 0.5
 """How often whoever waits for a rotating store looks whether it is still there."""
@@ -90,6 +90,15 @@ class AttachedStore:
     def is_away(self) -> bool:
         """Whether it rotates, and is not there."""
         return self.rotating and self.snapshot().state is StateWord.AWAY
+
+    async def delete(self, keys: Sequence[str], *, on_deleted: Callable[[int], None]) -> set[str]:
+        """Delete objects there. Returns: their keys. Raises: StoreDenied: it lets nobody here. StoreError."""
+        for count, key in enumerate(keys):
+            await self.lease.fresh()
+            self.mirror.drop(key)
+            await self.store.delete(ObjectKey(key))
+            on_deleted(count + 1)
+        return set(keys)
 
     async def wait_held(self) -> None:
         """Return when it holds everything offered so far, or need not be waited for: removed, or away.

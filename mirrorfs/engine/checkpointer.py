@@ -61,6 +61,11 @@ class Checkpointer:
         self._journal_bytes = 0
         self.running = False
         self.ready = False
+        self._writing = trio.Lock()
+        self._is_wanted = False
+        self._quiet = trio.Event()
+        """Set, and made anew, when there is less under way than before."""
+        self._newest: WrittenCheckpoint | None = None
 
     def adopt(self, identity: WriterIdentity) -> None:
         """Take another header generation for the checkpoints that begin from now on."""
@@ -80,6 +85,16 @@ class Checkpointer:
             self._position = self._root.position
             self._previous = await reader.attest(segment)
         self.ready = True
+        self._now_quiet()
+
+    def begin_anew(self) -> None:
+        """`load` failed: the first checkpoint is a whole one."""
+        self.ready = True
+        self._now_quiet()
+
+    def _now_quiet(self) -> None:
+        self._quiet.set()
+        self._quiet = trio.Event()
 
     def committed(self, position: int, journal_bytes: int) -> None:
         """A commit became durable; `journal_bytes` were appended to the journal with it."""
@@ -87,6 +102,7 @@ class Checkpointer:
         if not self.ready or self.running or self._snapshot is not None or not self._due(position):
             return
         self._snapshot = self._index.snapshot()
+        self._is_wanted = False
         self._journal_bytes = 0
         self._position = position
         self._wake.set()
@@ -94,7 +110,9 @@ class Checkpointer:
     def _due(self, position: int) -> bool:
         since = (position >> 20) - (self._position >> 20)
         return (
-            self._journal_bytes > max(JOURNAL_MIN_BYTES, self._size // JOURNAL_SHARE) or since > SEGMENTS_MAX
+            self._is_wanted
+            or self._journal_bytes > max(JOURNAL_MIN_BYTES, self._size // JOURNAL_SHARE)
+            or since > SEGMENTS_MAX
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -113,8 +131,33 @@ class Checkpointer:
                 logger.warning("No checkpoint could be written: %s", exc)
             finally:
                 self.running = False
+                self._now_quiet()
+
+    def want(self) -> None:
+        """The next commit makes one due."""
+        self._is_wanted = True
+
+    async def settled(self) -> WrittenCheckpoint | None:
+        """The newest of this mount, once none is being written; None: there is none, see the log."""
+        while not self.ready or self.running or self._snapshot is not None:
+            await self._quiet.wait()
+        return self._newest
+
+    async def of_past(self, snapshot: IndexSnapshot) -> WrittenCheckpoint:
+        """Write one of a state in the past; it takes the snapshot over. Raises: DiskError, DiskFull."""
+        return await self._written_of(snapshot)
 
     async def _write(self, snapshot: IndexSnapshot) -> None:
+        written = await self._written_of(snapshot)
+        self._root, self._size = written.root, written.size
+        self._newest = written
+        self._on_written(written)
+
+    async def _written_of(self, snapshot: IndexSnapshot) -> WrittenCheckpoint:
+        async with self._writing:
+            return await self._write_next(snapshot)
+
+    async def _write_next(self, snapshot: IndexSnapshot) -> WrittenCheckpoint:
         world = self._world
         writer = CheckpointWriter(
             world.disk, self._identity, world.entropy, sequence=self._next_sequence, previous=self._previous
@@ -128,6 +171,5 @@ class Checkpointer:
                 snapshot.close()
 
         written = await world.offload.run(work)
-        self._root, self._size = written.root, written.size
         self._previous, self._next_sequence = written.previous, written.next_sequence
-        self._on_written(written)
+        return written

@@ -236,6 +236,10 @@ class CheckpointReader:
                 return root, segment
         return None
 
+    async def root_of(self, segment: SegmentId) -> Root | None:
+        """The root in a segment; None: there is none, or no copy of it is good."""
+        return await self._root(segment)
+
     async def _root(self, segment: SegmentId) -> Root | None:
         async for where, data in self._segments.copies(segment):
             try:

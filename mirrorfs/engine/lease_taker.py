@@ -35,7 +35,7 @@ from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import SegmentRow
 from mirrorfs.format.signing import load_signer
 from mirrorfs.format.slot import KeySet
-from mirrorfs.ports import Store
+from mirrorfs.ports import IndexFiles, Store
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ class VolumeSettings:
     """Names of stores that may be away for long."""
     encrypted_max: int = LIMIT
     """So many files replaced by what looks encrypted are a burst; 0: nobody looks."""
+    scratch: Callable[[], IndexFiles] | None = None
+    """Makes the files of an empty index that is thrown away; None: the past cannot be looked at here."""
     boot_id: str = ""
     """Another one after each boot of the machine."""
 

@@ -33,6 +33,7 @@ from mirrorfs.engine.log_ends import LogEnds, log_ends
 from mirrorfs.engine.mend import Mender
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
 from mirrorfs.engine.prefetch import Prefetcher
+from mirrorfs.engine.pruner import Pruner
 from mirrorfs.engine.publisher import Heads
 from mirrorfs.engine.scrub import Scrubber
 from mirrorfs.engine.segment_writer import WriterIdentity
@@ -66,6 +67,7 @@ class MountedVolume:
         checkpointer: Checkpointer,
         heads: Heads,
         ages: SegmentAges,
+        pruner: Pruner,
         prefetches: bool,
     ) -> None:
         """Use `open`."""
@@ -79,6 +81,8 @@ class MountedVolume:
         self._checkpointer = checkpointer
         self._heads = heads
         self._ages = ages
+        self.pruner = pruner
+        """Keeps what the policy keeps, and does without the rest."""
         self._objects = LocalObjects(world.disk, local.index, world.offload)
         self._published_position = -1
         self._publishing = trio.Lock()
@@ -178,7 +182,12 @@ class MountedVolume:
             level=settings.level, encrypted_max=settings.encrypted_max, on_closed=closed,
             on_commit=checkpointer.committed,
         )  # fmt: skip
-        volume = cls(world, local, tasks, objects, checkpointer, writer.heads, ages, settings.prefetch)
+        pruner = Pruner(
+            world, local, tasks, checkpointer, objects, settings.scratch, header.public_keys.writer
+        )
+        volume = cls(
+            world, local, tasks, objects, checkpointer, writer.heads, ages, pruner, settings.prefetch
+        )
         await local.start()
         await tasks.offer_all(members.members)
         nursery.start_soon(volume._run)
@@ -215,7 +224,7 @@ class MountedVolume:
             await self._checkpointer.load()
         except DamagedError as exc:
             logger.warning("The newest checkpoint cannot be read: %s", exc)
-            self._checkpointer.ready = True
+            self._checkpointer.begin_anew()
         await self._checkpointer.run()
 
     # --- checkpoints and heads ---------------------------------------------------------------

@@ -52,6 +52,7 @@ class Machine:
         self.rotating = frozenset(rotating)
         self.mirror_delay_s = 0.2
         self.boot_id = ""
+        self._scratch_count = 0
         self.watched_s: list[float] = []
         """What mounts said of how long they watch leases."""
         self.header, self.header_bytes = HEADER, HEADER_BYTES
@@ -62,6 +63,12 @@ class Machine:
     def _index_files(self) -> SqliteIndexFiles:
         keys = self.keys
         return SqliteIndexFiles(str(self.root / "index.db"), keys.index_key, digest_key=keys.dedup_key)
+
+    def scratch(self) -> SqliteIndexFiles:
+        """Files of an index that is thrown away."""
+        self._scratch_count += 1
+        path = str(self.root / f"scratch-{self._scratch_count}.db")
+        return SqliteIndexFiles(path, os.urandom(32), digest_key=os.urandom(32))
 
     def settings(self, *, take_over: bool = False) -> VolumeSettings:
         """Of a mount here."""
@@ -76,6 +83,7 @@ class Machine:
             take_over=take_over,
             rotating=self.rotating,
             boot_id=self.boot_id,
+            scratch=self.scratch,
         )
 
     def write_header(self) -> None:

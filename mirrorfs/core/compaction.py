@@ -1,0 +1,120 @@
+"""Which frames some kept moment needs, and which segments are worth rewriting without the others.
+
+The state at a position refers to a frame that was born before it and had not died by then. What is kept is
+every position from a base on, and some before it; so a frame that is alive, or that died after the base, is
+needed, and else it is if a kept position lies within its life. A frame without a life yet, that no commit
+has named, is left alone.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from mirrorfs.format.ids import Stream, split_frame_id
+from mirrorfs.format.rows import FrameRow, RelocationRow
+
+Place = tuple[int, int]
+"""(stream, sequence) of the segment in which a frame lies now."""
+
+SHARE_MIN: Final = 0.8
+"""A segment of which less is needed is rewritten: space settles at 1 / SHARE_MIN of what is needed."""
+
+
+class Kept(NamedTuple):
+    """The positions that must stay readable."""
+
+    base: int
+    """Every position from here on."""
+    moments: Sequence[int]
+    """Those before it, rising."""
+
+    def needs(self, frame: int, *, live: int, death: int) -> bool:
+        """Whether some kept position refers to a frame (fields as of FrameRow)."""
+        if live or not death or death > self.base:
+            return True
+        at = bisect_right(self.moments, frame)
+        return at < len(self.moments) and self.moments[at] < death
+
+
+class Usage(NamedTuple):
+    """What lies in one segment."""
+
+    needed_bytes: int
+    """Bytes of frames that some kept position needs, as they lie there."""
+    unneeded_bytes: int
+
+
+def survey(
+    frames: Iterable[Sequence[int]], relocations: Iterable[Sequence[int]], kept: Kept
+) -> dict[Place, Usage]:
+    """How much of each segment is needed.
+
+    Args:
+        frames: fields of all FrameRows, in order of their frames; relocations: of all RelocationRows, too.
+    """
+    totals: dict[Place, list[int]] = {}
+    for place, row, _ in placed(frames, relocations):
+        found = totals.get(place)
+        if found is None:
+            found = totals[place] = [0, 0]
+        needed = kept.needs(row.frame, live=row.live, death=row.death)
+        found[0 if needed else 1] += row.size
+    return {place: Usage(*found) for place, found in totals.items()}
+
+
+def placed(
+    frames: Iterable[Sequence[int]], relocations: Iterable[Sequence[int]]
+) -> Iterator[tuple[Place, FrameRow, RelocationRow | None]]:
+    """Every frame with the segment that it lies in; arguments as of `survey`. Frames keep their order."""
+    moved = iter(relocations)
+    move = next(moved, None)
+    for fields in frames:
+        row = FrameRow._make(fields)
+        while move is not None and move[0] < row.frame:
+            move = next(moved, None)
+        if move is not None and move[0] == row.frame:
+            where = RelocationRow._make(move)
+            yield (where.stream, where.sequence), row._replace(size=where.size), where
+        else:
+            yield (Stream.MAIN, split_frame_id(row.frame)[0]), row, None
+
+
+class Victim(NamedTuple):
+    """A segment to do without."""
+
+    place: Place
+    size: int
+    """Bytes of its object."""
+    needed_bytes: int
+    """Bytes of frames to copy first."""
+
+
+def victims(
+    segments: Iterable[tuple[Place, int]],
+    usage: Mapping[Place, Usage],
+    *,
+    share_min: float = SHARE_MIN,
+    copy_bytes_max: int,
+) -> list[Victim]:
+    """Segments to do without, those of which least is needed first, then the oldest.
+
+    Args:
+        segments: (place, bytes) of those that may be taken: none from the base on.
+        copy_bytes_max: for all together; one segment may always be taken.
+    """
+    found = []
+    for place, size in segments:
+        used = usage.get(place)
+        needed = used.needed_bytes if used is not None else 0
+        if needed < share_min * size:
+            found.append(Victim(place, size, needed))
+    found.sort(key=lambda one: (one.needed_bytes / one.size if one.size else 0.0, one.place))
+    taken: list[Victim] = []
+    for one in found:
+        if taken and one.needed_bytes > copy_bytes_max:
+            break
+        taken.append(one)
+        copy_bytes_max -= one.needed_bytes
+    return taken

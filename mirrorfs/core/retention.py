@@ -1,0 +1,104 @@
+"""Which moments are kept: every one for a while, then one a day, a week, a month, a year.
+
+A moment before the window, within which every one is kept, is the state at the end of a day (week, month,
+year), or a snapshot. For each such end that the policy still reaches, the newest moment up to it is kept.
+So a time within the policy always has its moment: the state that was in force at the end of its period.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from enum import StrEnum
+from typing import Final
+
+from mirrorfs.format.rows import MomentRow
+
+DAY_NS: Final = 24 * 3600 * 10**9
+STEP_DAYS_MAX: Final = 31
+"""The window is moved on by at most so much at a time where nobody looks: a clock may be years ahead."""
+
+
+class Step(StrEnum):
+    """How far apart kept moments are."""
+
+    DAILY = "daily"
+    WEEKLY = "weekly"
+    MONTHLY = "monthly"
+    YEARLY = "yearly"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long what is kept, in days back from now; 0: no moment of this step."""
+
+    every_moment: int
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
+
+    def days(self, step: Step) -> int:
+        """How far back moments of a step are kept."""
+        found: int = getattr(self, step.value)
+        return found
+
+
+def window_start(policy: Policy, now_ns: int, *, pins: Collection[int] = ()) -> int:
+    """The time from which on every moment is kept; `pins` are times that hold it back."""
+    return min([now_ns - policy.every_moment * DAY_NS, *pins])
+
+
+def wanted_times(policy: Policy, now_ns: int, start_ns: int, zone: tzinfo | None) -> list[int]:
+    """The ends of days, weeks, months and years before `start_ns` that the policy reaches, rising.
+
+    `zone`: where days end at midnight; None: the local one.
+    """
+    found: set[int] = set()
+    for step in Step:
+        oldest_ns = now_ns - policy.days(step) * DAY_NS
+        for end_ns in _ends(step, start_ns, zone):
+            if end_ns < oldest_ns:
+                break
+            found.add(end_ns)
+    return sorted(found)
+
+
+def _ends(step: Step, before_ns: int, zone: tzinfo | None) -> Iterator[int]:
+    """The last nanosecond of each period that ended before a time, the last one first."""
+    day = datetime.fromtimestamp(before_ns // 10**9, zone).replace(hour=0, minute=0, second=0, tzinfo=None)
+    if step is Step.WEEKLY:
+        day -= timedelta(days=day.weekday())
+    elif step is Step.MONTHLY:
+        day = day.replace(day=1)
+    elif step is Step.YEARLY:
+        day = day.replace(month=1, day=1)
+    while day.year > 1970:
+        # A naive time is taken for local time, with the offset that was in force on that day.
+        yield int(day.replace(tzinfo=zone).timestamp()) * 10**9 - 1
+        if step is Step.DAILY:
+            day -= timedelta(days=1)
+        elif step is Step.WEEKLY:
+            day -= timedelta(days=7)
+        elif step is Step.MONTHLY:
+            day = (day - timedelta(days=1)).replace(day=1)
+        else:
+            day = day.replace(year=day.year - 1)
+
+
+def kept_moments(moments: Sequence[MomentRow], times: Sequence[int], positions: Collection[int]) -> set[int]:
+    """Positions of the moments that are kept.
+
+    Args:
+        moments: those before the base and the base itself, in the order of their positions.
+        times: of each the newest moment up to it is kept; rising.
+        positions: of moments that are kept whatever the times: of snapshots.
+    """
+    kept = {moment.position for moment in moments if moment.position in positions}
+    for time_ns in times:
+        # By position: where the clock was set back, a later moment may have an earlier time.
+        newest = max((moment.position for moment in moments if moment.time_ns <= time_ns), default=None)
+        if newest is not None:
+            kept.add(newest)
+    return kept

@@ -1,0 +1,169 @@
+"""The moments that can be returned to when the log before the base is gone: made, kept and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import tzinfo
+
+from mirrorfs.core.compaction import Kept
+from mirrorfs.core.retention import DAY_NS, STEP_DAYS_MAX, Policy, kept_moments, wanted_times, window_start
+from mirrorfs.engine.checkpointer import Checkpointer
+from mirrorfs.engine.holding import Holding
+from mirrorfs.engine.local import LocalVolume, World
+from mirrorfs.engine.moment import Moment
+from mirrorfs.engine.past import index_at
+from mirrorfs.engine.prune_report import PruneReport
+from mirrorfs.engine.restore_plan import Planner
+from mirrorfs.errors import UsageError
+from mirrorfs.format.ids import parse_segment_object_key
+from mirrorfs.format.retention import Checkpointed, Retain, pack_numbers
+from mirrorfs.format.rows import MomentRow
+from mirrorfs.ports import IndexFiles
+
+OnProgress = Callable[[str, int, int], None]
+"""Hears (what is being done, done, of so many)."""
+
+
+class Moments:
+    """Those of one mounted volume."""
+
+    def __init__(
+        self,
+        world: World,
+        local: LocalVolume,
+        holding: Holding,
+        checkpointer: Checkpointer,
+        scratch: Callable[[], IndexFiles] | None,
+        public_key: bytes,
+    ) -> None:
+        """
+        Args:
+            scratch: makes the files of an empty index that is thrown away; None: no moment can be made.
+            public_key: Ed25519 of the writer role, 32 bytes.
+        """
+        self._world = world
+        self._local = local
+        self._holding = holding
+        self._checkpointer = checkpointer
+        self._scratch = scratch
+        self._public_key = public_key
+        self.zone: tzinfo | None = None
+        """Where days end at midnight; None: the local one."""
+
+    def base(self) -> MomentRow | None:
+        """The moment from which on every one is kept; None: nothing was ever dropped."""
+        return next((moment for moment in self._local.index.list_moments() if moment.base), None)
+
+    def kept(self) -> Kept | None:
+        """The positions that must stay readable; None: all of them."""
+        base = self.base()
+        if base is None:
+            return None
+        return Kept(base.position, [row.position for row in self._local.index.list_moments() if not row.base])
+
+    def plan(self, policy: Policy) -> PruneReport:
+        """What the moments would be; touches nothing."""
+        report = PruneReport()
+        start_ns = self._start(policy, attended=True)
+        moments, times, positions = self._wanted(policy, start_ns)
+        old = [moment for moment in moments if moment.time_ns <= start_ns]
+        kept = kept_moments(old, times, positions)
+        report.dropped = sum(1 for moment in old if moment.position not in kept and not moment.base)
+        known = {moment.position for moment in moments}
+        report.made = len(list(self._missing_times(times, moments, start_ns)))
+        report.made += len(positions - known)
+        report.base_ns = start_ns
+        report.moments = sorted(moment.time_ns for moment in old if moment.position in kept)
+        return report
+
+    def _start(self, policy: Policy, *, attended: bool) -> int:
+        """The time from which on every moment is kept."""
+        burst = self._local.bursts.open
+        start_ns = window_start(
+            policy, self._world.clock.now_ns(), pins=() if burst is None else (burst.clean_ns,)
+        )
+        base = self.base()
+        if base is not None and not attended:
+            start_ns = min(start_ns, base.time_ns + STEP_DAYS_MAX * DAY_NS)
+        return start_ns
+
+    def _wanted(self, policy: Policy, start_ns: int) -> tuple[list[MomentRow], list[int], set[int]]:
+        """The moments there are, the times whose moments are kept, and the positions of snapshots before."""
+        index = self._local.index
+        times = wanted_times(policy, self._world.clock.now_ns(), start_ns, self.zone)
+        positions = {row.position for row in index.list_snapshots() if row.time_ns <= start_ns}
+        return index.list_moments(), times, positions
+
+    def _missing_times(
+        self, times: Sequence[int], moments: Sequence[MomentRow], start_ns: int
+    ) -> Iterator[int]:
+        """Those since the base: of them nobody made a moment yet."""
+        base = next((moment for moment in moments if moment.base), None)
+        first = self._local.index.list_segments(from_sequence=0, limit=1)
+        begun_ns = base.time_ns if base is not None else first[0].first_ns if first else start_ns
+        return (time_ns for time_ns in times if begun_ns <= time_ns <= start_ns)
+
+    async def retain(
+        self, policy: Policy, report: PruneReport, on_progress: OnProgress, *, attended: bool
+    ) -> None:
+        """Make what is to be kept, and drop what is not. Raises: StoreError, DiskError, WritesStopped."""
+        start_ns = self._start(policy, attended=attended)
+        before = self.base()
+        moments, times, positions = self._wanted(policy, start_ns)
+        known = {moment.position for moment in moments}
+        made: dict[int, MomentRow] = {}
+        if before is None or start_ns > before.time_ns:
+            wanted = [Moment(time_ns=time_ns) for time_ns in self._missing_times(times, moments, start_ns)]
+            first = 0 if before is None else before.position
+            wanted += [Moment(position=at) for at in sorted(positions - known) if at >= first]
+            wanted.append(Moment(time_ns=start_ns))
+            for count, moment in enumerate(wanted):
+                on_progress("moments", count, len(wanted))
+                row = await self._make(moment, {*known, *made})
+                if row is not None:
+                    made[row.position] = row
+        rows = sorted([*moments, *made.values()])
+        old = [row for row in rows if row.time_ns <= start_ns or row.base]
+        if not old:
+            return
+        base = max(old)
+        kept = kept_moments(old, times, positions) | {base.position}
+        dropped = [row.position for row in old if row.position not in kept]
+        if not made and not dropped:
+            return
+        report.made, report.dropped = len(made), len(dropped)
+        state = self._local.state
+        state.check_writable()
+        for row in made.values():
+            state.record(
+                Checkpointed(row.position, row.time_ns, row.sequence, row.epoch, row.writer, row.digest)
+            )
+        state.record(Retain(base.position, pack_numbers(dropped)))
+        await self._local.committer.commit(None)
+
+    async def _make(self, moment: Moment, known: Collection[int]) -> MomentRow | None:
+        """A checkpoint of a moment that every store holds; None: there is one already, or no such moment."""
+        if self._scratch is None:
+            raise UsageError("This mount cannot look at the past; mount the volume with its configuration.")
+        stores = self._holding.members.stores()
+        files = self._scratch()
+        try:
+            planner = Planner(
+                stores, files, self._world.offload, self._local.identity.keys, self._public_key,
+                disk=self._world.disk,
+            )  # fmt: skip
+            try:
+                index, plan = await index_at(planner, moment)
+            except UsageError:
+                return None  # the volume had no commit yet
+            try:
+                if plan.position in known:
+                    return None
+                written = await self._checkpointer.of_past(index.snapshot())
+            finally:
+                index.close()
+        finally:
+            files.remove()
+        await self._holding.hold_written(written)
+        segment = parse_segment_object_key(written.keys[-1])[1]
+        return MomentRow(written.root.position, *segment, written.previous.digest, written.root.time_ns, 0)

@@ -1,0 +1,201 @@
+"""Keeping what the policy keeps, and doing without the rest.
+
+The order that makes a crash harmless, at any point:
+1. every moment that is kept before the base gets a checkpoint of its own, which all stores hold;
+2. one commit names the new base and drops moments; from here on nobody looks at what it dropped;
+3. what is needed of the segments that go is copied, and every store holds the copies, read back;
+4. one commit says where the frames lie now and collects the segments: it condemns them;
+5. a checkpoint of a later position is held by every store, read back: nothing that is read first names a
+   condemned segment any more;
+6. only then, and after a grace for readers elsewhere, the Sweeper deletes them.
+Whatever was written before its record, and is named by none, is garbage that the Sweeper finds. While a store
+does not answer nothing goes on, and nothing is lost by that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Final
+
+import trio
+
+from mirrorfs.core.compaction import Kept, Place, Victim, survey, victims
+from mirrorfs.core.retention import Policy
+from mirrorfs.engine.checkpointer import Checkpointer
+from mirrorfs.engine.compactor import Compactor, Copied, wanted_frames
+from mirrorfs.engine.holding import Holding
+from mirrorfs.engine.local import LocalVolume, World
+from mirrorfs.engine.moments import Moments, OnProgress
+from mirrorfs.engine.objects import PAGE, ObjectSource
+from mirrorfs.engine.prune_report import PruneReport
+from mirrorfs.engine.store_tasks import StoreTasks
+from mirrorfs.engine.sweeper import Sweeper
+from mirrorfs.errors import DamagedError, StoreError
+from mirrorfs.format.ids import Stream
+from mirrorfs.format.retention import LISTED_MAX, Collected, pack_numbers
+from mirrorfs.ports import IndexFiles
+
+logger = logging.getLogger(__name__)
+
+COPY_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""What one run copies at most: the next one goes on."""
+
+
+class Pruner:
+    """Prunes one mounted volume; one run at a time."""
+
+    def __init__(
+        self,
+        world: World,
+        local: LocalVolume,
+        tasks: StoreTasks,
+        checkpointer: Checkpointer,
+        source: ObjectSource,
+        scratch: Callable[[], IndexFiles] | None,
+        public_key: bytes,
+    ) -> None:
+        """
+        Args:
+            source: reads objects, whole and verified.
+            scratch: makes the files of an empty index that is thrown away; None: no moment can be made.
+            public_key: Ed25519 of the writer role, 32 bytes.
+        """
+        self._world = world
+        self._local = local
+        self._compactor = Compactor(
+            world.disk, world.entropy, world.offload, local.index, source, local.identity.keys, public_key,
+            identity=lambda: local.identity,
+        )  # fmt: skip
+        self.copy_bytes_max = COPY_BYTES_MAX
+        self._holding = Holding(world, local, tasks, checkpointer)
+        self.moments = Moments(world, local, self._holding, checkpointer, scratch, public_key)
+        self.sweeper = Sweeper(
+            world, local, tasks.members, public_key, hold_checkpoint=self._holding.hold_checkpoint
+        )
+        self._running = trio.Lock()
+
+    async def run(
+        self,
+        policy: Policy,
+        *,
+        attended: bool = True,
+        on_progress: OnProgress = lambda what, done, total: None,
+    ) -> PruneReport:
+        """Bring the volume in line with a policy, as far as this run comes.
+
+        Args:
+            attended: a person asked for it; else the window moves on by STEP_DAYS_MAX at most.
+        Raises: StoreError: a store does not answer; the next run goes on. DiskError, DiskFull. WritesStopped.
+        """
+        async with self._running:
+            report = PruneReport()
+            self._holding.check_stores()
+            await self.moments.retain(policy, report, on_progress, attended=attended)
+            if self.moments.base() is not None:
+                await self._compact(report, on_progress)
+            await self.sweeper.run(report, on_progress)
+            self._tell(report)
+            return report
+
+    # --- compaction ----------------------------------------------------------------------------
+
+    async def _compact(self, report: PruneReport, on_progress: OnProgress) -> None:
+        kept = self.moments.kept()
+        assert kept is not None
+        chosen = await self._choose(kept)
+        if not chosen:
+            return
+        compactor, index = self._compactor, self._local.index
+        snapshot = index.snapshot()
+        try:
+            places = [victim.place for victim in chosen]
+            frames = await self._world.offload.run(partial(wanted_frames, snapshot, places, kept))
+        finally:
+            snapshot.close()
+        compactor.begin()
+        done: list[Victim] = []
+        try:
+            for count, victim in enumerate(chosen):
+                on_progress("segments", count, len(chosen))
+                try:
+                    await compactor.copy(victim, frames[victim.place])
+                except (DamagedError, StoreError) as exc:
+                    # It stays, and `verify` says what is wrong with it.
+                    logger.warning("Segment %d.%d is not rewritten: %s", *victim.place, exc)
+                    continue
+                done.append(victim)
+            copied = await compactor.finish()
+            await self._holding.hold({one.key: (one.size, one.digest) for one in copied})
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                for one in compactor.written:
+                    self._forget(one.key)
+                await compactor.abandon()
+            raise
+        await self._collect(copied, done)
+        report.collected = len(done)
+        report.collected_bytes = sum(victim.size for victim in done)
+        report.copied_bytes = sum(one.size for one in copied)
+
+    async def _choose(self, kept: Kept) -> list[Victim]:
+        """Segments to do without. The index is committed first: what is looked at is its last commit."""
+        await self._local.committer.commit(None)
+        snapshot = self._local.index.snapshot()
+        try:
+            usage = await self._world.offload.run(
+                lambda: survey(
+                    snapshot.rows("frames", first=()),  # type: ignore[arg-type]  # all are numbers
+                    snapshot.rows("relocations", first=()),  # type: ignore[arg-type]
+                    kept,
+                )
+            )
+        finally:
+            snapshot.close()
+        return victims(self._candidates(kept), usage, copy_bytes_max=self.copy_bytes_max)
+
+    def _candidates(self, kept: Kept) -> Iterator[tuple[Place, int]]:
+        """(place, bytes) of the segments that are no part of the log that is kept."""
+        index = self._local.index
+        end, sequence = kept.base >> 20, 0
+        while True:
+            rows = index.list_segments(from_sequence=sequence, limit=PAGE)
+            for row in rows:
+                if row.sequence >= end:
+                    break
+                yield (Stream.MAIN, row.sequence), row.size
+            if len(rows) < PAGE or rows[-1].sequence >= end:
+                break
+            sequence = rows[-1].sequence + 1
+        sequence = 0
+        while relocated := index.list_relocated(from_sequence=sequence, limit=PAGE):
+            for one in relocated:
+                yield (Stream.RELOCATED, one.sequence), one.size
+            sequence = relocated[-1].sequence + 1
+
+    async def _collect(self, copied: Iterable[Copied], done: Sequence[Victim]) -> None:
+        """One commit: the frames lie in their new places, and nobody needs the old ones."""
+        state = self._local.state
+        state.check_writable()
+        for one in copied:
+            for record in one.records():
+                state.record(record)
+            self._local.cache.closed(one.key, one.size)
+        now_ns = self._world.clock.now_ns()
+        for stream in (Stream.MAIN, Stream.RELOCATED):
+            numbers = sorted(victim.place[1] for victim in done if victim.place[0] == stream)
+            for at in range(0, len(numbers), LISTED_MAX):
+                state.record(Collected(stream, now_ns, pack_numbers(numbers[at : at + LISTED_MAX])))
+        await self._local.committer.commit(None)
+
+    def _forget(self, key: str) -> None:
+        for one in self._holding.members.members:
+            one.mirror.drop(key)
+
+    def _tell(self, report: PruneReport) -> None:
+        moments = self._local.index.list_moments()
+        base = next((moment for moment in moments if moment.base), None)
+        report.base_ns = 0 if base is None else base.time_ns
+        report.moments = sorted(row.time_ns for row in moments if base is not None and row < base)
+        report.condemned = len(self._local.index.list_condemned(after=(0, 0), limit=1 << 62))
