@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from mirrorfs.core.needed import Needed
 from mirrorfs.errors import DamagedError
 from mirrorfs.format.ids import Stream
+from mirrorfs.format.limits import MOMENTS_MAX
 from mirrorfs.format.retention import (
     Checkpointed,
     Collected,
@@ -21,25 +23,33 @@ from mirrorfs.ports import Index
 
 
 def _checkpointed(index: Index, r: Checkpointed) -> None:
-    row = MomentRow(r.position, r.sequence, r.epoch, r.writer, r.digest, r.time_ns, 0)
-    index.put_moment(row)
+    known = index.get_moment(r.position)
+    if known is None and index.count_moments() >= MOMENTS_MAX:
+        raise DamagedError("the log has more moments than a volume can have.")
+    # One that there was is written again where the first did not last; it may be the base.
+    base = known.base if known is not None else 0
+    index.put_moment(MomentRow(r.position, r.sequence, r.epoch, r.writer, r.digest, r.time_ns, base))
 
 
 def _retain(index: Index, r: Retain) -> None:
-    dropped = set(unpack_numbers(r.dropped))
-    moments = {row.position: row for row in index.list_moments()}
-    if r.base not in moments or not dropped <= moments.keys():
-        raise DamagedError("the log keeps or drops a moment that has no checkpoint.")
-    for position in dropped:
+    base, old = index.get_moment(r.base), index.base_moment()
+    if base is None or (old is not None and old.position > r.base):
+        raise DamagedError("the log begins at a moment that has no checkpoint, or is gone.")
+    for position in unpack_numbers(r.dropped) if r.dropped else ():
+        if index.get_moment(position) is None:
+            raise DamagedError("the log drops a moment that has no checkpoint.")
         index.delete_moment(position)
-    for row in moments.values():
-        if row.base and row.position not in dropped:
-            index.put_moment(row._replace(base=0))
-    index.put_moment(moments[r.base]._replace(base=1))
+    if old is not None and old.position != r.base and index.get_moment(old.position) is not None:
+        index.put_moment(old._replace(base=0))
+    index.put_moment(base._replace(base=1))
 
 
 def _relocated(index: Index, r: Relocated) -> None:
-    index.put_relocated(RelocatedRow(r.sequence, r.epoch, r.writer, r.size, r.digest))
+    row = RelocatedRow(r.sequence, r.epoch, r.writer, r.size, r.digest)
+    condemned = index.get_condemned(Stream.RELOCATED, r.sequence)
+    if condemned is not None or index.get_relocated(r.sequence) not in (None, row):
+        raise DamagedError(f"the log moves frames to segment {r.sequence}, which is another one.")
+    index.put_relocated(row)
     for frame, ordinal, offset, size in unpack_places(r.frames):
         if index.get_frame(frame) is None:
             raise DamagedError(f"the log moves frame {frame}, which is in no segment.")
@@ -47,9 +57,12 @@ def _relocated(index: Index, r: Relocated) -> None:
 
 
 def _collected(index: Index, r: Collected) -> None:
+    needed = Needed(index.list_moments())
     for sequence in unpack_numbers(r.sequences):
         row: SegmentRow | RelocatedRow | None
         if r.stream == Stream.MAIN:
+            if needed.is_log(sequence):
+                raise DamagedError(f"the log collects segment {sequence}, which is a part of it.")
             row = index.get_segment(sequence)
             index.delete_segment(sequence)
         else:
@@ -58,14 +71,16 @@ def _collected(index: Index, r: Collected) -> None:
         if row is None:
             raise DamagedError(f"the log collects segment {sequence}, which is not in use.")
         for frame in index.frames_in(r.stream, sequence):
-            if frame.live:
-                raise DamagedError(f"the log collects frame {frame.frame}, which is alive.")
+            if needed.is_needed(frame):
+                raise DamagedError(f"the log collects frame {frame.frame}, which is needed.")
             index.delete_frame(frame.frame)
         index.put_condemned(CondemnedRow(r.stream, sequence, row.epoch, row.writer, r.time_ns))
 
 
 def _deleted(index: Index, r: Deleted) -> None:
     for sequence in unpack_numbers(r.sequences):
+        if index.get_condemned(r.stream, sequence) is None:
+            raise DamagedError(f"the log deletes segment {sequence}, which is not condemned.")
         index.delete_condemned(r.stream, sequence)
 
 
