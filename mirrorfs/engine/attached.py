@@ -10,12 +10,13 @@ local disk. Where there would be fewer, what it lacks stays here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import trio
 
 from mirrorfs.core.held import HeldKeys
+from mirrorfs.engine.deleting import Deletion, delete_objects
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import LocalVolume, Mirrors, World
@@ -90,6 +91,13 @@ class AttachedStore:
     def is_away(self) -> bool:
         """Whether it rotates, and is not there."""
         return self.rotating and self.snapshot().state is StateWord.AWAY
+
+    async def delete(self, keys: Sequence[str]) -> Deletion:
+        """Delete objects that nothing refers to any more, and forget that it held them (engine/deleting.py).
+
+        Raises: as delete_objects.
+        """
+        return await delete_objects(self.mirror, keys)
 
     async def wait_held(self) -> None:
         """Return when it holds everything offered so far, or need not be waited for: removed, or away.
