@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from mirrorfs.core.held import HeldKeys
+from mirrorfs.engine.deleting import Deletion, delete_objects
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import LocalVolume, Mirrors, World
@@ -91,14 +92,12 @@ class AttachedStore:
         """Whether it rotates, and is not there."""
         return self.rotating and self.snapshot().state is StateWord.AWAY
 
-    async def delete(self, keys: Sequence[str], *, on_deleted: Callable[[int], None]) -> set[str]:
-        """Delete objects there. Returns: their keys. Raises: StoreDenied: it lets nobody here. StoreError."""
-        for count, key in enumerate(keys):
-            await self.lease.fresh()
-            self.mirror.drop(key)
-            await self.store.delete(ObjectKey(key))
-            on_deleted(count + 1)
-        return set(keys)
+    async def delete(self, keys: Sequence[str]) -> Deletion:
+        """Delete objects that nothing refers to any more, and forget that it held them (engine/deleting.py).
+
+        Raises: as delete_objects.
+        """
+        return await delete_objects(self.mirror, keys)
 
     async def wait_held(self) -> None:
         """Return when it holds everything offered so far, or need not be waited for: removed, or away.
