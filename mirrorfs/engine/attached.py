@@ -27,7 +27,7 @@ from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.errors import DamagedError, InUseError, ObjectNotFound, StoreError
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.ports import Index, ObjectKey, Store
+from mirrorfs.ports import Index, Store
 
 EXCUSE_S = 0.5
 """How often whoever waits for a rotating store looks whether it is still there."""

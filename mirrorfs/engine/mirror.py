@@ -135,11 +135,6 @@ class Mirror:
         if not self._queue.conflicts:
             self._conflict = None
 
-    def drop(self, key: str) -> None:
-        """An object is of no use any more: it is neither sent nor known to be there."""
-        self.forget(key)
-        self._queue.settle_held(key)
-
     def resume(self, key: str) -> None:
         """An object that was forgotten, and offered if the store was thought to hold it, is sent again."""
         self._queue.resume(key)
