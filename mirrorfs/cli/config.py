@@ -20,7 +20,9 @@ from pathlib import Path
 from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.config_limits import LimitsConfig
 from mirrorfs.cli.config_lock import LockConfig
+from mirrorfs.cli.config_retention import policy_from, policy_lines
 from mirrorfs.cli.config_table import Table, quoted
+from mirrorfs.core.retention import Policy
 from mirrorfs.core.sizes import format_size
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.engine.cache import CACHE_SIZE, CACHE_SIZE_MIN
@@ -202,6 +204,8 @@ class VolumeConfig:
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     lock: LockConfig = field(default_factory=LockConfig)
+    retention: Policy | None = None
+    """Which moments are kept; None: all."""
 
     def to_toml(self) -> str:
         """The text of the file."""
@@ -228,7 +232,12 @@ class VolumeConfig:
                 *(["rotating = true"] if store.rotating else []),
             ]
         # [limits] is the last: its own tables follow it.
-        lines += self.alarm.to_lines() + self.lock.to_lines() + self.limits.to_lines()
+        lines += (
+            policy_lines(self.retention)
+            + self.alarm.to_lines()
+            + self.lock.to_lines()
+            + self.limits.to_lines()
+        )
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -239,7 +248,7 @@ class VolumeConfig:
         except tomllib.TOMLDecodeError as exc:
             raise ConfigError("The volume's configuration is not valid TOML; correct the file.") from exc
         read = Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
-        read.known |= {"cache_size", "prefetch", "token", "store", "alarm", "limits", "lock"}
+        read.known |= {"cache_size", "prefetch", "token", "store", "alarm", "limits", "lock", "retention"}
         read.check()
         version = table.get("format")
         if version != CONFIG_FORMAT:
@@ -260,6 +269,7 @@ class VolumeConfig:
             alarm=AlarmConfig.from_table(table.get("alarm")),
             limits=LimitsConfig.from_table(table.get("limits")),
             lock=LockConfig.from_table(table.get("lock")),
+            retention=policy_from(table.get("retention")),
         )
 
 

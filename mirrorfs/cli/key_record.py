@@ -44,6 +44,8 @@ class What(StrEnum):
     STORE_REPLACED = "store-replaced"
     SNAPSHOT_RELEASED = "snapshot-released"
     SNAPSHOT_DELETED = "snapshot-deleted"
+    POLICY_CONFIRMED = "policy-confirmed"
+    """A retention policy that keeps less came into force at once."""
 
 
 _WORDS: Final = {
@@ -56,6 +58,7 @@ _WORDS: Final = {
     What.STORE_REPLACED: "store {name} replaced",
     What.SNAPSHOT_RELEASED: "snapshot at {name} released",
     What.SNAPSHOT_DELETED: "snapshot at {name} deleted",
+    What.POLICY_CONFIRMED: "retention is now {name}",
 }
 
 

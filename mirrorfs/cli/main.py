@@ -212,6 +212,13 @@ def _store(parser: argparse.ArgumentParser) -> Run:
     return lambda arguments, environment, _: store.run(arguments, environment)
 
 
+def _prune(parser: argparse.ArgumentParser) -> Run:
+    from mirrorfs.cli import prune
+
+    prune.add_arguments(parser)
+    return lambda arguments, environment, _: prune.run(arguments, environment)
+
+
 def _verify(parser: argparse.ArgumentParser) -> Run:
     from mirrorfs.cli import verify
 
@@ -258,6 +265,7 @@ COMMANDS: Final = {
     "snapshot": Command("name moments that are to be kept, and show, hold and delete these", _snapshot),
     "key": Command("show and change what opens a volume: tokens, password, recovery code", _key),
     "store": Command("show, add, remove or replace the stores of a volume", _store),
+    "prune": Command("do without what the retention policy does not keep", _prune),
     "verify": Command("look whether the stores and the local disk hold everything, whole", _verify),
     "repair": Command("mend what is bad in one place from a good copy in another", _repair),
     "drill": Command("try whether everything comes back from one store alone, and sign a report", _drill),

@@ -242,6 +242,11 @@ class Session:
         await volume.change_stores(change)
         log.info("stores were %s, and are %s", ", ".join(before), ", ".join(volume.instances))
 
+    def _scratch(self) -> SqliteIndexFiles:
+        """Of an index that is thrown away. The key is never stored: what a crash leaves nobody can read."""
+        path = self._paths.state / f"past-{secrets.token_hex(4)}.db"
+        return SqliteIndexFiles(str(path), secrets.token_bytes(32), digest_key=secrets.token_bytes(32))
+
     async def _open(self, stores: list[Store], nursery: trio.Nursery) -> Opened:
         unlocked = self._unlocked
         header, keys = verify_header(unlocked.header, unlocked.key_set)
@@ -263,6 +268,8 @@ class Session:
             take_over=self._request.take_over,
             rotating=frozenset(store.name for store in self._config.stores if store.rotating),
             boot_id=boot_id(),
+            retention=self._config.retention,
+            scratch=self._scratch,
         )
         volume = await MountedVolume.open(
             nursery=nursery,

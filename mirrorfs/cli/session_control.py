@@ -12,6 +12,7 @@ import trio
 from mirrorfs.cli.control import Connection, Handler
 from mirrorfs.cli.control_protocol import STALL_S, Message
 from mirrorfs.cli.key_pipe import SessionRequest
+from mirrorfs.cli.pruning import prune
 from mirrorfs.cli.scrubbing import scrub
 from mirrorfs.cli.session_snapshots import SnapshotRequests
 from mirrorfs.cli.waiting import Patience, watched
@@ -118,6 +119,7 @@ class SessionControl:
             "events": self._events,
             "fill": self._fill,
             "clear_alarm": self._clear_alarm,
+            "prune": self._prune,
             "snapshots": self._list_snapshots,
             "snapshot": self._change_snapshot,
         }
@@ -253,6 +255,17 @@ class SessionControl:
             result = await scrub(volume, connection.request, connection.send)
             nursery.cancel_scope.cancel()
         if not result:
+            raise MirrorfsError("The volume was unmounted meanwhile; run it again, it goes on from there.")
+        return result
+
+    async def _prune(self, connection: Connection) -> Message:
+        volume = self._running()
+        result: Message = {}
+
+        async def run() -> None:
+            result.update(await prune(volume, connection.request, connection.send))
+
+        if not await self._unless_unmounted(run):
             raise MirrorfsError("The volume was unmounted meanwhile; run it again, it goes on from there.")
         return result
 

@@ -1,17 +1,11 @@
-"""Which frames some kept moment needs, and which segments are worth rewriting without the others.
-
-The state at a position refers to a frame that was born before it and had not died by then. What is kept is
-every position from a base on, and some before it; so a frame that is alive, or that died after the base, is
-needed, and else it is if a kept position lies within its life. A frame without a life yet, that no commit
-has named, is left alone.
-"""
+"""Which segments are worth rewriting, without what in them no kept moment needs (core/needed.py)."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from mirrorfs.core.needed import Needed
 from mirrorfs.format.ids import Stream, split_frame_id
 from mirrorfs.format.rows import FrameRow, RelocationRow
 
@@ -20,22 +14,6 @@ Place = tuple[int, int]
 
 SHARE_MIN: Final = 0.8
 """A segment of which less is needed is rewritten: space settles at 1 / SHARE_MIN of what is needed."""
-
-
-class Kept(NamedTuple):
-    """The positions that must stay readable."""
-
-    base: int
-    """Every position from here on."""
-    moments: Sequence[int]
-    """Those before it, rising."""
-
-    def needs(self, frame: int, *, live: int, death: int) -> bool:
-        """Whether some kept position refers to a frame (fields as of FrameRow)."""
-        if live or not death or death > self.base:
-            return True
-        at = bisect_right(self.moments, frame)
-        return at < len(self.moments) and self.moments[at] < death
 
 
 class Usage(NamedTuple):
@@ -47,7 +25,7 @@ class Usage(NamedTuple):
 
 
 def survey(
-    frames: Iterable[Sequence[int]], relocations: Iterable[Sequence[int]], kept: Kept
+    frames: Iterable[Sequence[int]], relocations: Iterable[Sequence[int]], needed: Needed
 ) -> dict[Place, Usage]:
     """How much of each segment is needed.
 
@@ -59,8 +37,7 @@ def survey(
         found = totals.get(place)
         if found is None:
             found = totals[place] = [0, 0]
-        needed = kept.needs(row.frame, live=row.live, death=row.death)
-        found[0 if needed else 1] += row.size
+        found[0 if needed.is_needed(row) else 1] += row.size
     return {place: Usage(*found) for place, found in totals.items()}
 
 
@@ -97,18 +74,20 @@ def victims(
     *,
     share_min: float = SHARE_MIN,
     copy_bytes_max: int,
+    forced: Callable[[Place], bool] = lambda place: False,
 ) -> list[Victim]:
     """Segments to do without, those of which least is needed first, then the oldest.
 
     Args:
         segments: (place, bytes) of those that may be taken: none from the base on.
         copy_bytes_max: for all together; one segment may always be taken.
+        forced: whether one is taken however much of it is needed.
     """
     found = []
     for place, size in segments:
         used = usage.get(place)
         needed = used.needed_bytes if used is not None else 0
-        if needed < share_min * size:
+        if needed < share_min * size or forced(place):
             found.append(Victim(place, size, needed))
     found.sort(key=lambda one: (one.needed_bytes / one.size if one.size else 0.0, one.place))
     taken: list[Victim] = []

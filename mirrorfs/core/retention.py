@@ -8,7 +8,7 @@ So a time within the policy always has its moment: the state that was in force a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta, tzinfo
 from enum import StrEnum
 from typing import Final
@@ -18,6 +18,8 @@ from mirrorfs.format.rows import MomentRow
 DAY_NS: Final = 24 * 3600 * 10**9
 STEP_DAYS_MAX: Final = 31
 """The window is moved on by at most so much at a time where nobody looks: a clock may be years ahead."""
+POLICY_DELAY_NS: Final = 30 * DAY_NS
+"""A policy that keeps less comes into force after so long."""
 
 
 class Step(StrEnum):
@@ -39,10 +41,51 @@ class Policy:
     monthly: int = 0
     yearly: int = 0
 
+    def covers(self, other: Policy) -> bool:
+        """Whether it keeps all that the other keeps."""
+        return self.joined(other) == self
+
+    def joined(self, other: Policy) -> Policy:
+        """The policy that keeps what either keeps."""
+        return Policy(
+            *(max(mine, theirs) for mine, theirs in zip(astuple(self), astuple(other), strict=True))
+        )
+
     def days(self, step: Step) -> int:
         """How far back moments of a step are kept."""
         found: int = getattr(self, step.value)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """Which policy is in force, and which is to be."""
+
+    in_force: Policy | None = None
+    """None: everything is kept."""
+    wanted: Policy | None = None
+    """A shorter one, which comes into force POLICY_DELAY_NS after `since_ns`; None: there is none."""
+    since_ns: int = 0
+
+    def with_configured(
+        self, configured: Policy | None, now_ns: int, *, confirmed: bool = False
+    ) -> PolicyState:
+        """What follows from the configuration: one that keeps more counts at once, any other after the delay.
+
+        Whoever can change a file for a moment is not to have history deleted with it. `confirmed`: a person
+        unlocked the volume to say so.
+        """
+        if (
+            configured is None
+            or confirmed
+            or (self.in_force is not None and configured.covers(self.in_force))
+        ):
+            return PolicyState(in_force=configured)
+        since_ns = self.since_ns if configured == self.wanted and self.since_ns <= now_ns else now_ns
+        if now_ns - since_ns >= POLICY_DELAY_NS:
+            return PolicyState(in_force=configured)
+        in_force = None if self.in_force is None else self.in_force.joined(configured)
+        return PolicyState(in_force, configured, since_ns)
 
 
 def window_start(policy: Policy, now_ns: int, *, pins: Collection[int] = ()) -> int:

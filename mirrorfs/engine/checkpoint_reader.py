@@ -74,6 +74,10 @@ class CheckpointReader:
             f"the checkpoint of position {format_position(row.position)} is damaged or missing in every store"
         )
 
+    async def root_of(self, segment: SegmentId) -> Root | None:
+        """The root in a segment; None: there is none, or no copy of it is good."""
+        return await self._root(segment)
+
     async def _root(self, segment: SegmentId) -> Root | None:
         if self._found is not None and self._found[1] == segment:
             return self._found[0]

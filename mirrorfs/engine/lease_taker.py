@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import trio
 
+from mirrorfs.core.retention import Policy
 from mirrorfs.core.sense import LIMIT
 from mirrorfs.engine.admission import Admission, Judge
 from mirrorfs.engine.cache import CACHE_SIZE
@@ -71,6 +72,8 @@ class VolumeSettings:
     """Names of stores that may be away for long."""
     encrypted_max: int = LIMIT
     """So many files replaced by what looks encrypted are a burst; 0: nobody looks."""
+    retention: Policy | None = None
+    """Which moments are kept; None: all."""
     scratch: Callable[[], IndexFiles] | None = None
     """Makes the files of an empty index that is thrown away; None: the past cannot be looked at here."""
     boot_id: str = ""

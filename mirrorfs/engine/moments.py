@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import tzinfo
 
-from mirrorfs.core.compaction import Kept
 from mirrorfs.core.retention import DAY_NS, STEP_DAYS_MAX, Policy, kept_moments, wanted_times, window_start
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.holding import Holding
@@ -53,13 +52,6 @@ class Moments:
     def base(self) -> MomentRow | None:
         """The moment from which on every one is kept; None: nothing was ever dropped."""
         return next((moment for moment in self._local.index.list_moments() if moment.base), None)
-
-    def kept(self) -> Kept | None:
-        """The positions that must stay readable; None: all of them."""
-        base = self.base()
-        if base is None:
-            return None
-        return Kept(base.position, [row.position for row in self._local.index.list_moments() if not row.base])
 
     def plan(self, policy: Policy) -> PruneReport:
         """What the moments would be; touches nothing."""
@@ -157,8 +149,8 @@ class Moments:
             except UsageError:
                 return None  # the volume had no commit yet
             try:
-                if plan.position in known:
-                    return None
+                if not plan.position or plan.position in known:
+                    return None  # before the first commit of all there is nothing to do without
                 written = await self._checkpointer.of_past(index.snapshot())
             finally:
                 index.close()

@@ -21,7 +21,8 @@ from typing import Final
 
 import trio
 
-from mirrorfs.core.compaction import Kept, Place, Victim, survey, victims
+from mirrorfs.core.compaction import Place, Victim, survey, victims
+from mirrorfs.core.needed import Needed
 from mirrorfs.core.retention import Policy
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.compactor import Compactor, Copied, wanted_frames
@@ -30,11 +31,14 @@ from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.moments import Moments, OnProgress
 from mirrorfs.engine.objects import PAGE, ObjectSource
 from mirrorfs.engine.prune_report import PruneReport
+from mirrorfs.engine.reseal import Reseal
 from mirrorfs.engine.store_tasks import StoreTasks
 from mirrorfs.engine.sweeper import Sweeper
 from mirrorfs.errors import DamagedError, StoreError
 from mirrorfs.format.ids import Stream
-from mirrorfs.format.retention import LISTED_MAX, Collected, pack_numbers
+from mirrorfs.format.limits import LISTED_MAX, ORDINAL_BITS
+from mirrorfs.format.retention import Collected, pack_numbers
+from mirrorfs.format.rows import MomentRow
 from mirrorfs.ports import IndexFiles
 
 logger = logging.getLogger(__name__)
@@ -74,6 +78,8 @@ class Pruner:
         self.sweeper = Sweeper(
             world, local, tasks.members, public_key, hold_checkpoint=self._holding.hold_checkpoint
         )
+        self.reseal = Reseal(world.disk, local.index, local.identity.keys)
+        """Whether what was sealed with keys that are out of use is sealed anew."""
         self._running = trio.Lock()
 
     async def run(
@@ -96,22 +102,51 @@ class Pruner:
             if self.moments.base() is not None:
                 await self._compact(report, on_progress)
             await self.sweeper.run(report, on_progress)
+            self.reseal.check_done()
             self._tell(report)
             return report
+
+    async def account(self, policy: Policy) -> PruneReport:
+        """What a run would do; nothing is changed."""
+        report = self.moments.plan(policy)
+        base = self.moments.base()
+        index = self._local.index
+        # The moments that would be made are not known yet: what was alive then and died since is not counted
+        # as needed, so that a little less may be freed.
+        kept = [row for row in index.list_moments() if row.time_ns in report.moments]
+        until = max(self._position_at(report.base_ns), base.position if base is not None else 0)
+        hypothetical = MomentRow(until, 0, 0, bytes(8), bytes(32), report.base_ns, 1)
+        kept = [row._replace(base=0) for row in kept if row.position < until]
+        for victim in await self._choose(Needed([*kept, hypothetical]), copy_bytes_max=1 << 62):
+            report.collected += 1
+            report.collected_bytes += victim.size
+            report.copied_bytes += victim.needed_bytes
+        report.condemned = len(index.list_condemned(after=(0, 0), limit=1 << 62))
+        return report
+
+    def _position_at(self, time_ns: int) -> int:
+        """The end of the last segment that was closed before a time: all that a later base leaves."""
+        index, sequence, found = self._local.index, 0, 0
+        while rows := index.list_segments(from_sequence=sequence, limit=PAGE):
+            for row in rows:
+                if row.last_ns > time_ns:
+                    return found
+                found = (row.sequence + 1) << ORDINAL_BITS
+            sequence = rows[-1].sequence + 1
+        return found
 
     # --- compaction ----------------------------------------------------------------------------
 
     async def _compact(self, report: PruneReport, on_progress: OnProgress) -> None:
-        kept = self.moments.kept()
-        assert kept is not None
-        chosen = await self._choose(kept)
+        needed = Needed(self._local.index.list_moments())
+        chosen = await self._choose(needed, copy_bytes_max=self.copy_bytes_max)
         if not chosen:
             return
         compactor, index = self._compactor, self._local.index
         snapshot = index.snapshot()
         try:
             places = [victim.place for victim in chosen]
-            frames = await self._world.offload.run(partial(wanted_frames, snapshot, places, kept))
+            frames = await self._world.offload.run(partial(wanted_frames, snapshot, places, needed))
         finally:
             snapshot.close()
         compactor.begin()
@@ -130,8 +165,9 @@ class Pruner:
             await self._holding.hold({one.key: (one.size, one.digest) for one in copied})
         except BaseException:
             with trio.CancelScope(shield=True):
-                for one in compactor.written:
-                    self._forget(one.key)
+                keys = [one.key for one in compactor.written]
+                for store in self._holding.members.members:
+                    await store.mirror.abandon(keys)
                 await compactor.abandon()
             raise
         await self._collect(copied, done)
@@ -139,7 +175,7 @@ class Pruner:
         report.collected_bytes = sum(victim.size for victim in done)
         report.copied_bytes = sum(one.size for one in copied)
 
-    async def _choose(self, kept: Kept) -> list[Victim]:
+    async def _choose(self, needed: Needed, *, copy_bytes_max: int) -> list[Victim]:
         """Segments to do without. The index is committed first: what is looked at is its last commit."""
         await self._local.committer.commit(None)
         snapshot = self._local.index.snapshot()
@@ -148,24 +184,22 @@ class Pruner:
                 lambda: survey(
                     snapshot.rows("frames", first=()),  # type: ignore[arg-type]  # all are numbers
                     snapshot.rows("relocations", first=()),  # type: ignore[arg-type]
-                    kept,
+                    needed,
                 )
             )
         finally:
             snapshot.close()
-        return victims(self._candidates(kept), usage, copy_bytes_max=self.copy_bytes_max)
+        forced = self.reseal.is_old if self.reseal.is_wanted else lambda place: False
+        return victims(self._candidates(needed), usage, copy_bytes_max=copy_bytes_max, forced=forced)
 
-    def _candidates(self, kept: Kept) -> Iterator[tuple[Place, int]]:
+    def _candidates(self, needed: Needed) -> Iterator[tuple[Place, int]]:
         """(place, bytes) of the segments that are no part of the log that is kept."""
-        index = self._local.index
-        end, sequence = kept.base >> 20, 0
-        while True:
-            rows = index.list_segments(from_sequence=sequence, limit=PAGE)
-            for row in rows:
-                if row.sequence >= end:
-                    break
-                yield (Stream.MAIN, row.sequence), row.size
-            if len(rows) < PAGE or rows[-1].sequence >= end:
+        index, sequence = self._local.index, 0
+        while rows := index.list_segments(from_sequence=sequence, limit=PAGE):
+            yield from (
+                ((Stream.MAIN, row.sequence), row.size) for row in rows if not needed.is_log(row.sequence)
+            )
+            if needed.is_log(rows[-1].sequence):
                 break
             sequence = rows[-1].sequence + 1
         sequence = 0
@@ -188,10 +222,6 @@ class Pruner:
             for at in range(0, len(numbers), LISTED_MAX):
                 state.record(Collected(stream, now_ns, pack_numbers(numbers[at : at + LISTED_MAX])))
         await self._local.committer.commit(None)
-
-    def _forget(self, key: str) -> None:
-        for one in self._holding.members.members:
-            one.mirror.drop(key)
 
     def _tell(self, report: PruneReport) -> None:
         moments = self._local.index.list_moments()

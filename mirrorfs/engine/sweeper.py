@@ -15,15 +15,15 @@ from typing import Final
 import trio
 
 from mirrorfs.engine.attached import AttachedStore, StoreSet
-from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.prune_report import PruneReport
 from mirrorfs.engine.range_files import range_path
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import StoreDenied
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
-from mirrorfs.format.retention import LISTED_MAX, Deleted, pack_numbers
+from mirrorfs.format.limits import LISTED_MAX
+from mirrorfs.format.retention import Deleted, pack_numbers
 from mirrorfs.format.rows import CondemnedRow
 from mirrorfs.format.signing import load_public_key
 
@@ -33,6 +33,8 @@ GRACE_NS: Final = 24 * 3600 * 10**9
 """So long a condemned object stays, for readers elsewhere that began before."""
 CHECKPOINTS_KEPT: Final = 3
 """The newest ones, whatever they are good for."""
+BATCH: Final = 100
+"""Objects that are deleted between two words of how far it is."""
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -101,12 +103,16 @@ class Sweeper:
     async def _delete_there(
         self, one: AttachedStore, keys: Sequence[str], report: PruneReport, on_progress: OnProgress
     ) -> set[str]:
-        try:
-            return await one.delete(keys, on_deleted=lambda done: on_progress("objects", done, len(keys)))
-        except StoreDenied:
-            if keys and one.store.name not in report.denied:
+        gone: set[str] = set()
+        for at in range(0, len(keys), BATCH):
+            on_progress("objects", at, len(keys))
+            deletion = await one.delete(keys[at : at + BATCH])
+            gone.update(deletion.gone)
+            if deletion.denied and one.store.name not in report.denied:
                 report.denied.append(one.store.name)
-            return set()
+            if deletion.fault is not None:
+                break  # it is tried again with the next run
+        return gone
 
     async def _forget(self, rows: Iterable[CondemnedRow]) -> None:
         """The objects are gone: so may be what is known of them."""

@@ -26,6 +26,7 @@ from mirrorfs.engine.becoming_writer import open_as_writer
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.checkpoints import WrittenCheckpoint
 from mirrorfs.engine.daily_look import DailyLook
+from mirrorfs.engine.daily_prune import DailyPrune
 from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.lease_taker import RELEASE_S, VolumeSettings
 from mirrorfs.engine.local import LocalVolume, World
@@ -68,7 +69,7 @@ class MountedVolume:
         heads: Heads,
         ages: SegmentAges,
         pruner: Pruner,
-        prefetches: bool,
+        settings: VolumeSettings,
     ) -> None:
         """Use `open`."""
         self.filesystem = local.filesystem
@@ -83,6 +84,7 @@ class MountedVolume:
         self._ages = ages
         self.pruner = pruner
         """Keeps what the policy keeps, and does without the rest."""
+        self.daily_prune = DailyPrune(pruner, settings.retention, world.disk, world.clock)
         self._objects = LocalObjects(world.disk, local.index, world.offload)
         self._published_position = -1
         self._publishing = trio.Lock()
@@ -99,7 +101,7 @@ class MountedVolume:
             settle_index=local.committer.settle_index, on_replaced=local.cache.replaced,
             on_fork=stores.fence,
         )  # fmt: skip
-        self._prefetches = prefetches
+        self._prefetches = settings.prefetch
         self._prefetcher = Prefetcher(
             local.index, local.cache, source, stores=stores.members.stores, on_bad_copy=self.mender.suspect,
             is_busy=lambda: local.is_busy() or stores.members.is_catching_up(),
@@ -185,9 +187,7 @@ class MountedVolume:
         pruner = Pruner(
             world, local, tasks, checkpointer, objects, settings.scratch, header.public_keys.writer
         )
-        volume = cls(
-            world, local, tasks, objects, checkpointer, writer.heads, ages, pruner, settings.prefetch
-        )
+        volume = cls(world, local, tasks, objects, checkpointer, writer.heads, ages, pruner, settings)
         await local.start()
         await tasks.offer_all(members.members)
         nursery.start_soon(volume._run)
@@ -207,6 +207,7 @@ class MountedVolume:
                 start(self._checkpoint, "checkpoints")
                 start(self.daily_look.run, "the daily look at the stores")
                 start(self.mender.run, "mending")
+                start(self.daily_prune.run, "pruning")
                 start(self._publish_now_and_then, "heads")
                 if self._prefetches:
                     start(self._prefetcher.run, "filling the cache")

@@ -6,20 +6,13 @@ import random
 from datetime import UTC
 from pathlib import Path
 
-import pytest
-import trio
 from trio.testing import MockClock
 
-from mirrorfs.core.retention import DAY_NS, Policy
-from mirrorfs.drivers.index_files import SqliteIndexFiles
-from mirrorfs.engine.moment import Moment
-from mirrorfs.engine.past import index_at
+from mirrorfs.core.retention import Policy
 from mirrorfs.engine.prune_report import PruneReport
-from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.volume import MountedVolume
 from tests.support.machine import FILE, read_file
 from tests.support.practice import Practice
-from tests.support.volumes import HEADER, KEYS
 
 POLICY = Policy(every_moment=3, daily=10, weekly=20, monthly=100)
 State = dict[bytes, bytes]

@@ -37,12 +37,13 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import trio
 from trio.testing import MockClock
 
+from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
@@ -161,6 +162,7 @@ class MirrorSimulation:
         self.chronicle = Chronicle()
         self._save_count = 0
         self._ran_s = 0.0
+        self._scratch_count = 0
         self._index_loss = index_loss
         self._index_rng = random.Random(seed)
         """Of its own: a seed lives the same life without the loss."""
@@ -264,6 +266,11 @@ class MirrorSimulation:
     def _world(self, machine: Machine) -> World:
         return World(machine.disk, machine.clock, self._entropy, self._offload)
 
+    def _scratch(self, machine: Machine) -> SqliteIndexFiles:
+        self._scratch_count += 1
+        path = str(self._directory / f"scratch-{machine.name}-{self._scratch_count}.db")
+        return SqliteIndexFiles(path, bytes(32), digest_key=bytes(32))
+
     async def _mount(
         self,
         machine: Machine,
@@ -300,6 +307,7 @@ class MirrorSimulation:
                     cache_bytes=self.rng.choice((0, 100_000, 1 << 30)),
                     parallel=self.rng.choice((1, 2, 4)),
                     take_over=take_over,
+                    scratch=partial(self._scratch, machine),
                 ),
                 random=self.rng.random,
             )
@@ -433,6 +441,7 @@ class MirrorSimulation:
                 (6, 1, 2, 2, 3, 3, 1, 1),
             )[0]  # fmt: skip
             await step(session)
+            await self._between(session)
             match rng.randrange(14):
                 case 0 | 1:
                     self.weather.change()
@@ -444,6 +453,12 @@ class MirrorSimulation:
                     self.weather.remember()
                 case 6:
                     self.weather.go_back()
+
+    async def _between(self, session: Session) -> None:
+        """What a kind of simulation does beside."""
+
+    async def _healed(self, volume: MountedVolume) -> None:
+        """Everything is everywhere."""
 
     async def _end(self, session: Session) -> None:
         machine, volume = session.machine, session.volume
@@ -540,6 +555,7 @@ class MirrorSimulation:
                 row = volume.filesystem.lookup(1, name)
                 if await volume.filesystem.read(row.inode, 0, 1 << 30) != contents:
                     raise Violation(f"{name!r} reads as something else")
+            await self._healed(volume)
             await volume.close(wait_for_stores=True)
             self.chronicle.promise(session.line, session.line.newest, who=machine.name)
             nursery.cancel_scope.cancel()
