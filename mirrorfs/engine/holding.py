@@ -60,6 +60,10 @@ class Holding:
             sums[key] = len(data), hashlib.sha256(data).digest()
         await self.hold(sums)
 
+    def offer(self, key: str, size_bytes: int) -> None:
+        """Have an object that holds no change of its own sent to every store."""
+        self._tasks.offer(key, size_bytes, written_ns=self._world.clock.now_ns(), after=0)
+
     async def hold_checkpoint(self) -> None:
         """Return when every store has a checkpoint of now, read back, and the log up to it."""
         local, checkpointer = self._local, self._checkpointer
@@ -83,9 +87,8 @@ class Holding:
 
         Raises: StoreUnavailable: not in time. DamagedError: a store holds something else. StoreError.
         """
-        now_ns = self._world.clock.now_ns()
         for key, (size, _) in sums.items():
-            self._tasks.offer(key, size, written_ns=now_ns, after=0)
+            self.offer(key, size)
         for one in self.members.members:
             with trio.move_on_after(HELD_S) as patience:
                 await one.mirror.wait_held(sums)

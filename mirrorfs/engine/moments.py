@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import tzinfo
+from functools import partial
 
 from mirrorfs.core.retention import DAY_NS, STEP_DAYS_MAX, Policy, kept_moments, wanted_times, window_start
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.holding import Holding
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.moment import Moment
+from mirrorfs.engine.objects import ObjectSource
 from mirrorfs.engine.past import index_at
 from mirrorfs.engine.prune_report import PruneReport
 from mirrorfs.engine.restore_plan import Planner
-from mirrorfs.errors import UsageError
-from mirrorfs.format.ids import parse_segment_object_key
+from mirrorfs.engine.segment_writer import LOCAL_PREFIX
+from mirrorfs.engine.sources import Segments
+from mirrorfs.errors import DamagedError, UsageError
+from mirrorfs.format.ids import SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.retention import Checkpointed, Retain, pack_numbers
 from mirrorfs.format.rows import MomentRow
+from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import IndexFiles
 
 OnProgress = Callable[[str, int, int], None]
@@ -32,11 +38,13 @@ class Moments:
         local: LocalVolume,
         holding: Holding,
         checkpointer: Checkpointer,
+        source: ObjectSource,
         scratch: Callable[[], IndexFiles] | None,
         public_key: bytes,
     ) -> None:
         """
         Args:
+            source: reads objects, whole and verified.
             scratch: makes the files of an empty index that is thrown away; None: no moment can be made.
             public_key: Ed25519 of the writer role, 32 bytes.
         """
@@ -44,6 +52,7 @@ class Moments:
         self._local = local
         self._holding = holding
         self._checkpointer = checkpointer
+        self._source = source
         self._scratch = scratch
         self._public_key = public_key
         self.zone: tzinfo | None = None
@@ -101,24 +110,27 @@ class Moments:
         """Make what is to be kept, and drop what is not. Raises: StoreError, DiskError, WritesStopped."""
         start_ns = self._start(policy, attended=attended)
         before = self.base()
-        moments, times, positions = self._wanted(policy, start_ns)
-        known = {moment.position for moment in moments}
+        moments, times, _ = self._wanted(policy, start_ns)
         made: dict[int, MomentRow] = {}
         if before is None or start_ns > before.time_ns:
-            wanted = [Moment(time_ns=time_ns) for time_ns in self._missing_times(times, moments, start_ns)]
-            first = 0 if before is None else before.position
-            wanted += [Moment(position=at) for at in sorted(positions - known) if at >= first]
-            wanted.append(Moment(time_ns=start_ns))
-            for count, moment in enumerate(wanted):
-                on_progress("moments", count, len(wanted))
-                row = await self._make(moment, {*known, *made})
-                if row is not None:
-                    made[row.position] = row
+            wanted = [Moment(time_ns=start_ns)]
+            wanted += [Moment(time_ns=time_ns) for time_ns in self._missing_times(times, moments, start_ns)]
+            await self._make_all(wanted, moments, made, on_progress)
         rows = sorted([*moments, *made.values()])
         old = [row for row in rows if row.time_ns <= start_ns or row.base]
         if not old:
             return
         base = max(old)
+        # A snapshot before the base is kept by its own checkpoint, whatever its time says.
+        positions = {
+            row.position for row in self._local.index.list_snapshots() if row.position < base.position
+        }
+        lacking = [Moment(position=at) for at in sorted(positions - {row.position for row in rows})]
+        await self._make_all(lacking, moments, made, on_progress)
+        if lacking and not positions <= {*made, *(row.position for row in moments)}:
+            raise DamagedError("A snapshot cannot be read: nothing is pruned, run `mirrorfs verify --deep`.")
+        rows = sorted([*moments, *made.values()])
+        old = [row for row in rows if row.position <= base.position]
         kept = kept_moments(old, times, positions) | {base.position}
         dropped = [row.position for row in old if row.position not in kept]
         if not made and not dropped:
@@ -132,6 +144,41 @@ class Moments:
             )
         state.record(Retain(base.position, pack_numbers(dropped)))
         await self._local.committer.commit(None)
+
+    async def adopt(self) -> None:
+        """Have on this machine what the checkpoints of all moments need: so it is looked after everywhere.
+
+        Raises: DamagedError: one cannot be read. StoreError. DiskError, DiskFull.
+        """
+        world, moments = self._world, self._local.index.list_moments()
+        if not moments:
+            return
+        stores = self._holding.members.stores()
+        segments = Segments(Stream.CHECKPOINT, disk=world.disk, offload=world.offload, stores=stores)
+        await segments.look()
+        reader = CheckpointReader(segments, self._local.identity.keys, load_public_key(self._public_key))
+        needed: set[SegmentId] = set()
+        for row in moments:
+            root = await reader.of_moment(row)
+            needed |= {SegmentId(row.sequence, row.epoch, row.writer), *(ref.segment for ref in root.chunks)}
+        for segment in sorted(needed - segments.local):
+            key = segment_object_key(Stream.CHECKPOINT, segment)
+            data = await self._source.read(key)
+            await world.offload.sync(partial(world.disk.write_whole, LOCAL_PREFIX + key, data))
+            self._holding.offer(key, len(data))
+
+    async def _make_all(
+        self,
+        wanted: Sequence[Moment],
+        known: Sequence[MomentRow],
+        made: dict[int, MomentRow],
+        on_progress: OnProgress,
+    ) -> None:
+        for count, moment in enumerate(wanted):
+            on_progress("moments", count, len(wanted))
+            row = await self._make(moment, {*made, *(one.position for one in known)})
+            if row is not None:
+                made[row.position] = row
 
     async def _make(self, moment: Moment, known: Collection[int]) -> MomentRow | None:
         """A checkpoint of a moment that every store holds; None: there is one already, or no such moment."""
@@ -151,6 +198,10 @@ class Moments:
             try:
                 if not plan.position or plan.position in known:
                     return None  # before the first commit of all there is nothing to do without
+                if plan.open_segment is not None:
+                    # What stands for it in an index that is only read is not true of any position.
+                    index.delete_segment(plan.open_segment.sequence)
+                index.commit()
                 written = await self._checkpointer.of_past(index.snapshot())
             finally:
                 index.close()

@@ -74,7 +74,7 @@ class Pruner:
         )  # fmt: skip
         self.copy_bytes_max = COPY_BYTES_MAX
         self._holding = Holding(world, local, tasks, checkpointer)
-        self.moments = Moments(world, local, self._holding, checkpointer, scratch, public_key)
+        self.moments = Moments(world, local, self._holding, checkpointer, source, scratch, public_key)
         self.sweeper = Sweeper(
             world, local, tasks.members, public_key, hold_checkpoint=self._holding.hold_checkpoint
         )
@@ -98,6 +98,7 @@ class Pruner:
         async with self._running:
             report = PruneReport()
             self._holding.check_stores()
+            await self.moments.adopt()
             await self.moments.retain(policy, report, on_progress, attended=attended)
             if self.moments.base() is not None:
                 await self._compact(report, on_progress)

@@ -139,6 +139,11 @@ class Segments:
         return sorted(self._by_sequence)
 
     @property
+    def local(self) -> frozenset[SegmentId]:
+        """Those on the local disk."""
+        return frozenset(self._local)
+
+    @property
     def local_sequences(self) -> list[int]:
         """Those of segments on the local disk."""
         return sorted(segment.sequence for segment in self._local)

@@ -21,6 +21,7 @@ from mirrorfs.engine.prune_report import PruneReport
 from mirrorfs.engine.range_files import range_path
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
+from mirrorfs.errors import DamagedError
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.limits import LISTED_MAX
 from mirrorfs.format.retention import Deleted, pack_numbers
@@ -79,7 +80,11 @@ class Sweeper:
         await self._delete(
             [segment_object_key(Stream.RELOCATED, one) for one in garbage], report, on_progress
         )
-        await self._sweep_checkpoints(report, on_progress)
+        try:
+            await self._sweep_checkpoints(report, on_progress)
+        except DamagedError as exc:
+            # What cannot be read now may name what would be deleted.
+            logger.info("no old checkpoints are deleted now: %s", exc)
 
     # --- deleting ------------------------------------------------------------------------------
 
