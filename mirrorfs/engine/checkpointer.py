@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 
@@ -29,6 +30,8 @@ JOURNAL_MIN_BYTES = 8 * 1024 * 1024
 JOURNAL_SHARE = 2
 """Due when the journal since then exceeds the checkpoint's size divided by this."""
 SEGMENTS_MAX = 400
+PAST_EPOCH = 0
+"""Of checkpoints of a past state: no mount has it."""
 
 
 class Checkpointer:
@@ -62,7 +65,7 @@ class Checkpointer:
         self._journal_bytes = 0
         self.running = False
         self.ready = False
-        self._writing = trio.Lock()
+        self._past_sequence = 0
         self._is_wanted = False
         self._quiet = trio.Event()
         """Set, and made anew, when there is less under way than before."""
@@ -145,25 +148,27 @@ class Checkpointer:
         return self._newest
 
     async def of_past(self, snapshot: IndexSnapshot) -> WrittenCheckpoint:
-        """Write one of a state in the past; it takes the snapshot over. Raises: DiskError, DiskFull."""
-        return await self._written_of(snapshot)
+        """Write one of a state in the past; it takes the snapshot over. Raises: DiskError, DiskFull.
+
+        Its epoch is 0, so that nobody takes it for the newest.
+        """
+        identity = replace(self._identity, epoch=PAST_EPOCH)
+        written = await self._written_by(identity, snapshot, self._past_sequence, None)
+        self._past_sequence = written.next_sequence
+        return written
 
     async def _write(self, snapshot: IndexSnapshot) -> None:
-        written = await self._written_of(snapshot)
+        written = await self._written_by(self._identity, snapshot, self._next_sequence, self._previous)
+        self._previous, self._next_sequence = written.previous, written.next_sequence
         self._root, self._size = written.root, written.size
         self._newest = written
         self._on_written(written)
 
-    async def _written_of(self, snapshot: IndexSnapshot) -> WrittenCheckpoint:
-        async with self._writing:
-            return await self._write_next(snapshot)
-
-    async def _write_next(self, snapshot: IndexSnapshot) -> WrittenCheckpoint:
-        world = self._world
-        writer = CheckpointWriter(
-            world.disk, self._identity, world.entropy, sequence=self._next_sequence, previous=self._previous
-        )
-        root = self._root
+    async def _written_by(
+        self, identity: WriterIdentity, snapshot: IndexSnapshot, sequence: int, previous: Previous | None
+    ) -> WrittenCheckpoint:
+        world, root = self._world, self._root
+        writer = CheckpointWriter(world.disk, identity, world.entropy, sequence=sequence, previous=previous)
 
         def work() -> WrittenCheckpoint:
             try:
@@ -171,6 +176,4 @@ class Checkpointer:
             finally:
                 snapshot.close()
 
-        written = await world.offload.run(work)
-        self._previous, self._next_sequence = written.previous, written.next_sequence
-        return written
+        return await world.offload.run(work)

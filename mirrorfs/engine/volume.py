@@ -40,6 +40,7 @@ from mirrorfs.engine.scrub import Scrubber
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.store_records import StoreRecords
 from mirrorfs.engine.store_tasks import StoreChange, StoreTasks
+from mirrorfs.engine.torn_checkpoints import remove_torn
 from mirrorfs.engine.volume_status import VolumeStatus
 from mirrorfs.errors import DamagedError, StoreUnavailable, WritesStopped
 from mirrorfs.format.header import VolumeHeader
@@ -189,6 +190,10 @@ class MountedVolume:
         )
         volume = cls(world, local, tasks, objects, checkpointer, writer.heads, ages, pruner, settings)
         await local.start()
+        await remove_torn(
+            LocalObjects(world.disk, index, world.offload), world.disk, world.offload,
+            is_held=lambda key: any(one.mirror.is_held(key) for one in members.members),
+        )  # fmt: skip
         await tasks.offer_all(members.members)
         nursery.start_soon(volume._run)
         return volume

@@ -6,13 +6,16 @@ import random
 from datetime import UTC
 from pathlib import Path
 
+import trio
 from trio.testing import MockClock
 
-from mirrorfs.core.retention import Policy
-from mirrorfs.engine.prune_report import PruneReport
+from mirrorfs.core.retention import Policy, wanted_times
+from mirrorfs.engine.moment import Moment
+from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.volume import MountedVolume
 from tests.support.machine import FILE, read_file
 from tests.support.practice import Practice
+from tests.support.volumes import HEADER, KEYS
 
 POLICY = Policy(every_moment=3, daily=10, weekly=20, monthly=100)
 State = dict[bytes, bytes]
@@ -26,6 +29,7 @@ class Diary:
         self.pc = practice.pc("pc")
         self.rng = random.Random(seed)
         self.state: State = {}
+        self.named: State = {}
         self.states: list[tuple[int, State]] = []
         """(time of the commit, the tree after it)."""
 
@@ -61,16 +65,58 @@ async def tree(volume: MountedVolume) -> State:
     return {row.name: await read_file(volume, row.inode) for row in rows}
 
 
+async def look_back(practice: Practice, store: str, moment: Moment) -> tuple[int, State]:
+    """What a new PC shows of a moment, with one store."""
+    pc = practice.new_pc()
+    async with trio.open_nursery() as nursery:
+        view = await ReadOnlyVolume.open(
+            nursery=nursery, world=pc.world, files=pc.files, keys=KEYS, writer_key=HEADER.public_keys.writer,
+            stores=[pc.links[store]], moment=moment, random=random.Random(1).random,
+        )  # fmt: skip
+        rows = view._index.list_dentries(1, after_cookie=0, limit=1000)
+        found = {row.name: await view.filesystem.read(row.inode, 0, 1 << 20) for row in rows}
+        position = view.position
+        view.close()
+        nursery.cancel_scope.cancel()
+    return position, found
+
+
 async def test_what_is_kept(autojump_clock: MockClock, tmp_path: Path) -> None:
     practice = Practice(tmp_path)
     diary = Diary(practice, 1)
-    reports: list[PruneReport] = []
-    for _ in range(30):
+    collected = 0
+    for number in range(30):
         async with diary.pc.mounted() as volume:
             volume.pruner.moments.zone = UTC
             volume.pruner.sweeper.grace_ns = 0
             await diary.day(volume)
-            reports.append(await volume.pruner.run(POLICY))
+            if number == 5:
+                named = await volume.snapshots.create(b"day 5", held=True)
+                diary.named = diary.state
+            report = await volume.pruner.run(POLICY)
+            collected += report.collected
             assert await tree(volume) == diary.state
-    print(reports[-1], sum(report.collected for report in reports))
-    print({name: len(v) for name, v in ((s.name, s.objects) for s in practice.stores)})
+            now_ns = diary.pc.world.clock.now_ns()
+            base = volume.pruner.moments.base()
+            needed = sum(map(len, diary.state.values()))
+    assert base is not None and collected > 20
+    for store in practice.places:
+        # Every moment of the window, and the end of each day, week and month before it that is kept.
+        since_ns = base.time_ns
+        for time_ns, state in diary.states:
+            if time_ns >= since_ns:
+                assert (await look_back(practice, store, Moment(time_ns=time_ns)))[1] == state
+        for time_ns in wanted_times(POLICY, now_ns, since_ns, UTC):
+            then = [state for at_ns, state in diary.states if at_ns <= time_ns]
+            if then:
+                found = await look_back(practice, store, Moment(time_ns=time_ns))
+                assert found[1] == then[-1]
+        position, found_state = await look_back(practice, store, Moment(position=named.position))
+        assert (position, found_state) == (named.position, diary.named)
+    written = sum(len(data) for _, state in diary.states for data in state.values())
+    assert needed < stored_bytes(practice) < written / 4
+
+
+def stored_bytes(practice: Practice) -> int:
+    """In the store that has more."""
+    return max(sum(map(len, place.values())) for place in practice.places.values())
