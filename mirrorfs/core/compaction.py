@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mirrorfs.format.ids import Stream, split_frame_id
-from mirrorfs.format.rows import FrameRow, RelocationRow
+from mirrorfs.format.rows import FrameRow, MomentRow, RelocationRow
 
 Place = tuple[int, int]
 """(stream, sequence) of the segment in which a frame lies now."""
@@ -30,8 +30,26 @@ class Kept(NamedTuple):
     moments: Sequence[int]
     """Those before it, rising."""
 
+    @classmethod
+    def of(cls, moments: Iterable[MomentRow]) -> Kept:
+        """What rows of all moments say; `base` is 0 where none is the base, and all of the log is kept."""
+        rows = list(moments)
+        base = next((row.position for row in rows if row.base), 0)
+        return cls(base, [row.position for row in rows if row.position < base])
+
+    def is_log(self, sequence: int) -> bool:
+        """Whether a segment of the main stream is a part of the log, and not a mere container of frames.
+
+        The one before the base's is: who begins at the base finds by its row which segment continues the
+        chain.
+        """
+        return sequence + 1 >= self.base >> 20
+
     def needs(self, frame: int, *, live: int, death: int) -> bool:
-        """Whether some kept position refers to a frame (fields as of FrameRow)."""
+        """Whether some kept position refers to a frame (fields as of FrameRow).
+
+        Replay asks again, of what the log says is needed no longer: both must come to the same answer.
+        """
         if live or not death or death > self.base:
             return True
         at = bisect_right(self.moments, frame)

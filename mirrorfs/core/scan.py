@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mirrorfs.errors import AuthenticationError, FormatError
 from mirrorfs.format.frame import FrameCipher, Kind, parse_frame_header, unpack
-from mirrorfs.format.ids import frame_id
+from mirrorfs.format.ids import Stream, frame_id
 from mirrorfs.format.journal import Journal, decode_journal, journal_hash
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import SEGMENT_SIZE_MAX
@@ -112,8 +112,7 @@ class _Collector:
         if body.kind not in KINDS_OF_STREAM[self._header.stream]:
             raise FormatError("frame is of a kind that does not belong in its stream.")
         name = frame_id(plain.birth_sequence, plain.birth_ordinal)
-        home = self._header.segment.sequence
-        if plain.birth_sequence > home or (plain.birth_sequence == home and plain.birth_ordinal != ordinal):
+        if not self._can_lie_here(plain.birth_sequence, plain.birth_ordinal, ordinal):
             raise FormatError("frame claims a birth that it cannot have had.")
         if body.kind is Kind.JOURNAL:
             payload = unpack(body)
@@ -126,6 +125,13 @@ class _Collector:
             self.frames.append(ScannedFrame(name, ordinal, offset, plain.size, body.length))
         return end, body.kind
 
+    def _can_lie_here(self, birth_sequence: int, birth_ordinal: int, ordinal: int) -> bool:
+        """Whether a frame with this name can be in the segment; in a relocated one that is any frame."""
+        home = self._header.segment.sequence
+        if self._header.stream is Stream.RELOCATED or birth_sequence < home:
+            return True
+        return (birth_sequence, birth_ordinal) == (home, ordinal)
+
     def note_durable(self, birth_sequence: int, journal: Journal) -> None:
         """A journal frame that was sealed again speaks of the segment it was born in, not of this one."""
         if birth_sequence == self._header.segment.sequence:
@@ -133,12 +139,12 @@ class _Collector:
 
     def add_bad(self, offset: int, ordinal: int, *, size: int) -> ScannedFrame:
         """Keep a data frame that does not verify, by name only."""
-        sequence = self._header.segment.sequence
-        birth = sequence, ordinal
+        birth = self._header.segment.sequence, ordinal
         try:
             plain = parse_frame_header(self._view, position=offset)
-            if plain.size == size and plain.ordinal == ordinal and plain.birth_sequence < sequence:
-                birth = plain.birth_sequence, plain.birth_ordinal
+            name = plain.birth_sequence, plain.birth_ordinal
+            if plain.size == size and plain.ordinal == ordinal and self._can_lie_here(*name, ordinal):
+                birth = name
         except FormatError:
             pass  # the plain header is what is damaged: nearly every frame was born where it lies
         frame = ScannedFrame(frame_id(*birth), ordinal, offset, size, 0)

@@ -55,6 +55,8 @@ CREATE TABLE moments (
     time_ns INTEGER NOT NULL,
     base INTEGER NOT NULL           -- 1 or 0
 ) STRICT;
+-- There is one base, or none.
+CREATE UNIQUE INDEX moments_base ON moments (base) WHERE base = 1;
 
 CREATE TABLE relocated (
     sequence INTEGER PRIMARY KEY,   -- in the relocated stream

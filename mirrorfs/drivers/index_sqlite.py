@@ -260,7 +260,8 @@ class SqliteIndex(UncachedTables):
         self._frames.flush()
         born = frame_id(sequence, 0), frame_id(sequence, ORDINAL_MAX)
         rows = self._query(sql.FRAMES_BORN, born) if stream == Stream.MAIN else []
-        return [FrameRow._make(row) for row in rows + self._query(sql.FRAMES_MOVED, (stream, sequence))]
+        rows += self._query(sql.FRAMES_MOVED, (stream, sequence))
+        return [FrameRow._make(row) for row in sorted(rows)]
 
     def delete_frame(self, frame: int) -> None:
         self._frames.put(frame, None)

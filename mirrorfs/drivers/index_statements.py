@@ -39,6 +39,9 @@ PUT_SNAPSHOT: Final = SNAPSHOTS.insert().replace("INSERT", "INSERT OR REPLACE", 
 DELETE_SNAPSHOT: Final = "DELETE FROM snapshots WHERE name = ?"
 LIST_SNAPSHOTS: Final = SNAPSHOTS.select_ordered(bounded=False)
 COUNT_SNAPSHOTS: Final = "SELECT count(*) FROM snapshots"
+GET_MOMENT: Final = MOMENTS.select_key()
+BASE_MOMENT: Final = MOMENTS.select("WHERE base = 1")
+COUNT_MOMENTS: Final = "SELECT count(*) FROM moments"
 PUT_MOMENT: Final = MOMENTS.upsert()
 DELETE_MOMENT: Final = MOMENTS.delete()
 LIST_MOMENTS: Final = MOMENTS.select_ordered(bounded=False)
@@ -46,8 +49,11 @@ GET_RELOCATED: Final = RELOCATED.select_key()
 PUT_RELOCATED: Final = RELOCATED.upsert()
 DELETE_RELOCATED: Final = RELOCATED.delete()
 LIST_RELOCATED: Final = RELOCATED.select("WHERE sequence >= ? ORDER BY sequence LIMIT ?")
-LAST_RELOCATED: Final = "SELECT max(sequence) FROM relocated"
-LAST_CONDEMNED: Final = "SELECT max(sequence) FROM condemned WHERE stream = ?"
+LAST_RELOCATED: Final = (
+    "SELECT max(coalesce((SELECT max(sequence) FROM relocated), -1),"
+    " coalesce((SELECT max(sequence) FROM condemned WHERE stream = ?), -1))"
+)
+GET_CONDEMNED: Final = CONDEMNED.select_key()
 PUT_CONDEMNED: Final = CONDEMNED.upsert()
 DELETE_CONDEMNED: Final = CONDEMNED.delete()
 LIST_CONDEMNED: Final = CONDEMNED.select(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mirrorfs.drivers import index_statements as sql
+from mirrorfs.format.ids import Stream
 from mirrorfs.format.rows import (
     CondemnedRow,
     MomentRow,
@@ -69,11 +70,22 @@ class UncachedTables:
     def delete_segment(self, sequence: int) -> None:
         self._query(sql.DELETE_SEGMENT, (sequence,))
 
+    def get_moment(self, position: int) -> MomentRow | None:
+        rows = self._query(sql.GET_MOMENT, (position,))
+        return MomentRow._make(rows[0]) if rows else None
+
+    def base_moment(self) -> MomentRow | None:
+        rows = self._query(sql.BASE_MOMENT)
+        return MomentRow._make(rows[0]) if rows else None
+
     def put_moment(self, row: MomentRow) -> None:
         self._query(sql.PUT_MOMENT, row)
 
     def delete_moment(self, position: int) -> None:
         self._query(sql.DELETE_MOMENT, (position,))
+
+    def count_moments(self) -> int:
+        return int(self._query(sql.COUNT_MOMENTS)[0][0])
 
     def list_moments(self) -> list[MomentRow]:
         return [MomentRow._make(row) for row in self._query(sql.LIST_MOMENTS)]
@@ -90,6 +102,13 @@ class UncachedTables:
 
     def list_relocated(self, *, from_sequence: int, limit: int) -> list[RelocatedRow]:
         return [RelocatedRow._make(row) for row in self._query(sql.LIST_RELOCATED, (from_sequence, limit))]
+
+    def last_relocated(self) -> int:
+        return int(self._query(sql.LAST_RELOCATED, (Stream.RELOCATED,))[0][0])
+
+    def get_condemned(self, stream: int, sequence: int) -> CondemnedRow | None:
+        rows = self._query(sql.GET_CONDEMNED, (stream, sequence))
+        return CondemnedRow._make(rows[0]) if rows else None
 
     def put_condemned(self, row: CondemnedRow) -> None:
         self._query(sql.PUT_CONDEMNED, row)

@@ -104,10 +104,7 @@ class Compactor:
 
     def begin(self) -> None:
         """Start over; what a run before wrote and did not use is removed by whoever sweeps."""
-        taken = [row.sequence for row in self._index.list_relocated(from_sequence=0, limit=1 << 62)[-1:]]
-        condemned = self._index.list_condemned(after=(Stream.RELOCATED, 0), limit=1 << 62)
-        taken += [row.sequence for row in condemned[-1:]]
-        self._next_sequence = max(self._next_sequence, *(sequence + 1 for sequence in taken), 0)
+        self._next_sequence = max(self._next_sequence, self._index.last_relocated() + 1)
         self.written = []
         self._drop_open()
 

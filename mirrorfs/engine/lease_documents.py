@@ -9,7 +9,6 @@ from typing import Final
 
 from mirrorfs.errors import AuthenticationError, DamagedError, FormatError, LimitError
 from mirrorfs.format.control import (
-    EPOCH_MAX,
     Lease,
     LeaseHolder,
     open_lease,
@@ -18,6 +17,7 @@ from mirrorfs.format.control import (
     seal_lease_box,
 )
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.limits import EPOCH_MAX
 from mirrorfs.format.slot import NONCE_SIZE_BYTES
 from mirrorfs.ports import Entropy
 

@@ -52,14 +52,12 @@ class Moments:
 
     def base(self) -> MomentRow | None:
         """The moment from which on every one is kept; None: nothing was ever dropped."""
-        return next((moment for moment in self._local.index.list_moments() if moment.base), None)
+        return self._local.index.base_moment()
 
     def kept(self) -> Kept | None:
         """The positions that must stay readable; None: all of them."""
-        base = self.base()
-        if base is None:
-            return None
-        return Kept(base.position, [row.position for row in self._local.index.list_moments() if not row.base])
+        kept = Kept.of(self._local.index.list_moments())
+        return kept if kept.base else None
 
     def plan(self, policy: Policy) -> PruneReport:
         """What the moments would be; touches nothing."""

@@ -157,15 +157,14 @@ class Pruner:
 
     def _candidates(self, kept: Kept) -> Iterator[tuple[Place, int]]:
         """(place, bytes) of the segments that are no part of the log that is kept."""
-        index = self._local.index
-        end, sequence = kept.base >> 20, 0
+        index, sequence = self._local.index, 0
         while True:
             rows = index.list_segments(from_sequence=sequence, limit=PAGE)
             for row in rows:
-                if row.sequence >= end:
+                if kept.is_log(row.sequence):
                     break
                 yield (Stream.MAIN, row.sequence), row.size
-            if len(rows) < PAGE or rows[-1].sequence >= end:
+            if len(rows) < PAGE or kept.is_log(rows[-1].sequence):
                 break
             sequence = rows[-1].sequence + 1
         sequence = 0

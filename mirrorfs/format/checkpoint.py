@@ -18,7 +18,9 @@ from mirrorfs.format.ids import SegmentId, Stream
 from mirrorfs.format.limits import (
     FILE_SIZE_MAX,
     INTEGER_MAX,
+    MOMENTS_MAX,
     ORDINAL_MAX,
+    SEGMENT_SIZE_MAX,
     SEQUENCE_MAX,
     SNAPSHOTS_MAX,
     TARGET_MAX,
@@ -38,6 +40,7 @@ from mirrorfs.format.rows import (
     SnapshotRow,
     XattrRow,
 )
+from mirrorfs.format.segment import HEADER_SIZE
 
 Row = (
     InodeRow | DentryRow | XattrRow | ExtentRow | FrameRow | RelocationRow | SegmentRow | SnapshotRow
@@ -270,15 +273,18 @@ def _check_snapshots(columns: Columns) -> None:
 
 def _check_moments(columns: Columns) -> None:
     positions, sequences, _, writers, digests, _, bases = columns
-    if not positions[0] or max(sequences) > SEQUENCE_MAX or max(bases) > 1:
+    if not positions[0] or max(sequences) > SEQUENCE_MAX or max(bases) > 1 or sum(bases) > 1:
         raise FormatError("checkpoint row describes an impossible moment.")
+    if len(positions) > MOMENTS_MAX:
+        raise FormatError("checkpoint has more moments than a volume can have.")
     _check_names(writers, digests)
 
 
 def _check_relocated(columns: Columns) -> None:
-    if max(columns[0]) > SEQUENCE_MAX:
+    sequences, _, writers, sizes, digests = columns
+    if max(sequences) > SEQUENCE_MAX or min(sizes) <= HEADER_SIZE or max(sizes) > SEGMENT_SIZE_MAX:
         raise FormatError("checkpoint row describes an impossible segment.")
-    _check_names(columns[2], columns[4])
+    _check_names(writers, digests)
 
 
 def _check_condemned(columns: Columns) -> None:

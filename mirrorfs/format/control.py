@@ -30,13 +30,12 @@ from mirrorfs.format.header import (
 )
 from mirrorfs.format.ids import Stream, parse_segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.limits import INTEGER_MAX, SEGMENT_SIZE_MAX
+from mirrorfs.format.limits import EPOCH_MAX, INTEGER_MAX, SEGMENT_SIZE_MAX
 from mirrorfs.format.slot import NONCE_SIZE_BYTES, TAG_SIZE_BYTES
 
 INSTANCE_KEY = "instance"
 LEASE_KEY = "lease"
 WRITER_SIZE_BYTES = 8
-EPOCH_MAX = 2**32 - 1
 PERIOD_MAX_MS = 24 * 60 * 60 * 1000
 HOST_SIZE_MAX_BYTES = 255
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from mirrorfs.errors import LimitError
 from mirrorfs.format.ids import Previous
+from mirrorfs.format.limits import EPOCH_MAX
 
 ROOT_SIZE_BYTES = 32
 VOLUME_ID_SIZE_BYTES = 16
@@ -65,6 +66,19 @@ class VolumeKeys:
         """The segment with which an earlier generation ended, if it ended with one of this number."""
         ends = (past.log_end for past in self.past if past.until_sequence == sequence + 1)
         return next(ends, None)
+
+    def epochs_of(self, generation: int) -> range:
+        """The epochs in which a key generation was in use, as far as the ends of the log say.
+
+        A rotation comes between two mounts. So who has the keys from before it can make no segment that
+        passes for one that was written after it.
+        """
+        before = [
+            one.log_end.segment.epoch for one in self.past if one.log_end and one.keys.generation < generation
+        ]
+        past = self.past_of(generation)
+        last = past.log_end.segment.epoch if past is not None and past.log_end else EPOCH_MAX
+        return range(max(before, default=-1) + 1, last + 1)
 
     def for_any_place(self) -> VolumeKeys:
         """The same, each generation taken for any segment: what a PC wrote that had not heard of a rotation

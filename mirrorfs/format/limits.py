@@ -6,6 +6,7 @@ FORMAT_VERSION = 1
 INTEGER_MAX = 2**63 - 1
 """Most that any number may be: the index keeps signed 64-bit integers."""
 
+EPOCH_MAX = 2**32 - 1
 SEGMENT_SIZE_MAX = 16 * 1024 * 1024
 FRAME_LENGTH_MAX = 1024 * 1024
 """Plaintext bytes of a data frame."""
@@ -29,6 +30,8 @@ LINKS_MAX = 65000
 SNAPSHOTS_MAX = 4096
 SNAPSHOT_NAME_MAX = 64
 """Bytes."""
+MOMENTS_MAX = 16_384
+"""Moments with a checkpoint that are kept at a time."""
 
 ROOT_INODE = 1
 FIRST_COOKIE = 16

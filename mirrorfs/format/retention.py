@@ -11,8 +11,10 @@ from operator import ge
 from typing import NamedTuple
 
 from mirrorfs.errors import FormatError
+from mirrorfs.format.frame import FRAME_SIZE_MIN
 from mirrorfs.format.ids import Stream
-from mirrorfs.format.limits import INTEGER_MAX, ORDINAL_MAX, SEQUENCE_MAX
+from mirrorfs.format.limits import INTEGER_MAX, ORDINAL_MAX, SEGMENT_SIZE_MAX, SEQUENCE_MAX
+from mirrorfs.format.segment import HEADER_SIZE
 
 LISTED_MAX = 32_768
 """Numbers or places that one record lists."""
@@ -33,11 +35,12 @@ class Checkpointed(NamedTuple):
 
 
 class Retain(NamedTuple):
-    """Every moment from `base` on is kept, and of those before it the ones that have a checkpoint."""
+    """Every commit from `base` on can be returned to, and of those before it the moments that are kept."""
 
     base: int
+    """A moment, never one before the base that there was."""
     dropped: bytes
-    """Packed positions (`pack_numbers`) of checkpoints that are kept no longer."""
+    """Packed positions (`pack_numbers`) of moments that are kept no longer; may be empty."""
 
 
 class Relocated(NamedTuple):
@@ -46,8 +49,10 @@ class Relocated(NamedTuple):
     sequence: int
     epoch: int
     size: int
+    """Bytes of the whole object."""
     writer: bytes
     digest: bytes
+    """SHA-256 of all of it."""
     frames: bytes
     """Packed: see `pack_places`."""
 
@@ -66,6 +71,7 @@ class Deleted(NamedTuple):
 
     stream: int
     sequences: bytes
+    """Packed: see `pack_numbers`."""
 
 
 class FramePlace(NamedTuple):
@@ -82,19 +88,21 @@ _NUMBER = struct.Struct("<Q")
 
 
 def pack_places(places: Sequence[FramePlace]) -> bytes:
-    """Places as 20 bytes each."""
-    return b"".join([_PLACE.pack(*place) for place in places])
+    """Places as 20 bytes each, frames rising."""
+    return b"".join([_PLACE.pack(*place) for place in sorted(places)])
 
 
 def unpack_places(packed: bytes) -> list[FramePlace]:
-    """The inverse, frames rising. Raises FormatError."""
+    """The inverse. Raises FormatError: none, too many, a frame out of range, or frames not rising."""
     _check_list(packed, _PLACE.size)
     places = [FramePlace._make(place) for place in _PLACE.iter_unpack(packed)]
-    frames = [place.frame for place in places]
-    if max(frames) > INTEGER_MAX or any(place.ordinal > ORDINAL_MAX for place in places):
-        raise FormatError("a record places a frame out of range.")
-    if len(set(frames)) < len(frames):
-        raise FormatError("a record places a frame twice.")
+    frames, ordinals, offsets, sizes = zip(*places, strict=True)
+    if frames[-1] > INTEGER_MAX or any(map(ge, frames, frames[1:])):
+        raise FormatError("a record places frames out of order or out of range.")
+    if max(ordinals) > ORDINAL_MAX or len(set(ordinals)) < len(ordinals):
+        raise FormatError("a record places two frames under one ordinal, or one out of range.")
+    if min(offsets) < HEADER_SIZE or min(sizes) < FRAME_SIZE_MIN:
+        raise FormatError("a record places a frame where none can lie.")
     return places
 
 
@@ -104,9 +112,7 @@ def pack_numbers(numbers: Sequence[int]) -> bytes:
 
 
 def unpack_numbers(packed: bytes) -> list[int]:
-    """The inverse. Raises FormatError: too many, out of range, or not rising."""
-    if not packed:
-        return []
+    """The inverse. Raises FormatError: none, too many, out of range, or not rising."""
     _check_list(packed, _NUMBER.size)
     numbers = [number for (number,) in _NUMBER.iter_unpack(packed)]
     if numbers[-1] > INTEGER_MAX or any(map(ge, numbers, numbers[1:])):
@@ -133,20 +139,23 @@ def _check_segment(sequence: int, writer: bytes, digest: bytes) -> None:
 
 def check_retain(r: Retain) -> None:
     """Raises FormatError."""
-    if not r.base or r.base in unpack_numbers(r.dropped):
+    dropped = unpack_numbers(r.dropped) if r.dropped else []
+    if not r.base or r.base in dropped:
         raise FormatError("a record keeps no moment.")
 
 
 def check_relocated(r: Relocated) -> None:
     """Raises FormatError."""
     _check_segment(r.sequence, r.writer, r.digest)
-    unpack_places(r.frames)
+    if r.size > SEGMENT_SIZE_MAX or any(
+        place.offset + place.size > r.size for place in unpack_places(r.frames)
+    ):
+        raise FormatError("a record places a frame beyond its segment.")
 
 
 def check_collected(r: Collected | Deleted) -> None:
     """Raises FormatError."""
     if r.stream not in (Stream.MAIN, Stream.RELOCATED):
         raise FormatError("a record collects segments of a stream that holds no data.")
-    numbers = unpack_numbers(r.sequences)
-    if not numbers or numbers[-1] > SEQUENCE_MAX:
+    if unpack_numbers(r.sequences)[-1] > SEQUENCE_MAX:
         raise FormatError("a record collects impossible segments.")

@@ -54,7 +54,7 @@ TRAILER_ROOM = 1024
 KINDS_OF_STREAM = {
     Stream.MAIN: frozenset((Kind.DATA, Kind.JOURNAL)),
     Stream.CHECKPOINT: frozenset((Kind.CHECKPOINT, Kind.ROOT)),
-    Stream.RELOCATED: frozenset((Kind.DATA, Kind.JOURNAL)),
+    Stream.RELOCATED: frozenset((Kind.DATA,)),
 }
 """What a stream's segments hold beside their trailers; anything else is refused."""
 
@@ -156,6 +156,7 @@ def decode_header(
     (claimed,) = struct.unpack_from("<I", raw, _KEY_GENERATION_OFFSET)
     past = keys.past_of(claimed)
     first, until = keys.from_sequence, SEQUENCE_MAX + 1
+    epochs = keys.epochs_of(claimed)
     if past is not None:
         keys, writer = past.keys, load_public_key(past.writer)
         first, until = keys.from_sequence, past.until_sequence
@@ -181,6 +182,8 @@ def decode_header(
         raise AuthenticationError("segment belongs to another volume or key generation.")
     if header.stream is Stream.MAIN and not first <= header.segment.sequence < until:
         raise AuthenticationError("segment is sealed with keys that are not in use for its place.")
+    if header.stream is Stream.RELOCATED and header.segment.epoch not in epochs:
+        raise AuthenticationError("segment is sealed with keys that are not in use in its epoch.")
     key, expected = segment_key(keys, header.salt)
     if not hmac.compare_digest(expected, commitment):
         raise AuthenticationError("segment key commitment does not match.")
@@ -209,6 +212,9 @@ def _parse_fields(fields: bytes) -> tuple[SegmentHeader, bytes]:
             raise FormatError("segment header describes a predecessor that it says it has not.")
         parsed = None
     else:
+        # A relocated segment stands alone: what counts is that the log names it, and with which bytes.
+        if stream == Stream.RELOCATED:
+            raise FormatError("segment of the relocated stream names a predecessor.")
         if p_sequence >= sequence or not HEADER_SIZE <= p_size <= SEGMENT_SIZE_MAX:
             raise FormatError("segment header names an impossible predecessor.")
         parsed = previous

@@ -24,11 +24,12 @@ from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.segment_writer import SegmentWriter, WriterIdentity
 from mirrorfs.errors import DamagedError, MirrorfsError
-from mirrorfs.format.control import EPOCH_MAX, LEASE_KEY, open_head, seal_control
+from mirrorfs.format.control import LEASE_KEY, open_head, seal_control
 from mirrorfs.format.frame import Body, Kind, make_body, unpack
 from mirrorfs.format.header import header_key
 from mirrorfs.format.ids import Stream, segment_object_key
 from mirrorfs.format.journal import decode_journal, encode_journal
+from mirrorfs.format.limits import EPOCH_MAX
 from mirrorfs.format.segment import check_sealed
 from mirrorfs.format.signing import load_public_key, load_signer
 from mirrorfs.ports import OBJECT_SIZE_MAX, ObjectKey

@@ -21,11 +21,15 @@ from mirrorfs.format.checkpoint import (
     row_key,
 )
 from mirrorfs.format.ids import SegmentId
+from mirrorfs.format.limits import MOMENTS_MAX
 from mirrorfs.format.rows import (
+    CondemnedRow,
     DentryRow,
     ExtentRow,
     FrameRow,
     InodeRow,
+    MomentRow,
+    RelocatedRow,
     RelocationRow,
     SegmentRow,
     SnapshotRow,
@@ -45,7 +49,22 @@ ROWS: dict[str, list[Row]] = {
     "relocations": [RelocationRow(1, 1, 2, 3, 4, 5), RelocationRow(2**62, 3, 2**42, 2**19, 4, 5)],
     "segments": [SegmentRow(0, 1, WRITER, 1 << 24, 1, b"\x0b" * 32, -1, 2)],
     "snapshots": [SnapshotRow(5, b"b", -1, 0), SnapshotRow(6, b"a", 2, 1), SnapshotRow(6, b"a b", 2, 0)],
+    "moments": [
+        MomentRow(5 << 20, 7, 2, WRITER, b"\x0c" * 32, -1, 0),
+        MomentRow(6 << 20, 8, 2, WRITER, b"\x0d" * 32, 2, 1),
+    ],
+    "relocated": [
+        RelocatedRow(0, 1, WRITER, 400, b"\x0e" * 32),
+        RelocatedRow(2**42, 2, WRITER, 1 << 24, b"\x0f" * 32),
+    ],
+    "condemned": [
+        CondemnedRow(1, 5, 2, WRITER, -1),
+        CondemnedRow(3, 4, 2, WRITER, 1),
+        CondemnedRow(3, 2**42, 2, WRITER, 1),
+    ],
 }
+MOMENT = MomentRow(5, 7, 2, WRITER, bytes(32), 0, 0)
+SEGMENT = RelocatedRow(5, 2, WRITER, 400, bytes(32))
 REF = ChunkRef(1, (1,), SegmentId(4, 1, WRITER), 0, 316, 500, b"\x01" * 32, 10)
 ROOT = Root(
     position=5 << 20,
@@ -63,6 +82,8 @@ ROOT = Root(
         REF._replace(table=4, first=(1, 5)),
         REF._replace(table=4, first=(2, 0)),
         REF._replace(table=8, first=(6, b"a b")),
+        REF._replace(table=9, first=(5 << 20,)),
+        REF._replace(table=11, first=(1, 2**42)),
     ],
 )
 
@@ -79,7 +100,7 @@ def test_chunk_round_trip(name: str) -> None:
 
 def test_every_table_is_tried() -> None:
     assert [table.name for table in TABLES] == list(ROWS)
-    assert [table.code for table in TABLES] == list(range(1, 9))
+    assert [table.code for table in TABLES] == list(range(1, 12))
 
 
 def test_layout() -> None:
@@ -127,6 +148,21 @@ def test_order_is_canonical(name: str) -> None:
         ("snapshots", SnapshotRow(1, b"a", 0, 2)),
         ("snapshots", SnapshotRow(1, b"", 0, 0)),
         ("snapshots", SnapshotRow(1, b"a\x1bb", 0, 0)),
+        ("moments", MOMENT._replace(position=0)),
+        ("moments", MOMENT._replace(position=2**63)),
+        ("moments", MOMENT._replace(sequence=2**43)),
+        ("moments", MOMENT._replace(base=2)),
+        ("moments", MOMENT._replace(writer=b"short")),
+        ("moments", MOMENT._replace(digest=bytes(31))),
+        ("relocated", SEGMENT._replace(sequence=2**43)),
+        ("relocated", SEGMENT._replace(size=316)),
+        ("relocated", SEGMENT._replace(size=(1 << 24) + 1)),
+        ("relocated", SEGMENT._replace(writer=b"short")),
+        ("relocated", SEGMENT._replace(digest=bytes(33))),
+        ("condemned", CondemnedRow(2, 5, 2, WRITER, 0)),
+        ("condemned", CondemnedRow(4, 5, 2, WRITER, 0)),
+        ("condemned", CondemnedRow(1, 2**43, 2, WRITER, 0)),
+        ("condemned", CondemnedRow(1, 5, 2, b"short", 0)),
     ],
 )
 def test_rows_out_of_range(name: str, row: Row) -> None:
@@ -136,7 +172,14 @@ def test_rows_out_of_range(name: str, row: Row) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x00\0\0\0\1\0\0\0", b"\x08\0\0\0\1\0\0\0", b"\x01\0\0\0\0\0\0\0", b"\x01\1\0\0\0\0\0\0"]
+    "data",
+    [
+        b"\x00\0\0\0\1\0\0\0",
+        b"\x0b\0\0\0\1\0\0\0",
+        b"\x0c\0\0\0\1\0\0\0",
+        b"\x01\0\0\0\0\0\0\0",
+        b"\x01\1\0\0\0\0\0\0",
+    ],
 )
 def test_chunk_headers_that_are_none(data: bytes) -> None:
     with pytest.raises(FormatError):
@@ -161,6 +204,10 @@ def test_root_round_trip_and_every_cut() -> None:
         [REF._replace(first=(2,)), REF],
         [REF._replace(table=2), REF],
         [REF._replace(table=8)],
+        [REF._replace(table=12)],
+        [REF._replace(table=9, first=(1, 2))],
+        [REF._replace(table=11, first=(1,))],
+        [REF._replace(table=11, first=(1, b"name"))],
         [REF._replace(first=(1, 2))],
         [REF._replace(table=4, first=(1,))],
         [REF._replace(table=4, first=(1, b"name"))],
@@ -192,6 +239,17 @@ def test_one_bad_name_among_many(name: bytes) -> None:
     rows[100] = rows[100]._replace(name=name)
     with pytest.raises(FormatError):
         decode_chunk(encode_chunk(table, [encode_row(table, row) for row in rows]))
+
+
+def test_one_base_and_so_many_moments() -> None:
+    table = TABLE_BY_NAME["moments"]
+    rows = [MOMENT._replace(position=number) for number in range(1, MOMENTS_MAX + 2)]
+    encoded = [encode_row(table, row) for row in rows]
+    assert len(decode_chunk(encode_chunk(table, encoded[:-1]))[1]) == MOMENTS_MAX
+    with pytest.raises(FormatError, match="more moments"):
+        decode_chunk(encode_chunk(table, encoded))
+    with pytest.raises(FormatError):
+        decode_chunk(encode_chunk(table, [encode_row(table, row._replace(base=1)) for row in rows[:2]]))
 
 
 def test_numbers_out_of_range_in_a_later_row() -> None:

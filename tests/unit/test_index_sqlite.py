@@ -24,11 +24,15 @@ from mirrorfs.drivers.index_connection import closed_digest, remove_index
 from mirrorfs.drivers.index_schema import SCHEMA_VERSION, TABLES
 from mirrorfs.drivers.index_sqlite import SqliteIndex
 from mirrorfs.errors import DiskError, DiskFull, IndexDamaged, LimitError, UsageError
+from mirrorfs.format.ids import Stream
 from mirrorfs.format.rows import (
+    CondemnedRow,
     DentryRow,
     ExtentRow,
     FrameRow,
     InodeRow,
+    MomentRow,
+    RelocatedRow,
     RelocationRow,
     SegmentRow,
     SnapshotRow,
@@ -41,6 +45,18 @@ MARKER = b"MARKER-that-must-not-be-seen"
 
 def inode_row(inode: int, *, nlink: int = 1, size: int = 0, allocated: int = 0, parent: int = 0) -> InodeRow:
     return InodeRow(inode, 1, 0o100644, 1000, 1000, nlink, size, allocated, 0, -5, 1 << 62, 7, parent, b"")
+
+
+def moment_row(position: int, *, base: int = 0) -> MomentRow:
+    return MomentRow(position, 3, 1, b"w" * 8, b"d" * 32, -7, base)
+
+
+def relocated_row(sequence: int, epoch: int) -> RelocatedRow:
+    return RelocatedRow(sequence, epoch, b"w" * 8, 400, b"d" * 32)
+
+
+def condemned_row(stream: int, sequence: int, epoch: int) -> CondemnedRow:
+    return CondemnedRow(stream, sequence, epoch, b"w" * 8, -7)
 
 
 def segment_row(sequence: int) -> SegmentRow:
@@ -85,6 +101,8 @@ BLOBS = st.binary(max_size=3)
 INODE_ROWS = st.builds(
     inode_row, NUMBERS, nlink=st.integers(0, 2), size=NUMBERS, allocated=st.integers(0, 9), parent=NUMBERS
 )
+STREAMS = st.sampled_from([1, 3])
+# All that is born lies in segment 0, or where a relocation says.
 FRAME_ROWS = st.builds(FrameRow, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS)
 STEPS = st.lists(
     st.one_of(
@@ -99,11 +117,20 @@ STEPS = st.lists(
         st.tuples(st.just("delete_extents"), NUMBERS, NUMBERS),
         st.tuples(st.just("list_extents"), NUMBERS, NUMBERS, NUMBERS),
         st.tuples(st.just("put_frame"), FRAME_ROWS),
+        st.tuples(st.just("delete_frame"), NUMBERS),
         st.tuples(
             st.just("put_relocation"),
-            st.builds(RelocationRow, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS),
+            st.builds(RelocationRow, NUMBERS, STREAMS, st.integers(0, 2), NUMBERS, NUMBERS, NUMBERS),
         ),
+        st.tuples(st.just("frames_in"), STREAMS, st.integers(0, 2)),
         st.tuples(st.just("put_segment"), st.builds(segment_row, NUMBERS)),
+        st.tuples(st.just("delete_segment"), NUMBERS),
+        st.tuples(st.just("put_moment"), st.builds(moment_row, NUMBERS, base=st.integers(0, 1))),
+        st.tuples(st.just("delete_moment"), NUMBERS),
+        st.tuples(st.just("put_relocated"), st.builds(relocated_row, NUMBERS, NUMBERS)),
+        st.tuples(st.just("delete_relocated"), NUMBERS),
+        st.tuples(st.just("put_condemned"), st.builds(condemned_row, STREAMS, NUMBERS, NUMBERS)),
+        st.tuples(st.just("delete_condemned"), STREAMS, NUMBERS),
         st.tuples(
             st.just("put_snapshot"), st.builds(SnapshotRow, NUMBERS, NAMES, NUMBERS, st.integers(0, 1))
         ),
@@ -143,6 +170,12 @@ class Both:
             "put_frame": "frames",
             "put_relocation": "relocations",
             "put_segment": "segments",
+            "delete_segment": "segments",
+            "delete_moment": "moments",
+            "put_relocated": "relocated",
+            "delete_relocated": "relocated",
+            "put_condemned": "condemned",
+            "delete_condemned": "condemned",
         }[name]
         count = TABLES[table].key_count
         if name.startswith("delete_"):
@@ -168,6 +201,28 @@ class Both:
         self.index.delete_snapshot(name)
         for row in found:
             del self.model.tables["snapshots"][row[:2]]
+
+    def _put_moment(self, row: MomentRow) -> None:
+        bases = [known for known in self.model.rows("moments") if known.base]
+        if row.base and bases and bases[0].position != row.position:
+            row = row._replace(base=0)  # there is one base, or none
+        self.index.put_moment(row)
+        self.model.tables["moments"][row[:1]] = row
+
+    def _delete_frame(self, frame: int) -> None:
+        self.index.delete_frame(frame)
+        self.model.tables["frames"].pop((frame,), None)
+        self.model.tables["relocations"].pop((frame,), None)
+
+    def _frames_in(self, stream: int, sequence: int) -> None:
+        moved = self.model.tables["relocations"]
+        expected = [
+            row
+            for row in self.model.rows("frames")
+            if (moved[row[:1]][1:3] if row[:1] in moved else (Stream.MAIN, row.frame >> 20))
+            == (stream, sequence)
+        ]
+        assert self.index.frames_in(stream, sequence) == expected
 
     def _delete_dentry(self, parent: int, name: bytes) -> None:
         found = [row for row in self.model.rows("dentries") if row[1:3] == (parent, name)]
@@ -262,12 +317,32 @@ class Both:
         assert index.list_segments(from_sequence=3, limit=2) == [s for s in segments if s.sequence >= 3][:2]
         assert index.list_snapshots() == rows("snapshots")
         assert index.count_snapshots() == len(rows("snapshots"))
+        self._check_what_is_kept()
         for key in "abcd":
             assert index.get_meta(key) == model.tables["meta"].get(key)
         for store in "st":
             held = [key for of, key in sorted(model.tables["held"]) if of == store]
             assert index.held(store, after="", limit=1000) == held
             assert index.held(store, after="b", limit=2) == [key for key in held if key > "b"][:2]
+
+    def _check_what_is_kept(self) -> None:
+        index, rows, tables = self.index, self.model.rows, self.model.tables
+        moments, condemned = rows("moments"), rows("condemned")
+        assert index.list_moments() == moments
+        assert index.count_moments() == len(moments)
+        assert index.base_moment() == next((row for row in moments if row.base), None)
+        for number in range(1, 10):
+            assert index.get_moment(number) == tables["moments"].get((number,))
+            assert index.get_relocated(number) == tables["relocated"].get((number,))
+            assert index.get_condemned(3, number) == tables["condemned"].get((3, number))
+        relocated = rows("relocated")
+        assert index.list_relocated(from_sequence=3, limit=2) == [r for r in relocated if r.sequence >= 3][:2]
+        assert index.list_condemned(after=(1, 5), limit=2) == [r for r in condemned if r[:2] > (1, 5)][:2]
+        used = [row.sequence for row in (*relocated, *condemned) if row[0] == 3 or row in relocated]
+        assert index.last_relocated() == max(used, default=-1)
+        for stream in (Stream.MAIN, Stream.RELOCATED):
+            for sequence in range(3):
+                self._frames_in(stream, sequence)
 
     def check_snapshot(self) -> None:
         snapshot = self.index.snapshot()
@@ -340,6 +415,9 @@ LOADED: dict[str, list[tuple[Any, ...]]] = {
     "relocations": [RelocationRow(5, 1, 2, 3, 4, 5)],
     "segments": [segment_row(1), segment_row(2)],
     "snapshots": [SnapshotRow(6, b"b", 1, 0), SnapshotRow(5, b"c", 2, 1), SnapshotRow(6, b"a", 3, 0)],
+    "moments": [moment_row(7, base=1), moment_row(6)],
+    "relocated": [relocated_row(2, 1), relocated_row(1, 1)],
+    "condemned": [condemned_row(3, 1, 1), condemned_row(1, 2, 1)],
 }
 
 
@@ -491,6 +569,8 @@ def test_every_flipped_page_is_noticed(path: str) -> None:
                 index._query(f"SELECT * FROM {table}")
             index._query("SELECT * FROM held")
             index.get_snapshot(b"by the index of names")
+            index.base_moment()
+            index.frames_in(3, 1)
             index._query("SELECT name FROM dentries INDEXED BY dentries_name ORDER BY parent, name")
             index._query("SELECT cookie FROM dentries INDEXED BY dentries_parent ORDER BY parent")
 
@@ -512,20 +592,55 @@ def test_a_snapshot_of_the_same_name_is_replaced(index: SqliteIndex) -> None:
     assert index.list_snapshots() == [SnapshotRow(7, b"a", 1, 1)]
 
 
-def test_an_index_without_snapshots_gets_their_table(path: str) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_index_of_an_older_layout_gets_what_it_lacks(path: str, version: int) -> None:
     index = SqliteIndex.open(path, KEY)
+    schema = index._query("SELECT type, name, sql FROM sqlite_schema ORDER BY name")
     index.put_inode(inode_row(5))
+    index.put_relocation(RelocationRow(5, 3, 2, 3, 400, 60))
     index.close()
     connection = index_connection.connect(path, KEY, cache_kib=1024)
-    connection.execute("DROP TABLE snapshots")
-    connection.pragma("user_version", 1)
+    for table in ("snapshots", "moments", "relocated", "condemned")[version - 1 :]:
+        connection.execute(f"DROP TABLE {table}")
+    connection.execute("DROP INDEX relocations_place")
+    connection.pragma("user_version", version)
     connection.close()
     for _ in range(2):
         index = SqliteIndex.open(path, KEY)
         assert index.get_inode(5) == inode_row(5)
         index.put_snapshot(SnapshotRow(7, b"a", 1, 1))
         assert index.count_snapshots() == 1
+        index.put_frame(FrameRow(5, 1, 2, 3, 4, 0))
+        assert index.frames_in(3, 2) == [FrameRow(5, 1, 2, 3, 4, 0)]
+        index.put_moment(moment_row(8, base=1))
+        assert index.base_moment() == moment_row(8, base=1)
+        assert index._query("SELECT type, name, sql FROM sqlite_schema ORDER BY name") == schema
         index.close()
+
+
+def test_one_base(index: SqliteIndex) -> None:
+    index.put_moment(moment_row(8, base=1))
+    with pytest.raises(IndexDamaged):
+        index.put_moment(moment_row(9, base=1))
+
+
+def test_frames_that_are_not_written_yet_are_found_and_forgotten(index: SqliteIndex) -> None:
+    """Their rows wait in a cache, the relocations do not."""
+    rows = [FrameRow(2 << 20 | number, 400, 60, 3, 0, 9) for number in range(4)]
+    index.put_frame(rows[0])
+    index.put_relocation(RelocationRow(rows[1].frame, 3, 7, 0, 316, 60))
+    index.commit()
+    for row in rows[1:]:
+        index.put_frame(row)
+    assert index.frames_in(1, 2) == [rows[0], *rows[2:]]
+    assert index.frames_in(3, 7) == [rows[1]]
+    index.delete_frame(rows[1].frame)
+    index.delete_frame(rows[2].frame)
+    assert (index.get_frame(rows[1].frame), index.get_relocation(rows[1].frame)) == (None, None)
+    assert (index.frames_in(1, 2), index.frames_in(3, 7)) == ([rows[0], rows[3]], [])
+    index.rollback()
+    assert index.get_relocation(rows[1].frame) is not None
+    assert (index.frames_in(1, 2), index.frames_in(3, 7)) == ([rows[0]], [])
 
 
 def test_settings_that_keep_data_off_the_disk_are_in_force(index: SqliteIndex) -> None:

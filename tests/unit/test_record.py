@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 
 from mirrorfs.errors import FormatError
+from mirrorfs.format.limits import FRAME_LENGTH_MAX
 from mirrorfs.format.record import (
     Create,
     Epoch,
@@ -29,11 +31,25 @@ from mirrorfs.format.record import (
     pack_pieces,
     unpack_pieces,
 )
+from mirrorfs.format.retention import (
+    LISTED_MAX,
+    Checkpointed,
+    Collected,
+    Deleted,
+    FramePlace,
+    Relocated,
+    Retain,
+    pack_numbers,
+    pack_places,
+    unpack_numbers,
+    unpack_places,
+)
 
 NO_SNAPSHOT_NAMES = [
     b"", b"n" * 65, "é".encode() * 33, b"a/b", b"-a", b" a", b"a ", b" ", b"a\0b", b"a\nb", b"a\x1b[2Jb",
     b"\xff", b"\xed\xa0\x80", "\u202egpj".encode(), "a\u00a0b".encode(),
 ]  # fmt: skip
+PLACES = [FramePlace(5, 1, 376, 60), FramePlace(1 << 20, 0, 316, 60)]
 PIECES = [Piece(0, 10, 1 << 20, 0), Piece(1 << 40, 1 << 20, 5, 0)]
 RECORDS: list[tuple[Record, str]] = [
     (Epoch(2, -1, b"\xaa" * 8), "01 18000000 02000000 ffffffffffffffff 08000000 aaaaaaaaaaaaaaaa"),
@@ -68,7 +84,33 @@ RECORDS: list[tuple[Record, str]] = [
     (Forget(2), "0b 08000000 0200000000000000"),
     (Snapshot(-1, 1, "é 1".encode()), "0c 11000000 ffffffffffffffff 01 04000000 c3a92031"),
     (SnapshotGone(9, b"x"), "0d 0d000000 0900000000000000 01000000 78"),
+    (
+        Checkpointed(5 << 20, -1, 7, 2, b"\xaa" * 8, b"\xbb" * 32),
+        "0e 4c000000 0000500000000000 ffffffffffffffff 0700000000000000 02000000"
+        f" 08000000 aaaaaaaaaaaaaaaa 20000000 {'bb' * 32}",
+    ),
+    (
+        Retain(9 << 20, pack_numbers([6, 5])),
+        "0f 1c000000 0000900000000000 10000000 0500000000000000 0600000000000000",
+    ),
+    (
+        Relocated(7, 2, 600, b"\xaa" * 8, b"\xbb" * 32, pack_places(PLACES)),
+        "10 70000000 0700000000000000 02000000 5802000000000000 08000000 aaaaaaaaaaaaaaaa"
+        f" 20000000 {'bb' * 32} 28000000"
+        " 0500000000000000 01000000 78010000 3c000000"
+        " 0000100000000000 00000000 3c010000 3c000000",
+    ),
+    (
+        Collected(3, -1, pack_numbers([4])),
+        "11 15000000 03 ffffffffffffffff 08000000 0400000000000000",
+    ),
+    (Deleted(1, pack_numbers([4])), "12 0d000000 01 08000000 0400000000000000"),
 ]
+
+
+CHECKPOINTED = Checkpointed(5 << 20, 0, 7, 2, b"w" * 8, b"d" * 32)
+RELOCATED = Relocated(7, 2, 600, b"w" * 8, b"d" * 32, pack_places(PLACES[:1]))
+NO_SEGMENTS: list[dict[str, Any]] = [{"sequence": 2**43}, {"writer": b"short"}, {"digest": b"d" * 31}]
 
 
 @pytest.mark.parametrize(("record", "encoded"), RECORDS, ids=lambda value: type(value).__name__)
@@ -119,6 +161,42 @@ def test_many_and_every_cut() -> None:
         Snapshot(0, 2, b"x"),
         *(Snapshot(0, 0, name) for name in NO_SNAPSHOT_NAMES),
         *(SnapshotGone(0, name) for name in NO_SNAPSHOT_NAMES),
+        *(CHECKPOINTED._replace(**wrong) for wrong in NO_SEGMENTS),
+        CHECKPOINTED._replace(position=0),
+        CHECKPOINTED._replace(position=2**63),
+        Retain(0, b""),
+        Retain(5, pack_numbers([5])),
+        Retain(5, bytes(7)),
+        Retain(5, pack_numbers([6]) + pack_numbers([6])),
+        Retain(5, pack_numbers([2**63])),
+        Retain(2**20, pack_numbers(range(LISTED_MAX + 1))),
+        *(RELOCATED._replace(**wrong) for wrong in NO_SEGMENTS),
+        RELOCATED._replace(size=16 * 1024 * 1024 + 1),
+        RELOCATED._replace(size=375),
+        RELOCATED._replace(frames=b""),
+        RELOCATED._replace(frames=pack_places(PLACES)[:-1]),
+        RELOCATED._replace(frames=pack_places(PLACES[1:]) + pack_places(PLACES[:1])),
+        RELOCATED._replace(frames=pack_places([PLACES[0], PLACES[0]._replace(ordinal=2)])),
+        RELOCATED._replace(frames=pack_places([PLACES[0], PLACES[1]._replace(ordinal=1)])),
+        RELOCATED._replace(frames=pack_places([PLACES[0]._replace(frame=2**63)])),
+        RELOCATED._replace(frames=pack_places([PLACES[0]._replace(ordinal=2**20)])),
+        RELOCATED._replace(frames=pack_places([PLACES[0]._replace(offset=315)])),
+        RELOCATED._replace(frames=pack_places([PLACES[0]._replace(offset=2**32 - 1)])),
+        RELOCATED._replace(frames=pack_places([PLACES[0]._replace(size=59)])),
+        *(
+            cls(*fields)
+            for cls, rest in ((Collected, (0,)), (Deleted, ()))
+            for fields in (
+                (0, *rest, pack_numbers([4])),
+                (2, *rest, pack_numbers([4])),
+                (4, *rest, pack_numbers([4])),
+                (1, *rest, b""),
+                (1, *rest, bytes(9)),
+                (1, *rest, pack_numbers([4]) * 2),
+                (1, *rest, pack_numbers([2**43])),
+                (1, *rest, pack_numbers(range(LISTED_MAX + 1))),
+            )
+        ),
     ],
 )
 def test_values_out_of_range(record: Record) -> None:
@@ -128,7 +206,7 @@ def test_values_out_of_range(record: Record) -> None:
         list(decode_records(data))
 
 
-@pytest.mark.parametrize("code", [0, *range(14, 256)])
+@pytest.mark.parametrize("code", [0, *range(19, 256)])
 def test_reserved_types(code: int) -> None:
     with pytest.raises(FormatError):
         list(decode_records(struct.pack("<BI", code, 8) + bytes(8)))
@@ -137,6 +215,18 @@ def test_reserved_types(code: int) -> None:
 def test_left_over_bytes() -> None:
     with pytest.raises(FormatError):
         list(decode_records(struct.pack("<BI", 11, 9) + bytes(9)))
+
+
+def test_lists_of_records() -> None:
+    assert unpack_places(pack_places(PLACES[::-1])) == PLACES
+    assert unpack_numbers(pack_numbers([7, 2**63 - 1, 0])) == [0, 7, 2**63 - 1]
+    full = Collected(1, 0, pack_numbers(range(LISTED_MAX)))
+    assert list(decode_records(encode_record(full))) == [full]
+    places = [FramePlace(number, number, 316 + 60 * number, 60) for number in range(LISTED_MAX)]
+    record = RELOCATED._replace(size=16 * 1024 * 1024, frames=pack_places(places))
+    assert list(decode_records(encode_record(record))) == [record]
+    # It fits a journal frame.
+    assert len(encode_record(record)) < FRAME_LENGTH_MAX
 
 
 def test_pieces() -> None:

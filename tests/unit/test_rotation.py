@@ -258,9 +258,11 @@ def test_it_is_known_before_when_the_header_is_full(count: int) -> None:
 # --- what was sealed with which keys -----------------------------------------------------------
 
 
-def segment(keys: VolumeKeys, seed: bytes, sequence: int, stream: Stream = Stream.MAIN) -> bytes:
+def segment(
+    keys: VolumeKeys, seed: bytes, sequence: int, stream: Stream = Stream.MAIN, epoch: int = 1
+) -> bytes:
     header = SegmentHeader(
-        VOLUME, stream, keys.generation, 1, SegmentId(sequence, 1, b"\x01" * 8), os.urandom(32), None
+        VOLUME, stream, keys.generation, 1, SegmentId(sequence, epoch, b"\x01" * 8), os.urandom(32), None
     )
     return encode_header(header, keys, load_signer(seed))
 
@@ -281,6 +283,26 @@ def test_who_has_the_old_keys_writes_nothing_new(it: Rotated, sequence: int) -> 
         decode_header(forged, it.keys, it.writer)
     with pytest.raises(AuthenticationError):
         decode_header(segment(it.keys, it.key_set.writer, FIRST_OF_SECOND - 1), it.keys, it.writer)
+
+
+def test_relocated_segments_are_of_the_keys_of_their_epoch(it: Rotated) -> None:
+    """A segment that stands in no chain, under a name that the thief of old keys has seen in a store."""
+    end = it.keys.past[0].log_end
+    assert end is not None
+    last = end.segment.epoch
+    for keys, seed, good, bad in (
+        (KEYS, KEY_SET.writer, (1, last), (last + 1, 2**32 - 1)),
+        (it.keys, it.key_set.writer, (last + 1, 2**32 - 1), (1, last)),
+    ):
+        # Their numbers say nothing: any that the main stream has in either time.
+        for sequence in (0, FIRST_OF_SECOND):
+            for epoch in good:
+                decode_header(segment(keys, seed, sequence, Stream.RELOCATED, epoch), it.keys, it.writer)
+            for epoch in bad:
+                with pytest.raises(AuthenticationError, match="not in use in its epoch"):
+                    decode_header(segment(keys, seed, sequence, Stream.RELOCATED, epoch), it.keys, it.writer)
+    anywhere = it.keys.for_any_place()
+    decode_header(segment(KEYS, KEY_SET.writer, 0, Stream.RELOCATED, last + 1), anywhere, it.writer)
 
 
 def test_a_generation_that_is_claimed_and_not_held(it: Rotated) -> None:

@@ -214,7 +214,13 @@ def test_unfinished_commit_is_cut_away() -> None:
 
 @pytest.mark.parametrize(
     ("stream", "kind"),
-    [(Stream.MAIN, Kind.CHECKPOINT), (Stream.MAIN, Kind.ROOT), (Stream.CHECKPOINT, Kind.DATA)],
+    [
+        (Stream.MAIN, Kind.CHECKPOINT),
+        (Stream.MAIN, Kind.ROOT),
+        (Stream.CHECKPOINT, Kind.DATA),
+        (Stream.RELOCATED, Kind.JOURNAL),
+        (Stream.RELOCATED, Kind.CHECKPOINT),
+    ],
 )
 def test_kinds_belong_to_streams(stream: Stream, kind: Kind) -> None:
     segment = SegmentBytes(stream=stream)
@@ -228,6 +234,22 @@ def test_impossible_births(birth: tuple[int, int]) -> None:
     segment = SegmentBytes(SEQUENCE)
     segment.add_data(b"x", birth=birth)
     assert scan(bytes(segment.data)).end == HEADER_SIZE
+
+
+def test_frames_keep_their_names_in_a_relocated_segment() -> None:
+    """Its sequence has nothing to do with the segments in which they were born."""
+    names = [(SEQUENCE + 9, 4), (SEQUENCE, 7), (0, 0)]
+    segment = SegmentBytes(SEQUENCE, stream=Stream.RELOCATED)
+    for name in names:
+        segment.add_data(b"moved" * 20, birth=name)
+    data = bytearray(segment.seal())
+    found = scan(bytes(data))
+    assert (found.fault, found.trailer is not None) == (None, True)
+    assert [frame.frame for frame in found.rest] == [frame_id(*name) for name in names]
+    data[segment.entries[1].offset + 50] ^= 1
+    found = scan(bytes(data))
+    assert [frame.frame for frame in found.bad] == [frame_id(*names[1])]
+    assert [frame.frame for frame in found.rest] == [frame_id(*name) for name in names]
 
 
 def test_frames_authentic_but_not_those_signed() -> None:
