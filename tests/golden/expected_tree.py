@@ -13,12 +13,18 @@ from typing import TypedDict
 from tests.golden.story import (
     DIRECTORY,
     DRAFT,
+    DRAFT_2,
     FILE,
+    KEPT,
     LARGE_1,
     LARGE_2,
+    LAST,
     LATE,
+    LATER,
     NOTES,
+    OLD,
     PATCH,
+    PATCHED,
     RESUME,
     ROTATED,
     t,
@@ -115,3 +121,35 @@ SNAPSHOTS_3: dict[str, tuple[int, int, int]] = {
     "in two frames": (3, t(5), 0),
 }
 """Name -> (position, time, held) of its snapshots."""
+
+_KEPT = _entry(FILE, (1, 1, 1), content=KEPT)
+_DRAFT = _entry(FILE, (11, 11, 11), content=DRAFT_2)
+_LATER = _entry(FILE, (17, 17, 17), content=LATER)
+_BASE: dict[str, Entry] = {
+    "/": _entry(DIRECTORY, (0, 17, 17), nlink=2),
+    "/kept": _KEPT,
+    "/draft": _DRAFT,
+    "/later": _LATER,
+}
+_PATCHED = _entry(FILE, (1, 1, 1), content=KEPT[:1000] + PATCHED + KEPT[1500:])
+_NEWEST: dict[str, Entry] = {
+    **_BASE,
+    "/": _entry(DIRECTORY, (0, 29, 29), nlink=2),
+    "/kept": _PATCHED,
+    "/last": _entry(FILE, (29, 29, 29), content=LAST),
+}
+TREES_4: dict[str, dict[str, Entry]] = {
+    "0.5": {
+        "/": _entry(DIRECTORY, (0, 5, 5), nlink=2),
+        "/kept": _KEPT,
+        "/old": _entry(FILE, (3, 3, 3), content=OLD),
+    },
+    "3.2": _BASE,
+    "4.0": _BASE,
+    "4.1": _BASE,
+    "4.3": {**_BASE, "/kept": _PATCHED},
+    "5.0": {**_BASE, "/kept": _PATCHED},
+    "6.0": {**_BASE, "/kept": _PATCHED},
+    "6.2": _NEWEST,
+}
+"""Position -> that of the fourth golden volume, for every position that can be returned to."""

@@ -110,6 +110,12 @@ class Reader:
             found[entry["generation"]] = (root, writer, entry["from_sequence"], after["from_sequence"])
         return found
 
+    def epochs(self, generation: int) -> range:
+        """In which epochs a generation was in use, going by the ends of the log."""
+        untils = [until for *_, until in (self.generations[number] for number in sorted(self.generations))]
+        ends = [int(self.ends[1][until - 1]["key"].split("-")[1], 16) for until in untils[:-1]]
+        return range([-1, *ends][generation - 1] + 1, [*ends, 2**32 - 1][generation - 1] + 1)
+
     def _attested(self, stream: int, attested: dict[str, Any]) -> bytes:
         """What is signed of a segment that a key generation names; it goes to `ends`."""
         if not attested["key"]:
@@ -283,7 +289,10 @@ class Segment:
         check(not any(r1 + r2 + r3) and present < 2, "reserved")
         self.previous = (epoch, sequence, writer) if present else None
         name = f"{self.sequence:016x}-{self.epoch:08x}-{self.writer.hex()}"
-        check(key == {1: "segments/", 2: "checkpoints/"}[self.stream] + name, "key of a segment")
+        prefix = {1: "segments/", 2: "checkpoints/", 3: "relocated/"}[self.stream]
+        check(key == prefix + name, "key of a segment")
+        check(self.stream != 3 or not present, "predecessor of a relocated segment")
+        check(self.stream != 3 or self.epoch in reader.epochs(generation), "generation of its epoch")
         self.key = _hkdf(root, salt, b"mirrorfs v1 segment key" + reader.volume)
         expected = _hkdf(root, salt, b"mirrorfs v1 segment commitment" + reader.volume)
         check(expected == commitment, "commitment")

@@ -61,11 +61,13 @@ def _read(reader: Reader, *, from_checkpoint: bool) -> State:
 _RECORDS: dict[int, tuple[str, int]] = {
     1: ("<Iq", 1), 2: ("<QQQQIIIQq", 2), 3: ("<QQQq", 1), 4: ("<Qq", 1), 5: ("<QQQqB", 2),
     6: ("<QBIIIqqq", 0), 7: ("<QQ", 0), 8: ("<QQ", 1), 9: ("<Qq", 2), 10: ("<Qq", 1), 11: ("<Q", 0),
-    12: ("<qB", 1), 13: ("<q", 1),
+    12: ("<qB", 1), 13: ("<q", 1), 14: ("<QqQI", 2), 15: ("<Q", 1), 16: ("<QIQ", 3), 17: ("<Bq", 1),
+    18: ("<B", 1),
 }  # fmt: skip
 _TABLES: dict[int, tuple[str, int]] = {
     1: ("<QQIIIIQQQqqqQ", 1), 2: ("<QQQ", 1), 3: ("<Q", 2), 4: ("<QQ", 1), 5: ("<QIIIIQ", 0),
-    6: ("<QBQIII", 0), 7: ("<QIQBqq", 2), 8: ("<QqB", 1),
+    6: ("<QBQIII", 0), 7: ("<QIQBqq", 2), 8: ("<QqB", 1), 9: ("<QQIqB", 2), 10: ("<QIQ", 2),
+    11: ("<QQIq", 1),
 }  # fmt: skip
 
 
@@ -96,6 +98,10 @@ class State:
     def place(self, frame: Frame, segment: Segment) -> None:
         """Remember where a data frame lies."""
         self.bytes_at[frame.name] = (segment, frame.offset, frame.ordinal)
+
+    def at(self, name: int) -> tuple[Segment, int, int]:
+        """Where a frame lies: segment, offset, ordinal."""
+        return self.bytes_at[name]
 
     def journal(self, frame: Frame, pending: list[tuple[int, bytes]]) -> None:
         """Check a journal frame against the one before, and apply its commit when it ends here."""
@@ -296,7 +302,7 @@ class State:
         content = bytearray(row["size"])
         for at, (frame, inner) in row["extents"].items():
             if frame not in plain:
-                segment, offset, ordinal = self.bytes_at[frame]
+                segment, offset, ordinal = self.at(frame)
                 opened = Frame(segment, offset, ordinal)
                 check(opened.name == frame and opened.kind == DATA, "frame's name")
                 plain[frame] = opened.plain

@@ -11,7 +11,8 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,9 +57,9 @@ from mirrorfs.format.slot_token import Pkcs11Fields, TokenMechanism
 from mirrorfs.keys.rotation import rotate_keys
 from mirrorfs.keys.slots import make_slot, stretch_password
 from mirrorfs.keys.token import Enrolment
-from tests.golden import drill, hostile
+from tests.golden import compacted, drill, hostile
 from tests.golden.expected_tree import TREE
-from tests.golden.material import Material
+from tests.golden.material import Case, Material
 from tests.golden.story import AFTER_ROTATION, NAMED, STORY, Commit, Data, Step, t
 
 HERE = Path(__file__).parent
@@ -202,6 +203,14 @@ class Builder:
             elif step == "fail":
                 self._fail()
 
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        """What is played inside never happened afterwards; the last segment is removed again."""
+        before = dict(vars(self))
+        yield
+        (self.root / "objects" / self.last_key).unlink()
+        vars(self).update(before)
+
     def _open(self) -> None:
         self._writer = SegmentWriter(
             self.disk,
@@ -323,18 +332,34 @@ def first_slot(key_set: KeySet, fields: Pkcs11Fields, entropy: FixedEntropy) -> 
     return replace(slot, wrapped=AESGCM(kek).encrypt(nonce, key_set.encode(), aad))
 
 
-def checkpoint(builder: Builder, objects: dict[str, bytes], scratch: Path) -> WrittenCheckpoint:
-    """Write a checkpoint of what the log says up to now."""
+def checkpoint(
+    builder: Builder,
+    objects: dict[str, bytes],
+    scratch: Path,
+    last: WrittenCheckpoint | None = None,
+    again: int | None = None,
+) -> WrittenCheckpoint:
+    """Write a checkpoint of what the log says up to now; `last` is the one before it, if there is one.
+
+    With `again`, one of the same as that of this number.
+    """
     keys = builder.keys
-    index = SqliteIndexFiles(str(scratch / "index.db"), keys.index_key, digest_key=keys.dedup_key).open()
-    writer = builder.identity.signer.public_key()
-    replayer = Replayer(index, FileSource(objects), builder.keys, writer)
-    end = trio.run(lambda: replayer.run(keep_tail=True))
-    assert end.damage is None and end.position == builder.position
+    sequence = last.next_sequence if last is not None else 0
+    index = SqliteIndexFiles(
+        str(scratch / f"index-{sequence if again is None else again}.db"),
+        keys.index_key,
+        digest_key=keys.dedup_key,
+    ).open()
+    if again is None:
+        writer = builder.identity.signer.public_key()
+        replayer = Replayer(index, FileSource(objects), builder.keys, writer)
+        end = trio.run(lambda: replayer.run(keep_tail=True))
+        assert end.damage is None and end.position == builder.position
     snapshot = index.snapshot()
     written = CheckpointWriter(
-        builder.disk, builder.identity, builder.entropy, sequence=0, previous=None
-    ).write(snapshot, None)
+        builder.disk, builder.identity, builder.entropy, sequence=sequence,
+        previous=last.previous if last is not None else None,
+    ).write(snapshot, None)  # fmt: skip
     snapshot.close()
     index.close()
     return written
@@ -434,21 +459,39 @@ def build_named(scratch: Path) -> dict[str, bytes]:
     return objects_of(scratch) | {header_key(1, header): header}
 
 
+def build_compacted(scratch: Path) -> tuple[dict[str, bytes], list[Case]]:
+    """All objects of the fourth golden volume, and hostile variants of it."""
+    entropy = FixedEntropy("golden volume 4")
+    key_set = KeySet(root=entropy(32), writer=entropy(32), pruner=entropy(32), drill=entropy(32))
+    keys = VolumeKeys.derive(key_set.root, volume=VOLUME, generation=1)
+    header = make_header(key_set, keys, entropy)
+    builder = Builder(scratch, keys, key_set, entropy)
+
+    def write_checkpoint(last: WrittenCheckpoint | None, again: int | None) -> WrittenCheckpoint:
+        return checkpoint(builder, objects_of(scratch), scratch, last, again)
+
+    objects, variants = compacted.build(builder, header, write_checkpoint, objects_of)
+    return objects | {header_key(1, header): header}, variants
+
+
 def write(directory: Path) -> None:
-    """Write volume-1 to volume-3, drill-report, hostile and the JSON files that describe them."""
+    """Write volume-1 to volume-4, drill-report, hostile and the JSON files that describe them."""
     with tempfile.TemporaryDirectory() as scratch:
         objects, material = build(Path(scratch))
     with tempfile.TemporaryDirectory() as scratch:
         rotated = build_rotated(Path(scratch))
     with tempfile.TemporaryDirectory() as scratch:
         named = build_named(Path(scratch))
-    for name, volume in (("volume-1", objects), ("volume-2", rotated), ("volume-3", named)):
+    with tempfile.TemporaryDirectory() as scratch:
+        kept, variants = build_compacted(Path(scratch))
+    volumes = {"volume-1": objects, "volume-2": rotated, "volume-3": named, "volume-4": kept}
+    for name, volume in volumes.items():
         for key, data in volume.items():
             path = directory / name / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     (directory / "drill-report").write_bytes(drill.report(material))
-    cases = hostile.cases(material)
+    cases = [*hostile.cases(material), *variants]
     (directory / "hostile").mkdir(parents=True, exist_ok=True)
     table = []
     for case in cases:
@@ -462,6 +505,7 @@ def write(directory: Path) -> None:
             "sha256": {key: hashlib.sha256(data).hexdigest() for key, data in sorted(objects.items())},
             "sha256-2": {key: hashlib.sha256(data).hexdigest() for key, data in sorted(rotated.items())},
             "sha256-3": {key: hashlib.sha256(data).hexdigest() for key, data in sorted(named.items())},
+            "sha256-4": {key: hashlib.sha256(data).hexdigest() for key, data in sorted(kept.items())},
         },
         "expected_tree.json": TREE,
         "hostile.json": table,

@@ -74,6 +74,14 @@ ROTATED = b"sealed with the second keys\n"
 DRAFT = b"the better version\n"
 FINAL = b"the worse version\n"
 LATE = b"named by the next segment\n"
+KEPT = BLOCK[:3000]
+GONE = b"gone before there was a snapshot\n"
+OLD = b"in the snapshot alone\n"
+DRAFT_1 = b"the draft that nobody can return to\n"
+DRAFT_2 = b"the draft that replaced it, as long\n"
+LATER = b"at the base\n"
+PATCHED = b"\xdd" * 500
+LAST = b"behind every checkpoint\n"
 
 assert len(LARGE_1) == CHUNK_SIZE
 
@@ -81,19 +89,22 @@ DIRECTORY = stat.S_IFDIR | 0o755
 FILE = stat.S_IFREG | 0o644
 
 
-def _frame(sequence: int, ordinal: int) -> int:
+def frame(sequence: int, ordinal: int) -> int:
+    """A stable id."""
     return sequence << 20 | ordinal
 
 
-def _create(
+def created(
     inode: int, name: str, *, mode: int, parent: int = 1, at: int, rdev: int = 0, target: bytes = b""
 ) -> Create:
+    """A record that creates an inode."""
     # Cookies and generations count up with the inode here; the format only asks that none is used twice.
     cookie = 14 + inode
     return Create(parent, inode, inode, cookie, mode, 1000, 1000, rdev, t(at), name.encode(), target)
 
 
-def _extent(inode: int, offset: int, length: int, frame: int, frame_offset: int = 0) -> Extents:
+def extent(inode: int, offset: int, length: int, frame: int, frame_offset: int = 0) -> Extents:
+    """A record of one piece."""
     return Extents(inode, offset + length, pack_pieces([Piece(offset, length, frame, frame_offset)]))
 
 
@@ -107,25 +118,25 @@ _SEGMENT_0: tuple[Step, ...] = (
         (
             Epoch(1, t(0), bytes(8)),
             Create(1, 1, 1, 0, DIRECTORY, 1000, 1000, 0, t(0), b"", b""),
-            _create(2, "docs", mode=DIRECTORY, at=1),
-            _create(3, "résumé.txt", mode=FILE, parent=2, at=2),
-            _create(4, "notes.txt", mode=FILE, parent=2, at=2),
-            _create(5, "large.bin", mode=FILE, at=3),
-            _extent(3, 0, len(RESUME), _frame(0, 0)),
-            _extent(4, 0, len(NOTES), _frame(0, 0), len(RESUME)),
-            _extent(5, 0, len(LARGE_1), _frame(0, 1)),
-            _create(6, "link-to-notes", mode=stat.S_IFLNK | 0o777, at=4, target=b"docs/notes.txt"),
-            _create(7, "pipe", mode=stat.S_IFIFO | 0o600, at=4),
-            _create(8, "null", mode=stat.S_IFCHR | 0o666, at=4, rdev=0x103),
+            created(2, "docs", mode=DIRECTORY, at=1),
+            created(3, "résumé.txt", mode=FILE, parent=2, at=2),
+            created(4, "notes.txt", mode=FILE, parent=2, at=2),
+            created(5, "large.bin", mode=FILE, at=3),
+            extent(3, 0, len(RESUME), frame(0, 0)),
+            extent(4, 0, len(NOTES), frame(0, 0), len(RESUME)),
+            extent(5, 0, len(LARGE_1), frame(0, 1)),
+            created(6, "link-to-notes", mode=stat.S_IFLNK | 0o777, at=4, target=b"docs/notes.txt"),
+            created(7, "pipe", mode=stat.S_IFIFO | 0o600, at=4),
+            created(8, "null", mode=stat.S_IFCHR | 0o666, at=4, rdev=0x103),
         ),
     ),
     Data((LARGE_2,)),
     Commit(
         t(9),
         (
-            _extent(5, CHUNK_SIZE, len(LARGE_2), _frame(0, 3)),
-            _create(9, "日本語", mode=DIRECTORY, at=5),
-            _create(10, "empty", mode=FILE, parent=9, at=6),
+            extent(5, CHUNK_SIZE, len(LARGE_2), frame(0, 3)),
+            created(9, "日本語", mode=DIRECTORY, at=5),
+            created(10, "empty", mode=FILE, parent=9, at=6),
             Link(4, 1, 25, t(7), b"hard-link"),
             Setxattr(3, t(8), b"user.comment", b"\x00\xff"),
             Setxattr(3, t(8), b"user.empty", b""),
@@ -153,14 +164,14 @@ _SEGMENT_1: tuple[Step, ...] = (
     Commit(
         t(12),
         (
-            _create(12, "scratch", mode=FILE, at=10),
-            _create(13, "orphan", mode=FILE, at=10),
-            _create(14, "draft", mode=FILE, at=11),
-            _create(15, "final", mode=FILE, at=11),
-            _extent(12, 0, len(SCRATCH), _frame(1, 0)),
-            _extent(13, 0, len(ORPHAN), _frame(1, 0), len(SCRATCH)),
-            _extent(14, 0, len(DRAFT), _frame(1, 0), len(SCRATCH + ORPHAN)),
-            _extent(15, 0, len(FINAL), _frame(1, 0), len(SCRATCH + ORPHAN + DRAFT)),
+            created(12, "scratch", mode=FILE, at=10),
+            created(13, "orphan", mode=FILE, at=10),
+            created(14, "draft", mode=FILE, at=11),
+            created(15, "final", mode=FILE, at=11),
+            extent(12, 0, len(SCRATCH), frame(1, 0)),
+            extent(13, 0, len(ORPHAN), frame(1, 0), len(SCRATCH)),
+            extent(14, 0, len(DRAFT), frame(1, 0), len(SCRATCH + ORPHAN)),
+            extent(15, 0, len(FINAL), frame(1, 0), len(SCRATCH + ORPHAN + DRAFT)),
         ),
         continues=True,
     ),
@@ -177,10 +188,10 @@ _SEGMENT_1: tuple[Step, ...] = (
     Commit(
         t(16),
         (
-            _create(17, "left", mode=FILE, at=13),
-            _create(18, "right", mode=DIRECTORY, parent=9, at=13),
-            _create(19, "moveme", mode=DIRECTORY, at=13),
-            _create(20, "emptydir", mode=DIRECTORY, at=13),
+            created(17, "left", mode=FILE, at=13),
+            created(18, "right", mode=DIRECTORY, parent=9, at=13),
+            created(19, "moveme", mode=DIRECTORY, at=13),
+            created(20, "emptydir", mode=DIRECTORY, at=13),
             Rename(1, 9, 0, t(14), 1, b"left", b"right"),
             Rename(1, 2, 35, t(15), 0, b"moveme", b"moved"),
             Unlink(1, t(16), b"emptydir"),
@@ -198,7 +209,7 @@ _SEGMENT_2: tuple[Step, ...] = (
     Commit(
         t(62),
         (
-            _extent(5, 500_000, len(PATCH), _frame(2, 1)),
+            extent(5, 500_000, len(PATCH), frame(2, 1)),
             Truncate(5, CHUNK_SIZE + 1000),
             Setattr(5, SET_MTIME | SET_CTIME, 0, 0, 0, 0, t(61), t(61)),
         ),
@@ -222,7 +233,7 @@ _SEGMENT_3: tuple[Step, ...] = (
 
 _SEGMENT_4: tuple[Step, ...] = (
     "open",
-    Commit(t(66), (_create(22, "late.txt", mode=FILE, at=65), _extent(22, 0, len(LATE), _frame(3, 3)))),
+    Commit(t(66), (created(22, "late.txt", mode=FILE, at=65), extent(22, 0, len(LATE), frame(3, 3)))),
     "seal",
 )
 
@@ -239,8 +250,8 @@ AFTER_ROTATION: tuple[Step, ...] = (
         t(70),
         (
             Epoch(3, t(70), bytes(8)),
-            _create(23, "after rotation.txt", mode=FILE, at=69),
-            _extent(23, 0, len(ROTATED), _frame(5, 0)),
+            created(23, "after rotation.txt", mode=FILE, at=69),
+            extent(23, 0, len(ROTATED), frame(5, 0)),
         ),
     ),
     "seal",
@@ -258,8 +269,8 @@ NAMED: tuple[tuple[Step, ...], tuple[Step, ...]] = (
             (
                 Epoch(2, t(0), bytes(8)),
                 Create(1, 1, 1, 0, DIRECTORY, 1000, 1000, 0, t(0), b"", b""),
-                _create(2, "notes.txt", mode=FILE, at=1),
-                _extent(2, 0, len(NOTES), _frame(0, 0)),
+                created(2, "notes.txt", mode=FILE, at=1),
+                extent(2, 0, len(NOTES), frame(0, 0)),
                 Snapshot(t(3), 0, _UPDATE),
             ),
         ),
