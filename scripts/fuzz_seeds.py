@@ -128,13 +128,16 @@ def _segment(stream: Stream = Stream.MAIN) -> SegmentBytes:
         segment.add_journal([Forget(1), Forget(2)])
         segment.add_data(b"more data " * 20)
         segment.add_journal(durable_size=500)
+    elif stream is Stream.RELOCATED:
+        segment.add_data(b"moved data " * 20, birth=(9, 5))
+        segment.add_data(b"more of it " * 20, birth=(0, 0))
     return segment
 
 
 @cache
 def segments() -> Sequence[bytes]:
-    """One that a crash ended, one that is sealed."""
-    return [bytes(_segment().data), _segment().seal()]
+    """One that a crash ended, one that is sealed, one with frames that were moved."""
+    return [bytes(_segment().data), _segment().seal(), _segment(Stream.RELOCATED).seal()]
 
 
 @cache

@@ -15,10 +15,11 @@ from mirrorfs.core.scan import cut_of, scan_segment
 from mirrorfs.errors import MirrorfsError
 from mirrorfs.format.checkpoint import decode_chunk, decode_root, encode_chunk, encode_root, encode_row
 from mirrorfs.format.frame import Body, Codec, Kind, make_body, parse_frame_header, unpack
-from mirrorfs.format.ids import parse_position, parse_segment_object_key
+from mirrorfs.format.ids import Stream, parse_position, parse_segment_object_key
 from mirrorfs.format.journal import decode_journal, encode_journal
 from mirrorfs.format.limits import CHUNK_SIZE
 from mirrorfs.format.record import Forget, count_records, decode_records, encode_record, unpack_pieces
+from mirrorfs.format.retention import pack_numbers, pack_places, unpack_numbers, unpack_places
 from mirrorfs.format.segment import HEADER_SIZE, check_sealed, decode_header, header_copy, read_footer
 from tests.support.segment_bytes import PUBLIC, SegmentBytes
 from tests.support.volumes import KEYS
@@ -40,10 +41,19 @@ def _segment() -> SegmentBytes:
 OPEN = bytes(_segment().data)
 SEALED = _segment().seal()
 
+
+def _relocated() -> bytes:
+    segment = SegmentBytes(3, stream=Stream.RELOCATED)
+    for birth in ((9, 5), (0, 0)):
+        segment.add_data(b"moved data " * 20, birth=birth)
+    return segment.seal()
+
+
 # Valid values to damage: far more of a parser is reached from them than from random bytes.
 VALID = [
     OPEN,
     SEALED,
+    _relocated(),
     encode_root(ROOT),
     encode_journal(FIRST),
     b"".join(encode_record(record) for record, _ in RECORDS),
@@ -81,6 +91,8 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "records": lambda data: list(decode_records(data)),
     "count": count_records,
     "pieces": unpack_pieces,
+    "places": unpack_places,
+    "numbers": unpack_numbers,
     "chunk": decode_chunk,
     "root": decode_root,
     "extents": unpack_extents,
@@ -108,6 +120,8 @@ def test_what_parses_is_canonical(data: bytes) -> None:
         (decode_chunk, lambda found: encode_chunk(found[0], [encode_row(found[0], row) for row in found[1]])),
         (lambda raw: list(decode_records(raw)), lambda found: b"".join(map(encode_record, found))),
         (unpack_extents, pack_extents),
+        (unpack_places, pack_places),
+        (unpack_numbers, pack_numbers),
     ]
     for decode, encode in codecs:
         try:
