@@ -1,19 +1,59 @@
-"""Which segments are worth rewriting, without what in them no kept moment needs (core/needed.py)."""
+"""Which frames some kept moment needs, and which segments are worth rewriting without the others.
+
+The state at a position refers to a frame that was born before it and had not died by then. What is kept is
+every position from a base on, and some before it; so a frame that is alive, or that died after the base, is
+needed, and else it is if a kept position lies within its life. A frame without a life yet, that no commit
+has named, is left alone.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from mirrorfs.core.needed import Needed
 from mirrorfs.format.ids import Stream, split_frame_id
-from mirrorfs.format.rows import FrameRow, RelocationRow
+from mirrorfs.format.rows import FrameRow, MomentRow, RelocationRow
 
 Place = tuple[int, int]
 """(stream, sequence) of the segment in which a frame lies now."""
 
 SHARE_MIN: Final = 0.8
 """A segment of which less is needed is rewritten: space settles at 1 / SHARE_MIN of what is needed."""
+
+
+class Kept(NamedTuple):
+    """The positions that must stay readable."""
+
+    base: int
+    """Every position from here on."""
+    moments: Sequence[int]
+    """Those before it, rising."""
+
+    @classmethod
+    def of(cls, moments: Iterable[MomentRow]) -> Kept:
+        """What rows of all moments say; `base` is 0 where none is the base, and all of the log is kept."""
+        rows = list(moments)
+        base = next((row.position for row in rows if row.base), 0)
+        return cls(base, [row.position for row in rows if row.position < base])
+
+    def is_log(self, sequence: int) -> bool:
+        """Whether a segment of the main stream is a part of the log, and not a mere container of frames.
+
+        The one before the base's is: who begins at the base finds by its row which segment continues the
+        chain.
+        """
+        return sequence + 1 >= self.base >> 20
+
+    def needs(self, frame: int, *, live: int, death: int) -> bool:
+        """Whether some kept position refers to a frame (fields as of FrameRow).
+
+        Replay asks again, of what the log says is needed no longer: both must come to the same answer.
+        """
+        if live or not death or death > self.base:
+            return True
+        at = bisect_right(self.moments, frame)
+        return at < len(self.moments) and self.moments[at] < death
 
 
 class Usage(NamedTuple):
@@ -25,7 +65,7 @@ class Usage(NamedTuple):
 
 
 def survey(
-    frames: Iterable[Sequence[int]], relocations: Iterable[Sequence[int]], needed: Needed
+    frames: Iterable[Sequence[int]], relocations: Iterable[Sequence[int]], kept: Kept
 ) -> dict[Place, Usage]:
     """How much of each segment is needed.
 
@@ -37,7 +77,8 @@ def survey(
         found = totals.get(place)
         if found is None:
             found = totals[place] = [0, 0]
-        found[0 if needed.is_needed(row) else 1] += row.size
+        needed = kept.needs(row.frame, live=row.live, death=row.death)
+        found[0 if needed else 1] += row.size
     return {place: Usage(*found) for place, found in totals.items()}
 
 

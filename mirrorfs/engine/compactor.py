@@ -10,16 +10,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from mirrorfs.core.compaction import Place, Victim, placed
-from mirrorfs.core.needed import Needed
+from mirrorfs.core.compaction import Kept, Place, Victim, placed
 from mirrorfs.engine.objects import ObjectSource
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, SegmentWriter, WriterIdentity
 from mirrorfs.errors import DamagedError, DiskError, FormatError
 from mirrorfs.format.frame import Body, Kind
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, frame_id, segment_object_key, split_frame_id
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.limits import LISTED_MAX
-from mirrorfs.format.retention import FramePlace, Relocated, pack_places
+from mirrorfs.format.retention import LISTED_MAX, FramePlace, Relocated, pack_places
 from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Disk, Entropy, Index, IndexSnapshot, Offload
@@ -58,14 +56,14 @@ class WantedFrame:
 
 
 def wanted_frames(
-    snapshot: IndexSnapshot, places: Iterable[Place], needed: Needed
+    snapshot: IndexSnapshot, places: Iterable[Place], kept: Kept
 ) -> dict[Place, list[WantedFrame]]:
     """The frames in some segments that are needed. Blocking: runs over all frames."""
     found: dict[Place, list[WantedFrame]] = {place: [] for place in places}
     frames, relocations = snapshot.rows("frames", first=()), snapshot.rows("relocations", first=())
     for place, row, moved in placed(frames, relocations):  # type: ignore[arg-type]  # all are numbers
         frames_there = found.get(place)
-        if frames_there is None or not needed.is_needed(row):
+        if frames_there is None or not kept.needs(row.frame, live=row.live, death=row.death):
             continue
         # One that was lost to damage is among them: where it lies nothing can be done without.
         ordinal = moved.ordinal if moved is not None else split_frame_id(row.frame)[1]
@@ -106,10 +104,7 @@ class Compactor:
 
     def begin(self) -> None:
         """Start over; what a run before wrote and did not use is removed by whoever sweeps."""
-        taken = [row.sequence for row in self._index.list_relocated(from_sequence=0, limit=1 << 62)[-1:]]
-        condemned = self._index.list_condemned(after=(Stream.RELOCATED, 0), limit=1 << 62)
-        taken += [row.sequence for row in condemned[-1:]]
-        self._next_sequence = max(self._next_sequence, *(sequence + 1 for sequence in taken), 0)
+        self._next_sequence = max(self._next_sequence, self._index.last_relocated() + 1)
         self.written = []
         self._drop_open()
 

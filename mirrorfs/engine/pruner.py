@@ -21,8 +21,7 @@ from typing import Final
 
 import trio
 
-from mirrorfs.core.compaction import Place, Victim, survey, victims
-from mirrorfs.core.needed import Needed
+from mirrorfs.core.compaction import Kept, Place, Victim, survey, victims
 from mirrorfs.core.retention import Policy
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.compactor import Compactor, Copied, wanted_frames
@@ -36,8 +35,8 @@ from mirrorfs.engine.store_tasks import StoreTasks
 from mirrorfs.engine.sweeper import Sweeper
 from mirrorfs.errors import DamagedError, StoreError
 from mirrorfs.format.ids import Stream
-from mirrorfs.format.limits import LISTED_MAX, ORDINAL_BITS
-from mirrorfs.format.retention import Collected, pack_numbers
+from mirrorfs.format.limits import ORDINAL_BITS
+from mirrorfs.format.retention import LISTED_MAX, Collected, pack_numbers
 from mirrorfs.format.rows import MomentRow
 from mirrorfs.ports import IndexFiles
 
@@ -114,11 +113,11 @@ class Pruner:
         index = self._local.index
         # The moments that would be made are not known yet: what was alive then and died since is not counted
         # as needed, so that a little less may be freed.
-        kept = [row for row in index.list_moments() if row.time_ns in report.moments]
+        rows = [row for row in index.list_moments() if row.time_ns in report.moments]
         until = max(self._position_at(report.base_ns), base.position if base is not None else 0)
         hypothetical = MomentRow(until, 0, 0, bytes(8), bytes(32), report.base_ns, 1)
-        kept = [row._replace(base=0) for row in kept if row.position < until]
-        for victim in await self._choose(Needed([*kept, hypothetical]), copy_bytes_max=1 << 62):
+        rows = [row._replace(base=0) for row in rows if row.position < until]
+        for victim in await self._choose(Kept.of([*rows, hypothetical]), copy_bytes_max=1 << 62):
             report.collected += 1
             report.collected_bytes += victim.size
             report.copied_bytes += victim.needed_bytes
@@ -139,15 +138,15 @@ class Pruner:
     # --- compaction ----------------------------------------------------------------------------
 
     async def _compact(self, report: PruneReport, on_progress: OnProgress) -> None:
-        needed = Needed(self._local.index.list_moments())
-        chosen = await self._choose(needed, copy_bytes_max=self.copy_bytes_max)
+        kept = Kept.of(self._local.index.list_moments())
+        chosen = await self._choose(kept, copy_bytes_max=self.copy_bytes_max)
         if not chosen:
             return
         compactor, index = self._compactor, self._local.index
         snapshot = index.snapshot()
         try:
             places = [victim.place for victim in chosen]
-            frames = await self._world.offload.run(partial(wanted_frames, snapshot, places, needed))
+            frames = await self._world.offload.run(partial(wanted_frames, snapshot, places, kept))
         finally:
             snapshot.close()
         compactor.begin()
@@ -176,7 +175,7 @@ class Pruner:
         report.collected_bytes = sum(victim.size for victim in done)
         report.copied_bytes = sum(one.size for one in copied)
 
-    async def _choose(self, needed: Needed, *, copy_bytes_max: int) -> list[Victim]:
+    async def _choose(self, kept: Kept, *, copy_bytes_max: int) -> list[Victim]:
         """Segments to do without. The index is committed first: what is looked at is its last commit."""
         await self._local.committer.commit(None)
         snapshot = self._local.index.snapshot()
@@ -185,22 +184,22 @@ class Pruner:
                 lambda: survey(
                     snapshot.rows("frames", first=()),  # type: ignore[arg-type]  # all are numbers
                     snapshot.rows("relocations", first=()),  # type: ignore[arg-type]
-                    needed,
+                    kept,
                 )
             )
         finally:
             snapshot.close()
         forced = self.reseal.is_old if self.reseal.is_wanted else lambda place: False
-        return victims(self._candidates(needed), usage, copy_bytes_max=copy_bytes_max, forced=forced)
+        return victims(self._candidates(kept), usage, copy_bytes_max=copy_bytes_max, forced=forced)
 
-    def _candidates(self, needed: Needed) -> Iterator[tuple[Place, int]]:
+    def _candidates(self, kept: Kept) -> Iterator[tuple[Place, int]]:
         """(place, bytes) of the segments that are no part of the log that is kept."""
         index, sequence = self._local.index, 0
         while rows := index.list_segments(from_sequence=sequence, limit=PAGE):
             yield from (
-                ((Stream.MAIN, row.sequence), row.size) for row in rows if not needed.is_log(row.sequence)
+                ((Stream.MAIN, row.sequence), row.size) for row in rows if not kept.is_log(row.sequence)
             )
-            if needed.is_log(rows[-1].sequence):
+            if kept.is_log(rows[-1].sequence):
                 break
             sequence = rows[-1].sequence + 1
         sequence = 0

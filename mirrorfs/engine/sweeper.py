@@ -23,8 +23,7 @@ from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
-from mirrorfs.format.limits import LISTED_MAX
-from mirrorfs.format.retention import Deleted, pack_numbers
+from mirrorfs.format.retention import LISTED_MAX, Deleted, pack_numbers
 from mirrorfs.format.rows import CondemnedRow
 from mirrorfs.format.signing import load_public_key
 

@@ -32,8 +32,6 @@ SNAPSHOT_NAME_MAX = 64
 """Bytes."""
 MOMENTS_MAX = 16_384
 """Moments with a checkpoint that are kept at a time."""
-LISTED_MAX = 32_768
-"""Numbers or places that one record lists."""
 
 ROOT_INODE = 1
 FIRST_COOKIE = 16

@@ -13,9 +13,11 @@ from typing import NamedTuple
 from mirrorfs.errors import FormatError
 from mirrorfs.format.frame import FRAME_SIZE_MIN
 from mirrorfs.format.ids import Stream
-from mirrorfs.format.limits import INTEGER_MAX, LISTED_MAX, ORDINAL_MAX, SEGMENT_SIZE_MAX, SEQUENCE_MAX
+from mirrorfs.format.limits import INTEGER_MAX, ORDINAL_MAX, SEGMENT_SIZE_MAX, SEQUENCE_MAX
 from mirrorfs.format.segment import HEADER_SIZE
 
+LISTED_MAX = 32_768
+"""Numbers or places that one record lists."""
 _WRITER_SIZE = 8
 _DIGEST_SIZE = 32
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mirrorfs.core.needed import Needed
+from mirrorfs.core.compaction import Kept
+from mirrorfs.drivers.index_schema import TABLES
 from mirrorfs.drivers.index_sqlite import SqliteIndex
 from mirrorfs.engine import apply_retention
 from mirrorfs.engine.apply import Applier
@@ -68,6 +69,15 @@ def apply(index: SqliteIndex, *records: Record) -> None:
     applier = Applier(index)
     for record in decode_records(b"".join(map(encode_record, records))):
         applier.apply(record)
+
+
+def rows_of(index: SqliteIndex) -> dict[str, list[tuple[object, ...]]]:
+    """All rows of the index."""
+    index.commit()
+    snapshot = index.snapshot()
+    found = {table: list(snapshot.rows(table, first=())) for table in TABLES}
+    snapshot.close()
+    return found
 
 
 def apply_base(index: SqliteIndex, *moments: int) -> None:
@@ -155,8 +165,11 @@ def test_a_frame_that_was_sealed_again_is_in_that_segment(index: SqliteIndex) ->
 )
 def test_what_does_not_fit(index: SqliteIndex, records: Sequence[Record], why: str) -> None:
     apply_base(index, EARLY)
+    apply(index, *records[:-1])
+    before = rows_of(index)
     with pytest.raises(DamagedError, match=why):
-        apply(index, *records)
+        apply(index, records[-1])
+    assert rows_of(index) == before
 
 
 def test_without_a_base_all_is_log(index: SqliteIndex) -> None:
@@ -177,13 +190,12 @@ def test_what_is_needed_by_trying_every_state() -> None:
     """Against the definition: some state that can be returned to refers to the frame."""
     positions = [3, 6, 7, 9]
     for base in (0, *positions):
-        kept = [moment(position, base=int(position == base)) for position in positions]
-        needed = Needed(kept)
-        assert needed.base == base
+        kept = Kept.of([moment(position, base=int(position == base)) for position in positions])
+        assert kept.base == base
         for birth in range(12):
-            assert needed.is_needed(FrameRow(birth, 0, 0, 1, 0, 0))
-            assert needed.is_needed(FrameRow(birth, 0, 0, 1, 1, 0))
+            assert kept.needs(birth, live=1, death=0)
+            assert kept.needs(birth, live=0, death=0)
             for death in range(birth + 2, 14):
                 states = [*positions, *range(max(base, birth + 1), 14)]
                 referring = any(birth < state < death for state in states)
-                assert needed.is_needed(FrameRow(birth, 0, 0, 1, 0, death)) == referring
+                assert kept.needs(birth, live=0, death=death) == referring

@@ -20,7 +20,7 @@ def read_at(reader: Reader, position: int | None = None) -> dict[str, dict[str, 
 
 def state_at(reader: Reader, position: int | None = None) -> PastState:
     """The state at a position, its frames where they lie now."""
-    newest = replayed(reader, _newest_checkpoint(reader))
+    newest = _newest(reader)
     if position is None:
         return newest
     if position >= newest.base:
@@ -54,16 +54,29 @@ def replayed(reader: Reader, checkpoint: str, until: int | None = None) -> PastS
     check(not pending, "unfinished commit")
     end = f"segments/{sequence + 1:016x}"
     beyond = [key for key in reader.objects if key.startswith("segments/") and key > end]
-    check(not beyond, "segments that the log does not lead to")
+    if beyond:
+        raise NotFollowed("segments that the log does not lead to")
     return state
 
 
-def _newest_checkpoint(reader: Reader) -> str:
+def _newest(reader: Reader) -> PastState:
+    """From the newest checkpoint that the log follows."""
+
     def age(key: str) -> tuple[str, str]:
         sequence, epoch, _ = key.removeprefix("checkpoints/").split("-")
         return epoch, sequence
 
-    return max((name for name in reader.objects if name.startswith("checkpoints/")), key=age)
+    keys = [name for name in reader.objects if name.startswith("checkpoints/")]
+    for key in sorted(keys, key=age, reverse=True):
+        try:
+            return replayed(reader, key)
+        except NotFollowed:
+            continue
+    raise Wrong("no checkpoint that the log follows")
+
+
+class NotFollowed(Wrong):
+    """The log does not lead from a checkpoint to its end."""
 
 
 class PastState(State):

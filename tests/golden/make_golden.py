@@ -333,18 +333,28 @@ def first_slot(key_set: KeySet, fields: Pkcs11Fields, entropy: FixedEntropy) -> 
 
 
 def checkpoint(
-    builder: Builder, objects: dict[str, bytes], scratch: Path, last: WrittenCheckpoint | None = None
+    builder: Builder,
+    objects: dict[str, bytes],
+    scratch: Path,
+    last: WrittenCheckpoint | None = None,
+    again: int | None = None,
 ) -> WrittenCheckpoint:
-    """Write a checkpoint of what the log says up to now; `last` is the one before it, if there is one."""
+    """Write a checkpoint of what the log says up to now; `last` is the one before it, if there is one.
+
+    With `again`, one of the same as that of this number.
+    """
     keys = builder.keys
     sequence = last.next_sequence if last is not None else 0
     index = SqliteIndexFiles(
-        str(scratch / f"index-{sequence}.db"), keys.index_key, digest_key=keys.dedup_key
+        str(scratch / f"index-{sequence if again is None else again}.db"),
+        keys.index_key,
+        digest_key=keys.dedup_key,
     ).open()
-    writer = builder.identity.signer.public_key()
-    replayer = Replayer(index, FileSource(objects), builder.keys, writer)
-    end = trio.run(lambda: replayer.run(keep_tail=True))
-    assert end.damage is None and end.position == builder.position
+    if again is None:
+        writer = builder.identity.signer.public_key()
+        replayer = Replayer(index, FileSource(objects), builder.keys, writer)
+        end = trio.run(lambda: replayer.run(keep_tail=True))
+        assert end.damage is None and end.position == builder.position
     snapshot = index.snapshot()
     written = CheckpointWriter(
         builder.disk, builder.identity, builder.entropy, sequence=sequence,
@@ -456,9 +466,11 @@ def build_compacted(scratch: Path) -> tuple[dict[str, bytes], list[Case]]:
     keys = VolumeKeys.derive(key_set.root, volume=VOLUME, generation=1)
     header = make_header(key_set, keys, entropy)
     builder = Builder(scratch, keys, key_set, entropy)
-    objects, variants = compacted.build(
-        builder, header, lambda last: checkpoint(builder, objects_of(scratch), scratch, last), objects_of
-    )
+
+    def write_checkpoint(last: WrittenCheckpoint | None, again: int | None) -> WrittenCheckpoint:
+        return checkpoint(builder, objects_of(scratch), scratch, last, again)
+
+    objects, variants = compacted.build(builder, header, write_checkpoint, objects_of)
     return objects | {header_key(1, header): header}, variants
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mirrorfs.errors import FormatError
-from mirrorfs.format.limits import FRAME_LENGTH_MAX, LISTED_MAX
+from mirrorfs.format.limits import FRAME_LENGTH_MAX
 from mirrorfs.format.record import (
     Create,
     Epoch,
@@ -32,6 +32,7 @@ from mirrorfs.format.record import (
     unpack_pieces,
 )
 from mirrorfs.format.retention import (
+    LISTED_MAX,
     Checkpointed,
     Collected,
     Deleted,
