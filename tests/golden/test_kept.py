@@ -12,7 +12,7 @@ from mirrorfs import errors
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.index_schema import TABLES
 from mirrorfs.drivers.os_threads import ThreadOffload
-from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.replay import Replayer
 from mirrorfs.engine.restore_plan import Planner
