@@ -9,24 +9,27 @@ from mirrorfs.errors import DamagedError, FormatError, StoreTooNew
 from mirrorfs.format.control import open_head
 from mirrorfs.format.document import DocumentKind, open_document
 from mirrorfs.format.header import parse_header
-from mirrorfs.format.ids import STREAM_PREFIX, Stream, parse_segment_object_key
+from mirrorfs.format.ids import parse_segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.rows import RelocatedRow, SegmentRow
 from mirrorfs.format.segment import header_copy
 from mirrorfs.format.signing import load_public_key
 
-MAIN_PREFIX = STREAM_PREFIX[Stream.MAIN]
-
 
 def check_object(
-    key: str, data: bytes, *, keys: VolumeKeys, public_key: bytes, row: SegmentRow | None = None
+    key: str,
+    data: bytes,
+    *,
+    keys: VolumeKeys,
+    public_key: bytes,
+    row: SegmentRow | RelocatedRow | None = None,
 ) -> None:
     """Return if `data` is what the writer stored under `key`, in every byte.
 
     Args:
         public_key: Ed25519 of the writer role, 32 bytes.
-        row: what the chain says of a segment of the main stream: its size and digest then decide. Without
-            one, as for checkpoints, the segment's own signed trailer does, so that it must be sealed.
+        row: what the index says of this very segment: its size and digest then decide. Without one, as for
+            checkpoints, the segment's own signed trailer does, so that it must be sealed.
     Raises: DamagedError, LimitError: it is not, or not all of it.
     """
     if key.startswith("header/"):
@@ -34,7 +37,7 @@ def check_object(
         parse_header(data, key=key)
     elif key.startswith("heads/"):
         open_head(data, key=key, keys=keys, public_key=public_key, with_past=True)
-    elif row is not None and key.startswith(MAIN_PREFIX):
+    elif row is not None:
         if len(data) != row.size:
             raise DamagedError(f"it has {len(data)} bytes instead of {row.size}.")
         if hashlib.sha256(data).digest() != row.digest:
@@ -59,8 +62,10 @@ def check_object(
             )
 
 
-def is_another_state(key: str, data: bytes, *, keys: VolumeKeys, public_key: bytes, row: SegmentRow) -> bool:
-    """Whether what is not the segment that the chain has is one of that name all the same, whole or longer.
+def is_another_state(
+    key: str, data: bytes, *, keys: VolumeKeys, public_key: bytes, row: SegmentRow | RelocatedRow
+) -> bool:
+    """Whether what is not the segment that the index has is one of that name all the same, whole or longer.
 
     Its writer wrote it: a clone of this machine, or this one before its state was put back. It is no damage.
     """
@@ -68,6 +73,6 @@ def is_another_state(key: str, data: bytes, *, keys: VolumeKeys, public_key: byt
         scan = scan_segment(data, keys, load_public_key(public_key))
     except (DamagedError, StoreTooNew):
         return False
-    _, segment = parse_segment_object_key(key)
+    named = parse_segment_object_key(key)
     is_whole = scan.fault is None and (scan.trailer is not None or len(data) > row.size)
-    return is_whole and scan.header.segment == segment
+    return is_whole and (scan.header.stream, scan.header.segment) == named

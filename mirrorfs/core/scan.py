@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from mirrorfs.errors import AuthenticationError, FormatError
 from mirrorfs.format.frame import FrameCipher, Kind, parse_frame_header, unpack
-from mirrorfs.format.ids import frame_id
+from mirrorfs.format.ids import Stream, frame_id
 from mirrorfs.format.journal import Journal, decode_journal, journal_hash
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.limits import SEGMENT_SIZE_MAX
+from mirrorfs.format.limits import SEGMENT_SIZE_MAX, SEQUENCE_MAX
 from mirrorfs.format.segment import (
     HEADER_SIZE,
     KINDS_OF_STREAM,
@@ -99,6 +99,9 @@ class _Collector:
         self._header = header
         self._cipher = cipher
         self._view = view
+        # In the relocated stream no frame is born: all were numbered in the main stream.
+        relocated = header.stream is Stream.RELOCATED
+        self._home = SEQUENCE_MAX + 1 if relocated else header.segment.sequence
 
     def add(self, offset: int, ordinal: int) -> tuple[int, Kind]:
         """Authenticate the frame at an offset and keep it. Returns its end and kind; a trailer is not kept.
@@ -112,7 +115,7 @@ class _Collector:
         if body.kind not in KINDS_OF_STREAM[self._header.stream]:
             raise FormatError("frame is of a kind that does not belong in its stream.")
         name = frame_id(plain.birth_sequence, plain.birth_ordinal)
-        home = self._header.segment.sequence
+        home = self._home
         if plain.birth_sequence > home or (plain.birth_sequence == home and plain.birth_ordinal != ordinal):
             raise FormatError("frame claims a birth that it cannot have had.")
         if body.kind is Kind.JOURNAL:
@@ -128,16 +131,15 @@ class _Collector:
 
     def note_durable(self, birth_sequence: int, journal: Journal) -> None:
         """A journal frame that was sealed again speaks of the segment it was born in, not of this one."""
-        if birth_sequence == self._header.segment.sequence:
+        if birth_sequence == self._home:
             self.durable = max(self.durable, journal.durable_size)
 
     def add_bad(self, offset: int, ordinal: int, *, size: int) -> ScannedFrame:
         """Keep a data frame that does not verify, by name only."""
-        sequence = self._header.segment.sequence
-        birth = sequence, ordinal
+        birth = self._header.segment.sequence, ordinal
         try:
             plain = parse_frame_header(self._view, position=offset)
-            if plain.size == size and plain.ordinal == ordinal and plain.birth_sequence < sequence:
+            if plain.size == size and plain.ordinal == ordinal and plain.birth_sequence < self._home:
                 birth = plain.birth_sequence, plain.birth_ordinal
         except FormatError:
             pass  # the plain header is what is damaged: nearly every frame was born where it lies

@@ -1,9 +1,10 @@
 """The local cache: closed segments and fetched parts of segments on the local disk, bounded.
 
 Invariants:
-- A whole segment is removed only while every store is known to hold it, and only when it lies before the
-  position up to which the index stands in its own file: after any crash the index and the segments that
-  are still here give the volume without a store. All others are pinned, whatever the limit says.
+- A whole segment is removed only while every store is known to hold it, and one of the main stream only
+  when it lies before the position up to which the index stands in its own file: after any crash the index and
+  the segments that are still here give the volume without a store. All others are pinned, whatever the limit
+  says.
 - Fetched parts are copies of what a store holds: they may go at any time, and after a crash may hold
   anything; a frame of them counts only when it authenticates.
 - Least recently used goes first; what was used when is forgotten with the process.
@@ -50,8 +51,9 @@ BATCH: Final = 16
 PAGE: Final = 500
 """Files that are looked at in one step."""
 
-_SEGMENTS: Final = STREAM_PREFIX[Stream.MAIN]
+_FOLDERS: Final = tuple(LOCAL_PREFIX + STREAM_PREFIX[stream] for stream in (Stream.MAIN, Stream.RELOCATED))
 _FETCHED: Final = -1
+_RELOCATED: Final = -2
 _SLACK: Final = 1000
 
 
@@ -61,13 +63,13 @@ class _File:
     used: int
     """Greater than that of all files used before it."""
     sequence: int
-    """_FETCHED of what is no whole segment: it may always go."""
+    """_FETCHED of what is no whole segment: it may always go; _RELOCATED of one that no recovery reads."""
     may_go: bool = False
     """Counted as removable, and in the heap of those."""
 
 
 class SegmentCache:
-    """What of the main stream lies on the local disk, and the task that keeps it within its bounds."""
+    """What of the segments with data lies on the local disk, and the task that keeps it within its bounds."""
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class SegmentCache:
 
     async def load(self) -> None:
         """Take stock of the disk: oldest segments first, what was fetched last. Raises: DiskError."""
-        for folder in (LOCAL_PREFIX + _SEGMENTS.rstrip("/"), RANGES):
+        for folder in (*(folder.rstrip("/") for folder in _FOLDERS), RANGES):
             names = await self._offload.run(partial(self._disk.list, folder))
             for at in range(0, len(names), PAGE):
                 paths = [f"{folder}/{name}" for name in names[at : at + PAGE]]
@@ -133,14 +135,14 @@ class SegmentCache:
         return found
 
     def closed(self, key: str, size_bytes: int) -> None:
-        """A segment of the main stream became immutable."""
+        """A segment of the main or the relocated stream became immutable."""
         self._set(LOCAL_PREFIX + key, size_bytes)
         self._wake.set()
 
     def replaced(self, path: str, size_bytes: int) -> None:
         """A file is new, or another one now: who has the old one open lets go of it."""
         self._on_removed(path)
-        if path.startswith(LOCAL_PREFIX + _SEGMENTS):
+        if path.startswith(_FOLDERS):
             self._set(path, size_bytes)
             self._wake.set()
 
@@ -157,6 +159,16 @@ class SegmentCache:
             self._unsettled.pop(path, None)
             self.size_bytes -= file.size_bytes
             self._removable_bytes -= file.size_bytes if file.may_go else 0
+
+    async def remove(self, keys: Sequence[str]) -> None:
+        """Remove what is here of segments that nobody will ask for, whoever holds them. Raises: DiskError."""
+        for at in range(0, len(keys), BATCH):
+            paths = [path for key in keys[at : at + BATCH] for path in (LOCAL_PREFIX + key, range_path(key))]
+            for path in paths:
+                self._on_removed(path)
+                self.gone(path)
+            await self._offload.run(partial(self._remove, paths))
+        self._space.look_again()
 
     def judge(self, key: str) -> None:
         """A store was found to hold an object, or not to hold it after all."""
@@ -336,6 +348,7 @@ def _sequence(path: str) -> int:
     if not path.startswith(LOCAL_PREFIX):
         return _FETCHED
     try:
-        return parse_segment_object_key(path.removeprefix(LOCAL_PREFIX))[1].sequence
+        stream, segment = parse_segment_object_key(path.removeprefix(LOCAL_PREFIX))
     except FormatError:
         return 1 << 62
+    return segment.sequence if stream is Stream.MAIN else _RELOCATED

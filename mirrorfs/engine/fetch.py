@@ -27,7 +27,7 @@ from mirrorfs.errors import (
     StoreUnavailable,
 )
 from mirrorfs.format.frame import FrameCipher, unpack
-from mirrorfs.format.ids import segment_object_key
+from mirrorfs.format.ids import frame_id, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import HEADER_SIZE, decode_header
 from mirrorfs.format.signing import WriterPublicKey
@@ -46,6 +46,7 @@ AGAIN_S: Final = 1.0
 BAD_MAX: Final = 1024
 LATENCY_STEP_S: Final = 0.1
 LATENCY_WEIGHT: Final = 0.2
+_MOVED: Final = "these bytes were moved while they were asked for; read them again."
 
 
 class Ciphers:
@@ -78,7 +79,9 @@ class Ciphers:
         plains = []
         for place in run:
             frame = view[place.offset - start : place.offset - start + place.size]
-            _, body = cipher.open_body(frame, offset=place.offset, ordinal=place.ordinal)
+            header, body = cipher.open_body(frame, offset=place.offset, ordinal=place.ordinal)
+            if frame_id(header.birth_sequence, header.birth_ordinal) != place.frame:
+                raise DamagedError("another frame lies there.")
             plains.append(unpack(body))
         return plains
 
@@ -108,6 +111,7 @@ class Fetcher:
         ranges: RangeFiles | None,
         on_bad_copy: Callable[[str | None, str], None],
         is_expected: Callable[[str, str], bool] = lambda store, key: True,
+        is_current: Callable[[Sequence[Place]], bool] = lambda run: True,
         throttle: Throttle | None = None,
     ) -> None:
         """
@@ -116,6 +120,8 @@ class Fetcher:
             ranges: where fetched parts are kept; None: nowhere.
             on_bad_copy: hears the name of a store and the key of an object there that does not verify.
             is_expected: whether a store of that name should have an object by now.
+            is_current: whether frames still lie where they were looked up: the segment that they were moved
+                out of may be gone, and that is no fault.
             throttle: what the stores keep to; what it holds up is no reason to ask another one.
         """
         self._ciphers = ciphers
@@ -124,6 +130,7 @@ class Fetcher:
         self._ranges = ranges
         self._on_bad_copy = on_bad_copy
         self._is_expected = is_expected
+        self._is_current = is_current
         self._throttle = throttle
         self._health: dict[str, _Health] = {}
         self._under_way = 0
@@ -136,7 +143,7 @@ class Fetcher:
 
         Args:
             size_bytes: of the whole segment; 0: not known.
-        Raises: ReadFailed: no copy is good.
+        Raises: ReadFailed: no copy is good, or they lie elsewhere by now.
         """
         plains = await self._from_ranges(key, run)
         if plains is not None:
@@ -158,6 +165,8 @@ class Fetcher:
             try:
                 return await self._from_stores(key, run, size_bytes)
             except StoreUnavailable as exc:
+                if not self._is_current(run):
+                    raise ReadFailed(_MOVED) from exc
                 # Both stores are often behind one line: a program is not to fail for a short break of it.
                 if trio.current_time() - started_s > PATIENCE_S:
                     logger.error("No store answers that may have object %s, offset %d.", key, run[0].offset)
@@ -189,6 +198,8 @@ class Fetcher:
         )
 
     def _failed(self, key: str, run: Sequence[Place]) -> ReadFailed:
+        if not self._is_current(run):
+            return ReadFailed(_MOVED)
         logger.error("No good copy of object %s, offset %d.", key, run[0].offset)
         return ReadFailed("no copy of these bytes is good; run mirrorfs verify to see what is damaged where.")
 
@@ -223,7 +234,9 @@ class Fetcher:
                 self._ciphers.learn(key, parts[0][:HEADER_SIZE])
             plains = await self._offload.run(partial(self._ciphers.open, key, run, parts[start], start))
         except (DamagedError, LimitError, ObjectNotFound) as exc:
-            if isinstance(exc, ObjectNotFound) and not self._is_expected(store.name, key):
+            if isinstance(exc, ObjectNotFound) and not (
+                self._is_expected(store.name, key) and self._is_current(run)
+            ):
                 raise
             if (store.name, key) not in self._bad:
                 logger.warning("Store %s, object %s, offset %d: %s", store.name, key, run[0].offset, exc)

@@ -26,6 +26,7 @@ from mirrorfs.engine.scrub import LOCAL, BadObject, Fault, Scrubber
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.standing import WHAT_NEXT
 from mirrorfs.errors import MirrorfsError, StoreError, StoreMismatch
+from mirrorfs.format.rows import SegmentRow
 from mirrorfs.ports import Clock, Disk, ObjectKey, Offload
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class Mender:
     def suspect(self, store: str | None, key: str) -> None:
         """A reader found a copy bad or gone: it is examined, and mended, soon."""
         place = LOCAL if store is None else store
+        if not self._objects.is_in_use(key):
+            return  # it is to go, or has gone
         if len(self._suspects) < QUEUE_MAX and (place == LOCAL or self._may_mend(place, key)):
             self._suspects[place, key] = None
             self._wake.set()
@@ -136,7 +139,7 @@ class Mender:
         return results
 
     async def mend(self, bad: Sequence[BadObject]) -> dict[BadObject, str | None]:
-        """Mend copies. Returns for each why it could not be mended; None: it is, or is on its way.
+        """Mend copies. Returns for each why it could not be mended; None: it is, is on its way, or is to go.
 
         A store that does not answer now takes the object when it is back.
         """
@@ -150,19 +153,24 @@ class Mender:
             finally:
                 # Broken off or not: what a store was found to lack is sent there, or nobody would miss it.
                 for one in forgotten:
-                    self._offer(one, mirrors[one.place])
+                    self._offer_again(one, mirrors[one.place])
                 for one in bad:
                     if one.place in mirrors:
                         mirrors[one.place].resume(one.key)
         return results
 
-    def _offer(self, one: BadObject, mirror: Mirror) -> None:
+    def _offer_again(self, one: BadObject, mirror: Mirror) -> None:
         try:
             size_bytes = self._objects.stored_size(one.key)
         except (MirrorfsError, FileNotFoundError) as exc:
             logger.info("object %s of %s cannot be sent again: %s", one.key, one.place, exc)
         else:
-            mirror.offer(one.key, size_bytes, written_ns=self._clock.now_ns())
+            self._offer(one.key, mirror, size_bytes, self._clock.now_ns())
+
+    def _offer(self, key: str, mirror: Mirror, size_bytes: int, written_ns: int) -> None:
+        # What was collected meanwhile is not to come back.
+        if self._objects.is_in_use(key):
+            mirror.offer(key, size_bytes, written_ns=written_ns)
 
     async def _mend(
         self,
@@ -174,6 +182,9 @@ class Mender:
         """`forgotten`: what is to be offered in the end, whatever happens."""
         to_send: list[tuple[BadObject, Mirror, int]] = []
         for one in bad:
+            if not self._objects.is_in_use(one.key):
+                results[one] = None
+                continue
             mirror = mirrors.get(one.place)
             try:
                 # What was found may be old: nothing good is ever removed.
@@ -201,7 +212,8 @@ class Mender:
                 row = self._objects.row_of(one.key)
                 if mirror is not None and row is not None:
                     # The store lacks the object; where there is a good copy later, the mirror finds it.
-                    mirror.offer(one.key, row.size, written_ns=row.first_ns)
+                    since_ns = row.first_ns if isinstance(row, SegmentRow) else self._objects.oldest_ns()
+                    self._offer(one.key, mirror, row.size, since_ns)
             else:
                 results[one] = None
                 if mirror is not None:
@@ -239,4 +251,4 @@ class Mender:
                 except MirrorfsError as exc:
                     results[one] = f"what is there could not be removed: {exc}"
             # In any case: what is still in the way is a conflict, and shown.
-            mirror.offer(one.key, size_bytes, written_ns=now_ns)
+            self._offer(one.key, mirror, size_bytes, now_ns)

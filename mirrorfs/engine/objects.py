@@ -25,7 +25,7 @@ from mirrorfs.errors import (
 )
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.rows import CondemnedRow, RelocatedRow, SegmentRow
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Disk, Index, ObjectKey, Offload, Store
 
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 PAGE = 500
 """Objects that are named or measured in one step."""
+_INDEXED = STREAM_PREFIX[Stream.MAIN], STREAM_PREFIX[Stream.RELOCATED]
+"""Of these segments the index has a row each while they are in use."""
 SMALL_PREFIXES = ("header/", STREAM_PREFIX[Stream.CHECKPOINT], "heads/")
 
 
@@ -68,6 +70,11 @@ class SegmentAges:
         return since_ns
 
 
+def key_of(stream: Stream, row: SegmentRow | RelocatedRow | CondemnedRow) -> str:
+    """The object key of a segment of a stream that the index has a row of."""
+    return segment_object_key(stream, SegmentId(row.sequence, row.epoch, row.writer))
+
+
 def is_segment(key: str) -> bool:
     """Whether a key is a segment's."""
     try:
@@ -85,18 +92,42 @@ class LocalObjects:
         self._index = index
         self._offload = offload
 
+    def in_use(self, prefix: str) -> Iterator[LocalObject] | None:
+        """What the index knows of under a prefix, in order; None: it is the local disk that knows."""
+        if prefix == STREAM_PREFIX[Stream.MAIN]:
+            return self.segments()
+        return self.relocated() if prefix == STREAM_PREFIX[Stream.RELOCATED] else None
+
     def segments(self) -> Iterator[LocalObject]:
-        """Closed segments of the main stream in order."""
+        """Closed segments of the main stream that are in use, in order."""
         sequence = 0
         ages = SegmentAges()
         while True:
             rows = self._index.list_segments(from_sequence=sequence, limit=PAGE)
             for row in rows:
-                key = segment_object_key(Stream.MAIN, SegmentId(row.sequence, row.epoch, row.writer))
-                yield LocalObject(key, row.size, ages.closed(first_ns=row.first_ns, last_ns=row.last_ns))
+                since_ns = ages.closed(first_ns=row.first_ns, last_ns=row.last_ns)
+                yield LocalObject(key_of(Stream.MAIN, row), row.size, since_ns)
             if len(rows) < PAGE:
                 return
             sequence = rows[-1].sequence + 1
+
+    def relocated(self) -> Iterator[LocalObject]:
+        """Segments of the relocated stream that are in use, in order."""
+        since_ns = self.oldest_ns()
+        sequence = 0
+        while rows := self._index.list_relocated(from_sequence=sequence, limit=PAGE):
+            for row in rows:
+                yield LocalObject(key_of(Stream.RELOCATED, row), row.size, since_ns)
+            sequence = rows[-1].sequence + 1
+
+    def oldest_ns(self) -> int:
+        """Time of the first commit in a segment that is left: what was moved out of others is as old."""
+        rows = self._index.list_segments(from_sequence=0, limit=PAGE)
+        return next((row.first_ns for row in rows if row.first_ns), 0)
+
+    def is_in_use(self, key: str) -> bool:
+        """Whether a store that lacks an object is to be given it: not a segment that was collected."""
+        return not key.startswith(_INDEXED) or self.row_of(key) is not None
 
     async def keys(self, prefix: str) -> list[str]:
         """Of all that lies on the disk under a prefix, in order. Of segments not all need be closed."""
@@ -104,17 +135,15 @@ class LocalObjects:
         return await self._offload.run(lambda: [prefix + name for name in self._disk.list(folder)])
 
     async def closed_on_disk(self) -> AsyncGenerator[list[LocalObject], None]:
-        """The closed segments of the chain that lie on the disk, in order, up to PAGE of them at a time.
+        """The closed segments in use that lie on the disk, in order, up to PAGE of them at a time.
 
-        Their sizes are what the chain says.
+        Their sizes are what the index says.
         """
-        prefix = STREAM_PREFIX[Stream.MAIN]
-        folder = LOCAL_PREFIX + prefix.rstrip("/")
-        names = await self._offload.run(lambda: frozenset(self._disk.list(folder)))
-        segments = self.segments()
-        while page := list(islice(segments, PAGE)):
-            yield [found for found in page if found.key.removeprefix(prefix) in names]
-            await trio.lowlevel.checkpoint()
+        for stream, segments in ((Stream.MAIN, self.segments()), (Stream.RELOCATED, self.relocated())):
+            keys = frozenset(await self.keys(STREAM_PREFIX[stream]))
+            while page := list(islice(segments, PAGE)):
+                yield [found for found in page if found.key in keys]
+                await trio.lowlevel.checkpoint()
 
     async def sizes_of(self, keys: Sequence[str]) -> dict[str, int]:
         """Bytes of those of the objects that are on the disk. At most PAGE keys."""
@@ -141,12 +170,13 @@ class LocalObjects:
         row = self.row_of(key)
         return self.size_of(key) if row is None else row.size
 
-    def row_of(self, key: str) -> SegmentRow | None:
-        """What the chain says of a segment of the main stream; None of all else."""
-        if not key.startswith(STREAM_PREFIX[Stream.MAIN]):
+    def row_of(self, key: str) -> SegmentRow | RelocatedRow | None:
+        """What the index says of a segment with data that is in use; None of all else."""
+        if not key.startswith(_INDEXED):
             return None
-        segment = parse_segment_object_key(key)[1]
-        row = self._index.get_segment(segment.sequence)
+        stream, segment = parse_segment_object_key(key)
+        find = self._index.get_segment if stream is Stream.MAIN else self._index.get_relocated
+        row = find(segment.sequence)
         return row if row is not None and (row.epoch, row.writer) == segment[1:] else None
 
     async def read(self, key: str, *, size_bytes: int | None = None) -> bytes:

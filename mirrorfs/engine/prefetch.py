@@ -12,15 +12,17 @@ cache had to remove anything: what had to go is not brought again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import trio
 
 from mirrorfs.engine.cache import SegmentCache
-from mirrorfs.engine.objects import ObjectSource
+from mirrorfs.engine.objects import PAGE, ObjectSource, key_of
 from mirrorfs.errors import DamagedError, MirrorfsError, ObjectNotFound, StoreError
-from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
+from mirrorfs.format.ids import Stream
+from mirrorfs.format.rows import RelocatedRow, SegmentRow
 from mirrorfs.ports import Index, ObjectKey, Store
 
 logger = logging.getLogger(__name__)
@@ -74,13 +76,11 @@ class Prefetcher:
         logger.info("%d bytes were fetched ahead", self.brought_bytes)
 
     async def _walk(self) -> None:
-        newest = self._index.last_segment()
-        for sequence in range(newest.sequence if newest is not None else -1, -1, -1):
+        for stream, row in self._newest_first():
             await trio.lowlevel.checkpoint()
-            row = self._index.get_segment(sequence)
             if row is None:
                 continue
-            key = segment_object_key(Stream.MAIN, SegmentId(row.sequence, row.epoch, row.writer))
+            key = key_of(stream, row)
             while not self._cache.has_whole(key, row.size):
                 if self._cache.evicted_count != self._evicted or not self._cache.has_room(row.size):
                     return
@@ -93,6 +93,19 @@ class Prefetcher:
                 if (back_s := self._next_back_s()) is None:
                     break  # no store has a good copy: whoever needs it will say so
                 await trio.sleep_until(back_s)
+
+    def _newest_first(self) -> Iterator[tuple[Stream, SegmentRow | RelocatedRow | None]]:
+        """Segments of the log, from its end on, then those that frames were moved to; None: not in use."""
+        newest = self._index.last_segment()
+        for sequence in range(newest.sequence if newest is not None else -1, -1, -1):
+            yield Stream.MAIN, self._index.get_segment(sequence)
+        relocated = array("Q")
+        while rows := self._index.list_relocated(
+            from_sequence=relocated[-1] + 1 if relocated else 0, limit=PAGE
+        ):
+            relocated.extend(row.sequence for row in rows)
+        for sequence in reversed(relocated):
+            yield Stream.RELOCATED, self._index.get_relocated(sequence)
 
     def _next_back_s(self) -> float | None:
         """When one of the stores that did not answer is asked again; None: all of them answered."""

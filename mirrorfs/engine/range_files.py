@@ -12,6 +12,7 @@ from typing import Final
 
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.errors import DiskError
+from mirrorfs.format.ids import STREAM_PREFIX, Stream
 from mirrorfs.ports import Disk, Offload, OpenFile
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,8 @@ BLOCK_BYTES: Final = 256 * 1024
 
 
 def range_path(key: str) -> str:
-    """Where the parts of a segment of the main stream lie."""
-    return f"{RANGES}/{key.rpartition('/')[2]}"
+    """Where the parts of a segment lie; those of the main stream go by its name alone."""
+    return f"{RANGES}/{key.removeprefix(STREAM_PREFIX[Stream.MAIN]).replace('/', '-')}"
 
 
 class RangeFiles:

@@ -26,6 +26,7 @@ class Place(NamedTuple):
     """Where a frame lies."""
 
     frame: int
+    stream: int
     sequence: int
     ordinal: int
     offset: int
@@ -88,7 +89,7 @@ def runs(places: Iterable[Place]) -> list[list[Place]]:
         last = found[-1][-1] if found else None
         if (
             last is not None
-            and last.sequence == place.sequence
+            and (last.stream, last.sequence) == (place.stream, place.sequence)
             and 0 <= place.offset - (last.offset + last.size) <= GAP_MAX
             and place.offset + place.size - found[-1][0].offset <= RUN_BYTES_MAX
         ):

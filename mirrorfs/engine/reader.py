@@ -15,13 +15,14 @@ import trio
 from mirrorfs.core.extents import extents_within
 from mirrorfs.engine.fetch import Ciphers, Fetcher
 from mirrorfs.engine.log import Log
+from mirrorfs.engine.objects import key_of
 from mirrorfs.engine.range_files import RangeFiles
 from mirrorfs.engine.read_ahead import Place, ReadAhead, runs
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.state import MIB, VolumeState
 from mirrorfs.errors import DamagedError, DiskError, MirrorfsError, ReadFailed
 from mirrorfs.format.frame import Body, unpack
-from mirrorfs.format.ids import SegmentId, Stream, segment_object_key, split_frame_id
+from mirrorfs.format.ids import Stream, split_frame_id
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import CHUNK_SIZE
 from mirrorfs.format.rows import FrameRow
@@ -104,7 +105,7 @@ class Reader:
         self._ciphers = Ciphers(keys, writer)
         self._fetcher = Fetcher(
             self._ciphers, offload, stores=stores, ranges=ranges, on_bad_copy=on_bad_copy,
-            is_expected=is_expected, throttle=throttle,
+            is_expected=is_expected, is_current=self._still_lie_there, throttle=throttle,
         )  # fmt: skip
         self._ahead = ReadAhead(state.index, is_wanted=self._is_wanted, start=self._start_loading)
 
@@ -234,9 +235,15 @@ class Reader:
         """Where a frame lies now."""
         moved = self._state.index.get_relocation(row.frame)
         if moved is not None:
-            return Place(row.frame, moved.sequence, moved.ordinal, moved.offset, moved.size)
+            return Place._make(moved)
         sequence, ordinal = split_frame_id(row.frame)
-        return Place(row.frame, sequence, ordinal, row.offset, row.size)
+        return Place(row.frame, Stream.MAIN, sequence, ordinal, row.offset, row.size)
+
+    def _still_lie_there(self, run: Sequence[Place]) -> bool:
+        rows = (self._state.index.get_frame(place.frame) for place in run)
+        return all(
+            row is not None and self._place(row) == place for row, place in zip(rows, run, strict=True)
+        )
 
     def _held(self, frame: int) -> Body | None:
         log = self._log()
@@ -249,11 +256,21 @@ class Reader:
         body = self._held(frame)
         if body is not None:
             return unpack(body)
+        place = self._place(row)
+        try:
+            return (await self._sealed((place,)))[0]
+        except ReadFailed:
+            if self._still_lie_there((place,)):
+                raise
+        # It was moved meanwhile, and the segment that it lay in deleted.
+        row = self._state.index.get_frame(frame)
+        if row is None:
+            raise ReadFailed("the bytes were removed while they were read.")
         return (await self._sealed((self._place(row),)))[0]
 
     async def _sealed(self, run: Sequence[Place]) -> list[bytes]:
         """Plaintexts of frames that lie next to one another, of the nearest good copy. Raises ReadFailed."""
-        key, size_bytes = self._segment(run[0].sequence)
+        key, size_bytes = self._segment(run[0].stream, run[0].sequence)
         try:
             return await self._from_disk(key, run)
         except FileNotFoundError:
@@ -279,8 +296,10 @@ class Reader:
 
         return work() if size < OFFLOAD_FROM else await self._offload.run(work)
 
-    def _segment(self, sequence: int) -> tuple[str, int]:
+    def _segment(self, stream: int, sequence: int) -> tuple[str, int]:
         """Key of a segment, and its size; 0 while it is open."""
+        if stream != Stream.MAIN:
+            return self._relocated(sequence)
         log = self._log()
         current = log.current if log is not None else None
         if current is not None and current.segment.sequence == sequence:
@@ -288,7 +307,13 @@ class Reader:
         row = self._state.index.get_segment(sequence)
         if row is None:
             raise ReadFailed("the index names a segment that it does not know.")
-        return segment_object_key(Stream.MAIN, SegmentId(sequence, row.epoch, row.writer)), row.size
+        return key_of(Stream.MAIN, row), row.size
+
+    def _relocated(self, sequence: int) -> tuple[str, int]:
+        row = self._state.index.get_relocated(sequence)
+        if row is None:
+            raise ReadFailed("the index names a relocated segment that it does not know.")
+        return key_of(Stream.RELOCATED, row), row.size
 
     def _local(self, key: str) -> OpenFile:
         self._on_used(LOCAL_PREFIX + key)

@@ -1,8 +1,8 @@
 """Scrubbing: looking whether every place holds what it must, byte by byte if wanted (`mirrorfs verify`).
 
-What a place must hold is what the chain and the local disk name and its mirror counts as held; what is still
+What a place must hold is what the index and the local disk name and its mirror counts as held; what is still
 on its way is counted, not blamed. Listings tell existence and sizes; a deep look reads and authenticates. The
-local disk is no better witness than a store: where sizes differ and the chain names none, the bytes decide.
+local disk is no better witness than a store: where sizes differ and the index names none, the bytes decide.
 Nothing is changed here: engine/mend.py does that.
 
 Memory is bounded by the names on the local disk, a page of each listing and what is found bad; a scrub that
@@ -27,7 +27,6 @@ from mirrorfs.engine.objects import PAGE, SMALL_PREFIXES, LocalObject, LocalObje
 from mirrorfs.engine.scrub_state import DEEP, LOCAL, SIZES, BadObject, Depth, Fault, ScrubState
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
 from mirrorfs.errors import DamagedError, DiskError, LimitError, ObjectNotFound, StoreError, StoreUnavailable
-from mirrorfs.format.ids import STREAM_PREFIX, Stream
 from mirrorfs.ports import Clock, Disk, ObjectKey
 
 __all__ = ["DEEP", "LOCAL", "SIZES", "BadObject", "Depth", "Fault", "PlaceReport", "ScrubReport", "Scrubber"]
@@ -35,7 +34,6 @@ __all__ = ["DEEP", "LOCAL", "SIZES", "BadObject", "Depth", "Fault", "PlaceReport
 PARALLEL: Final = 4
 CHUNK: Final = 32
 """Objects read before the place is remembered."""
-_MAIN: Final = STREAM_PREFIX[Stream.MAIN]
 
 
 @dataclass(slots=True)
@@ -277,7 +275,7 @@ class Scrubber:
                         note(BadObject(place, item.key, Fault.MISSING, "the store does not have it."))
                     elif size_bytes == item.size:
                         yield item.key
-                    elif prefix != _MAIN and await self.examine(place, item.key) is None:
+                    elif prefix in SMALL_PREFIXES and await self.examine(place, item.key) is None:
                         if item.key not in lost_here:
                             note(BadObject(LOCAL, item.key, Fault.SIZE, f"it has not {size_bytes} bytes."))
                         yield item.key
@@ -287,8 +285,7 @@ class Scrubber:
 
     async def _expected(self, prefix: str, lost_here: set[str]) -> AsyncGenerator[LocalObject, None]:
         """Everything under a prefix that a store must hold, in key order; of what is not here size -1."""
-        if prefix == _MAIN:
-            segments = self._objects.segments()
+        if (segments := self._objects.in_use(prefix)) is not None:
             while page := list(islice(segments, PAGE)):
                 for found in page:
                     yield found

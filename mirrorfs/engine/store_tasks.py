@@ -16,6 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Final
 
 import trio
@@ -145,7 +146,7 @@ class StoreTasks:
                 for key, size_bytes in (await self._objects.sizes_of(lacking)).items():
                     for one in to:
                         one.mirror.offer(key, size_bytes, written_ns=now_ns)
-        for count, found in enumerate(self._objects.segments(), 1):
+        for count, found in enumerate(chain(self._objects.segments(), self._objects.relocated()), 1):
             for one in to:
                 one.mirror.offer(found.key, found.size, written_ns=found.written_ns)
             if count % PAGE == 0:

@@ -23,6 +23,7 @@ from mirrorfs.engine.fetch import HEDGE_S, Ciphers, Fetcher
 from mirrorfs.engine.limits import Limits, patient
 from mirrorfs.engine.read_ahead import Place
 from mirrorfs.engine.retry import RetryingStore, RetryPolicy
+from mirrorfs.format.ids import Stream
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Store
 from tests.support.machine import Machine, read_file, write_file
@@ -123,7 +124,7 @@ async def test_what_the_limit_holds_up_is_not_asked_for_twice(
         throttle=throttle,
     )
     fetcher.asked = []
-    assert await fetcher.load("k", [Place(0, 1, 0, 0, 100)], size_bytes=1000) == [b"frame"]
+    assert await fetcher.load("k", [Place(0, Stream.MAIN, 1, 0, 0, 100)], size_bytes=1000) == [b"frame"]
     assert fetcher.asked == asked
 
 

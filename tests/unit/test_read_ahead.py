@@ -15,6 +15,7 @@ from mirrorfs.engine.read_ahead import (
     ReadAhead,
     runs,
 )
+from mirrorfs.format.ids import Stream
 from mirrorfs.format.limits import CHUNK_SIZE
 
 CHUNKS = 40
@@ -90,8 +91,10 @@ def test_what_is_there_already_is_not_asked_for() -> None:
     assert rig.asked == []
 
 
-def place(frame: int, offset: int, *, size: int = 1000, sequence: int = 7) -> Place:
-    return Place(frame, sequence, frame, offset, size)
+def place(
+    frame: int, offset: int, *, size: int = 1000, sequence: int = 7, stream: int = Stream.MAIN
+) -> Place:
+    return Place(frame, stream, sequence, frame, offset, size)
 
 
 def test_neighbours_form_a_run() -> None:
@@ -102,8 +105,8 @@ def test_neighbours_form_a_run() -> None:
 def test_a_run_ends_at_a_gap_at_another_segment_and_backwards() -> None:
     one, far = place(1, 0), place(2, 1001 + GAP_MAX)
     assert runs([one, far]) == [[one], [far]]
-    elsewhere = place(2, 1000, sequence=8)
-    assert runs([one, elsewhere]) == [[one], [elsewhere]]
+    for elsewhere in (place(2, 1000, sequence=8), place(2, 1000, stream=Stream.RELOCATED)):
+        assert runs([one, elsewhere]) == [[one], [elsewhere]]
     later, earlier = place(1, 5000), place(2, 1000)
     assert runs([later, earlier]) == [[later], [earlier]]
     assert runs([]) == []
