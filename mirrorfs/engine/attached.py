@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from mirrorfs.core.held import HeldKeys
+from mirrorfs.engine.deleting import Deletion, delete_objects
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import LocalVolume, Mirrors, World
@@ -26,7 +27,7 @@ from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.errors import DamagedError, InUseError, ObjectNotFound, StoreError
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.ports import Index, ObjectKey, Store
+from mirrorfs.ports import Index, Store
 
 EXCUSE_S = 0.5
 """How often whoever waits for a rotating store looks whether it is still there."""
@@ -91,14 +92,14 @@ class AttachedStore:
         """Whether it rotates, and is not there."""
         return self.rotating and self.snapshot().state is StateWord.AWAY
 
-    async def delete(self, keys: Sequence[str], *, on_deleted: Callable[[int], None]) -> set[str]:
-        """Delete objects there. Returns: their keys. Raises: StoreDenied: it lets nobody here. StoreError."""
-        for count, key in enumerate(keys):
-            await self.lease.fresh()
-            self.mirror.drop(key)
-            await self.store.delete(ObjectKey(key))
-            on_deleted(count + 1)
-        return set(keys)
+    async def delete(
+        self, keys: Sequence[str], *, on_deleted: Callable[[int], None] = lambda count: None
+    ) -> Deletion:
+        """Delete objects that nothing refers to any more, and forget that it held them (engine/deleting.py).
+
+        `on_deleted` hears how many are gone. Raises: as delete_objects.
+        """
+        return await delete_objects(self.mirror, keys, on_deleted=on_deleted)
 
     async def wait_held(self) -> None:
         """Return when it holds everything offered so far, or need not be waited for: removed, or away.

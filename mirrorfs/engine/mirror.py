@@ -22,30 +22,28 @@ Rejected: asking with HEAD before each PUT, and taking "the key exists" for succ
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
-from itertools import islice
 
 import trio
 
 from mirrorfs.core.held import HeldKeys
-from mirrorfs.engine.backoff import Backoff, Trial
-from mirrorfs.engine.look import list_around, look_at
+from mirrorfs.engine.backoff import Trial
+from mirrorfs.engine.confirming import Confirming
+from mirrorfs.engine.look import list_around
 from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
 from mirrorfs.engine.rate import Rate
 from mirrorfs.engine.set_aside import OWN_FAULT_AFTER, SetAside
+from mirrorfs.engine.store_faults import StoreFaults
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.engine.upload_queue import Item, UploadQueue
 from mirrorfs.errors import DamagedError, MirrorfsError, ObjectExists, StoreError, StoreUnavailable
 from mirrorfs.ports import Clock, ObjectKey, Sealed, Store
 
 UPLOADS_PARALLEL = 4
-CONFIRM_DELAY_S = 5.0  # how long PUT objects are gathered, so that one listing confirms many
-CONFIRM_BATCH = 256
 UNCONFIRMED_MAX = 1000
 PARKED_MAX = 64
 CONFLICT_PATIENCE_S = 60.0  # how long whoever waits gives a conflict to be mended
-WARN_AFTER_FAILURES = 3
 _logger = logging.getLogger(__name__)
 
 
@@ -92,18 +90,19 @@ class Mirror:
         self._clock = clock
         self._pace = pace
         self._parallel = parallel
-        self._fault_level = logging.INFO if may_be_away else logging.WARNING
         self._held = held
         self._queue = UploadQueue()
-        self._puts, self._looks, self._lease = Backoff(random), Backoff(random), Backoff(random)
+        self._faults = StoreFaults(clock, random, store=store.name, may_be_away=may_be_away)
         self._event = trio.lowlevel.ParkingLot()
         self._waiters: list[set[str]] = []
-        self._confirm_at_s = 0.0
+        self._confirming = Confirming(
+            store, self._queue, self._faults, self._event,
+            is_awaited=lambda: any(self._waiters), on_seen=self._judge,
+        )  # fmt: skip
         self._aside = SetAside(clock, store=store.name)
         self._trial, self._put_at_s = Trial(), float("-inf")
         self._newest_ns: int | None = None
         self._conflict: str | None = None
-        self._failing_since_ns: int | None = None
         self._rate = Rate()
 
     # --- what others ask ---------------------------------------------------------------------
@@ -136,15 +135,24 @@ class Mirror:
         if not self._queue.conflicts:
             self._conflict = None
 
-    def drop(self, key: str) -> None:
-        """An object is of no use any more: it is neither sent nor known to be there."""
-        self.forget(key)
-        self._queue.settle_held(key)
-
     def resume(self, key: str) -> None:
         """An object that was forgotten, and offered if the store was thought to hold it, is sent again."""
         self._queue.resume(key)
         self._event.unpark_all()
+
+    def drop(self, key: str) -> None:
+        """An object is of no use any more: neither sent nor counted as held, and nobody waits for it."""
+        self.forget(key)
+        self._queue.remove(key)
+        self._no_longer_waited_for(key)
+        self._event.unpark_all()
+
+    async def abandon(self, keys: Collection[str]) -> None:
+        """Drop objects, and return when no request sends one of them any more."""
+        for key in keys:
+            self.drop(key)
+        while not self._queue.in_flight.keys().isdisjoint(keys):
+            await self._event.park()
 
     def in_conflict(self) -> list[str]:
         """Keys under which the store holds other bytes."""
@@ -154,7 +162,7 @@ class Mirror:
         """The state of the store now; costs no more with a long queue."""
         oldest_ns = self._queue.oldest_ns()
         blocked = self._aside.blocked()
-        fault = self._lease.fault or self._puts.fault or self._looks.fault
+        fault = self._faults.fault
         if self._conflict is not None:
             word = StateWord.CONFLICT
         elif fault is not None:
@@ -170,7 +178,7 @@ class Mirror:
             safe_before_ns=self._newest_ns if oldest_ns is None else oldest_ns,
             rate_bytes_s=self._rate.bytes_s(),
             last_error=self._conflict or (str(fault) if fault else blocked and blocked[0]),
-            failing_since_ns=self._failing_since_ns if fault else None,
+            failing_since_ns=self._faults.since_ns,
             state=word,
             blocked=blocked and blocked[0],
             blocked_since_ns=blocked and blocked[1],
@@ -186,8 +194,7 @@ class Mirror:
         self._waiters.append(waiting)
         began_s = trio.current_time()
         try:
-            for backoff in (self._puts, self._looks, self._lease):
-                backoff.retry_now()
+            self._faults.retry_now()
             self._queue.unpark(lambda key: True)
             self._event.unpark_all()
             await trio.lowlevel.checkpoint()
@@ -223,7 +230,7 @@ class Mirror:
         async with trio.open_nursery() as nursery:
             for _ in range(self._parallel):
                 nursery.start_soon(self._upload_forever)
-            nursery.start_soon(self._confirm_forever)
+            nursery.start_soon(self._confirming.run)
             task_status.started()
 
     async def _upload_forever(self) -> None:
@@ -241,9 +248,9 @@ class Mirror:
 
     async def _next_item(self) -> Item:
         while True:
-            delay_s = max(self._puts.delay_s(), self._lease.delay_s())
+            delay_s = self._faults.upload_delay_s()
             self._queue.unpark(self._aside.is_due)
-            is_trial = bool(self._puts.failures or self._lease.failures)
+            is_trial = self._faults.is_trial
             if (
                 delay_s <= 0
                 and not (is_trial and self._trial.left_s() > 0)
@@ -290,72 +297,44 @@ class Mirror:
             self._put_succeeded(item)
 
     async def _has_lease(self) -> bool:
-        return await self._lease.succeeds(self.lease_fresh, partial(self._failed, self._lease))
+        lease = self._faults.lease
+        return await lease.succeeds(self.lease_fresh, partial(self._faults.failed, lease))
 
     def _put_succeeded(self, item: Item) -> None:
-        if self._puts.failures:
+        if self._faults.puts.failures:
             # What was tried in vain meanwhile is older: it goes first.
             self._queue.unpark(lambda key: True)
-        self._recovered(self._puts)
+        self._faults.recovered(self._faults.puts)
         self._put_at_s = trio.current_time()
         self._rate.add(item.size_bytes)
-        if not self._queue.unconfirmed:
-            self._confirm_at_s = trio.current_time() + CONFIRM_DELAY_S
+        self._confirming.gather()
         self._queue.settle_put(item)
 
     def _put_failed(self, item: Item, fault: StoreError, *, started_s: float) -> None:
+        if item.key not in self._queue:
+            return  # it was abandoned meanwhile; so in what follows
         failures = self._aside.failed(item.key)
         if self._put_at_s > started_s and failures >= OWN_FAULT_AFTER:
             self._queue.park(item)
             self._aside.store_chokes(item.key, str(fault), took_s=trio.current_time() - started_s)
             return
-        self._failed(self._puts, fault, started_s)
+        self._faults.failed(self._faults.puts, fault, started_s)
         if self._trial.failed(item.key):
             self._aside.take_turns(item.key)
             self._queue.park(item)
 
     def _park(self, item: Item, sentence: str) -> None:
         """Set an object aside that cannot be read here."""
+        if item.key not in self._queue:
+            return
         self._queue.park(item)
         self._aside.unreadable(item.key, sentence)
 
     # --- confirming --------------------------------------------------------------------------
 
-    async def _confirm_forever(self) -> None:
-        while True:
-            wait_s = self._confirm_wait_s()
-            if wait_s > 0:
-                with trio.move_on_after(wait_s):
-                    await self._event.park()
-                continue
-            started_s = trio.current_time()
-            try:
-                await self._confirm_batch()
-            except StoreError as exc:
-                self._failed(self._looks, exc, started_s)
-            else:
-                self._recovered(self._looks)
-            self._event.unpark_all()
-
-    def _confirm_wait_s(self) -> float:
-        if not self._queue.unconfirmed:
-            return float("inf")
-        if (delay_s := self._looks.delay_s()) > 0:
-            return delay_s
-        hurry = any(self._waiters) and self._queue.is_idle()
-        if hurry or self._queue.header_count or len(self._queue.unconfirmed) >= CONFIRM_BATCH:
-            return 0.0
-        return self._confirm_at_s - trio.current_time()
-
-    async def _confirm_batch(self) -> None:
-        """Look at objects whose PUT has returned; later ones join a later batch."""
-        batch = sorted(islice(self._queue.unconfirmed.values(), CONFIRM_BATCH))
-        self._confirm_at_s = trio.current_time() + CONFIRM_DELAY_S
-        items = {item.key: item for item in batch}
-        for key, size_bytes in (await look_at(self.store, list(items))).items():
-            self._judge(items[key], size_bytes)
-
     def _judge(self, item: Item, size_bytes: int | None) -> None:
+        if item.key not in self._queue:
+            return
         if size_bytes == item.size_bytes:
             self._now_held(item.key)
         elif size_bytes is not None:
@@ -368,21 +347,26 @@ class Mirror:
             self._queue.requeue(item)
             gone = StoreUnavailable(f"Store {self.store.name} lost object {item.key}; it is sent again.")
             _logger.warning("store %s lost %s after taking it; sending it again", self.store.name, item.key)
-            self._failed(self._puts, gone, trio.current_time())
+            self._faults.failed(self._faults.puts, gone, trio.current_time())
 
     # --- state -------------------------------------------------------------------------------
 
     def _now_held(self, key: str) -> None:
-        if key in self._held:
+        if key in self._held or key not in self._queue:
             return
         self._save_held(key)
         self._held.add(key)
-        self._queue.settle_held(key)
+        self._queue.remove(key)
         self._aside.forget(key)
+        self._no_longer_waited_for(key)
+
+    def _no_longer_waited_for(self, key: str) -> None:
         for waiting in self._waiters:
             waiting.discard(key)
 
     def _settle_conflict(self, item: Item, sentence: str) -> None:
+        if item.key not in self._queue:
+            return
         if self._conflict is None:
             self._conflict_since_s = trio.current_time()
         self._conflict = sentence
@@ -390,16 +374,3 @@ class Mirror:
         self._aside.forget(item.key)
         self._on_conflict(item.key)
         _logger.error("store %s holds other bytes under %s: %s", self.store.name, item.key, sentence)
-
-    def _failed(self, backoff: Backoff, fault: MirrorfsError, started_s: float) -> None:
-        if not any(other.failures for other in (self._puts, self._looks, self._lease)):
-            self._failing_since_ns = self._clock.now_ns()
-        before = backoff.failures
-        backoff.failed(fault, started_s=started_s)
-        if before < WARN_AFTER_FAILURES <= backoff.failures:
-            _logger.log(self._fault_level, "store %s is falling behind: %s", self.store.name, fault)
-
-    def _recovered(self, backoff: Backoff) -> None:
-        if backoff.failures >= WARN_AFTER_FAILURES:
-            _logger.info("store %s takes objects again", self.store.name)
-        backoff.succeeded()

@@ -1,10 +1,10 @@
 """Which object goes to one store next, and what is not yet known to be there. No I/O.
 
 Invariants:
-- A key that was offered is in `_items` until it is held. It is in exactly one place: queued (a
+- A key that was offered is in `_items` until it is held, or given up. It is in exactly one place: queued (a
   heap), in flight, put but unconfirmed, parked after a local fault, in conflict, or withheld while
-  what lies in its way is removed. A heap may also hold keys that are held by now; they are passed
-  over when they come up.
+  what lies in its way is removed. A heap, and what is in flight, may also hold keys that are outstanding no
+  longer; they are passed over when they come up, and go no further.
 - Order: header/ first, and nothing else before it is held, for no object may lie where the header
   that opens it is missing; then segments/ by sequence; then checkpoints/, which must never delay
   user data; heads/ last, so that a head names what the store has. Both wait while a segment up to
@@ -165,8 +165,8 @@ class UploadQueue:
         for item in [item for key, item in self.parked.items() if is_due(key)]:
             self.requeue(item)
 
-    def settle_held(self, key: str) -> None:
-        """The store was seen to have the object: it is no longer outstanding."""
+    def remove(self, key: str) -> None:
+        """The store was seen to have the object, or is not to have it: it is no longer outstanding."""
         item = self._items.pop(key, None)
         if item is not None:
             self.size_bytes -= item.size_bytes

@@ -9,9 +9,10 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.core.held import HeldKeys
+from mirrorfs.engine.confirming import CONFIRM_DELAY_S
 from mirrorfs.engine.guarded_store import CHECK_EVERY_S, GuardedStore
 from mirrorfs.engine.lease import LeaseKeeper
-from mirrorfs.engine.mirror import CONFIRM_DELAY_S, Mirror
+from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.errors import StoreMismatch

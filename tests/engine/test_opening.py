@@ -131,8 +131,8 @@ async def test_take_over_with_the_old_writer_alive(tmp_path: Path, stores: Store
         await first.flush()
         # On its way nowhere: both mirrors are held up while it is written.
         for one in first._stores:
-            one.mirror._puts.failed(StoreUnavailable("busy"), started_s=trio.current_time())
-            one.mirror._puts._retry_at_s = trio.current_time() + 1000
+            one.mirror._faults.puts.failed(StoreUnavailable("busy"), started_s=trio.current_time())
+            one.mirror._faults.puts._retry_at_s = trio.current_time() + 1000
         unsent = await write_file(first, b"unsent", contents(2))
         await first.filesystem.fsync(unsent)
         async with Machine(tmp_path / "new", stores.view()).mounted(take_over=True) as second:
@@ -149,7 +149,7 @@ async def test_take_over_with_the_old_writer_alive(tmp_path: Path, stores: Store
             assert await read_file(first, unsent) == contents(2), "reads go on"
             assert first.status().fenced is not None
             for one in first._stores:
-                one.mirror._puts.retry_now()
+                one.mirror._faults.puts.retry_now()
                 one.mirror._event.unpark_all()
             await trio.sleep(1.5)
             for place, earlier in zip(stores.places, before, strict=True):

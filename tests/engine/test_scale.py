@@ -154,7 +154,7 @@ def test_one_object_that_cannot_go_keeps_no_other_in_memory(traced: None, stuck:
         item = queue.pop()
         assert item is not None and item.key == segment(sequence)
         queue.settle_put(item)
-        queue.settle_held(item.key)
+        queue.remove(item.key)
         held.add(item.key)
         assert queue.oldest_ns() == 1
     assert traced_bytes() - before < MIB

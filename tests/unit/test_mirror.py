@@ -14,10 +14,11 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.core.held import HeldKeys
+from mirrorfs.engine import deleting
+from mirrorfs.engine.confirming import CONFIRM_BATCH, CONFIRM_DELAY_S
+from mirrorfs.engine.deleting import PAUSE_S, Deletion, delete_objects
 from mirrorfs.engine.look import HEADS_PER_LOOK
 from mirrorfs.engine.mirror import (
-    CONFIRM_BATCH,
-    CONFIRM_DELAY_S,
     UPLOADS_PARALLEL,
     Mirror,
 )
@@ -25,7 +26,16 @@ from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.set_aside import FIRST_S
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.engine.upload_queue import Item, UploadQueue
-from mirrorfs.errors import DiskError, InUseError, LimitError, ObjectExists, StoreDenied, UnknownOutcome
+from mirrorfs.errors import (
+    DiskError,
+    InUseError,
+    LimitError,
+    ObjectExists,
+    StoreDenied,
+    StoreMismatch,
+    StoreUnavailable,
+    UnknownOutcome,
+)
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.ports import ObjectInfo, ObjectKey, Sealed
 from tests.support.store_simulated import Faults, SimulatedStore
@@ -592,7 +602,7 @@ def test_a_long_queue_is_no_burden() -> None:
         item = queue.pop()
         assert item is not None and item.key == segment(sequence)
         queue.settle_put(item)
-        queue.settle_held(item.key)
+        queue.remove(item.key)
     assert (len(queue), queue.size_bytes, queue.oldest_ns()) == (0, 0, None)
     assert queue.is_idle()
 
@@ -633,3 +643,148 @@ async def test_a_conflict_ends_when_what_was_in_the_way_is_gone(
         await mirror.wait_held()
         assert mirror.snapshot().state is StateWord.UP_TO_DATE
     assert store.objects == rig.objects
+
+
+# --- giving up, and deleting -----------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings("holds other bytes", "cannot be sent")
+async def test_what_is_abandoned_is_neither_outstanding_nor_held(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    """Wherever it is: held, queued, in flight, put, parked, in conflict."""
+    held, in_flight, queued, in_conflict, parked = map(segment, range(5))
+    store.objects[in_conflict] = b"other bytes"
+    rig.offer(held)
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+        rig.offer(in_conflict)
+        rig.offer(parked)
+        del rig.objects[parked]
+        await trio.sleep(1.1)
+        assert mirror.in_conflict() == [in_conflict] and mirror.snapshot().state is StateWord.CONFLICT
+        store.started.clear()
+        rig.offer(in_flight)
+        await trio.sleep(0.1)
+        assert store.started == [in_flight]
+        rig.offer(queued, written_ns=1)
+        await mirror.abandon([held, in_flight, queued, in_conflict, parked])
+        assert not mirror._queue.in_flight
+        state = mirror.snapshot()
+        assert (state.held_count, state.pending_count, state.pending_bytes) == (0, 0, 0)
+        assert (state.oldest_pending_ns, state.last_error, state.state) == (None, None, StateWord.UP_TO_DATE)
+        await trio.sleep(10 * CONFIRM_DELAY_S)
+        await mirror.wait_held()
+        assert rig.held == [] and not any(map(mirror.is_held, [held, in_flight, queued, in_conflict]))
+        # And the next one finds its way.
+        rig.offer(segment(9))
+        await mirror.wait_held()
+    assert rig.held == [segment(9)]
+
+
+async def test_what_is_abandoned_while_it_is_looked_at_does_not_count(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    rig.offer(segment(0))
+    async with rig.running() as mirror:
+        await trio.sleep(1 + CONFIRM_DELAY_S + 0.1)
+        assert store.list_count + store.head_count == 1 and not rig.held
+        await mirror.abandon([segment(0)])
+        del store.objects[segment(0)]
+        await trio.sleep(10 * CONFIRM_DELAY_S)
+        assert rig.held == [] and mirror.snapshot().state is StateWord.UP_TO_DATE
+        assert store.started == [segment(0)]
+
+
+async def test_deleting(autojump_clock: MockClock, rig: Rig, store: WatchedStore) -> None:
+    keys = [segment(number) for number in range(5)]
+    for key in keys:
+        rig.offer(key)
+    leases = 0
+
+    def lease() -> None:
+        nonlocal leases
+        leases += 1
+
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+        rig.lease = lease
+        began_s = trio.current_time()
+        # One that is not there is as good as deleted.
+        done = await delete_objects(mirror, [*keys[:3], segment(77)])
+        assert (done.gone, done.fault, done.denied) == ((*keys[:3], segment(77)), None, False)
+        assert leases == 4 and trio.current_time() - began_s >= 3 * PAUSE_S
+        assert sorted(store.objects) == keys[3:] == rig.held
+        assert await delete_objects(mirror, keys[:3]) == Deletion(tuple(keys[:3]), None)
+        await trio.sleep(10 * CONFIRM_DELAY_S)
+        assert sorted(store.objects) == keys[3:] == rig.held
+
+
+async def test_deleting_waits_for_what_is_being_sent(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    """Or it would come back."""
+    rig.offer(segment(0))
+    async with rig.running() as mirror:
+        await trio.sleep(0.1)
+        assert store.started == [segment(0)]
+        assert (await delete_objects(mirror, [segment(0)])).gone == (segment(0),)
+        await trio.sleep(10 * CONFIRM_DELAY_S)
+        assert store.objects == {} and rig.held == []
+
+
+@pytest.mark.parametrize("fault", ["denied", "outage"])
+async def test_a_store_that_does_not_delete(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore, fault: str
+) -> None:
+    keys = [segment(number) for number in range(3)]
+    for key in keys:
+        rig.offer(key)
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+
+        async def switch(value: bool) -> None:
+            await trio.sleep(1.01)  # the first is deleted
+            setattr(store, fault, value)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(switch, True)
+            done = await delete_objects(mirror, keys)
+        assert done.gone == (keys[0],) and done.denied is (fault == "denied")
+        assert isinstance(done.fault, StoreDenied if fault == "denied" else StoreUnavailable)
+        assert sorted(store.objects) == keys[1:]
+        assert mirror.snapshot().state is StateWord.UP_TO_DATE, "a store that keeps things is no fault"
+        await switch(False)
+        assert await delete_objects(mirror, keys) == Deletion(tuple(keys), None)
+        assert store.objects == {} and rig.held == []
+
+
+async def test_nothing_is_deleted_without_a_lease(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    for number in range(2):
+        rig.offer(segment(number))
+
+    def fenced() -> None:
+        raise InUseError("Another machine has the volume.")
+
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+        rig.lease = fenced
+        with pytest.raises(InUseError):
+            await delete_objects(mirror, [segment(0), segment(1)])
+        assert len(store.objects) == 2
+
+
+async def test_nothing_counts_as_deleted_in_another_place(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def another_place(store: object) -> None:
+        raise StoreMismatch("In the place of store a is another one.")
+
+    rig.offer(segment(0))
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+        monkeypatch.setattr(deleting, "verify_place", another_place)
+        done = await delete_objects(mirror, [segment(0)])
+        assert done.gone == () and isinstance(done.fault, StoreMismatch)

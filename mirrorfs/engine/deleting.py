@@ -1,0 +1,75 @@
+"""Deleting from one store what the volume no longer needs.
+
+Order: the objects count as not held and are not sent any more, no request under way sends one, and only then
+they are deleted, each under a fresh lease. That an object is gone counts once the place was verified after
+its deletion, as that one is held does. Whatever is broken off is done again as a whole: to delete what is not
+there is success.
+
+What may be deleted is for the caller to know; that a store does not allow it is an answer, not a fault.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from mirrorfs.engine.guarded_store import verify_place
+from mirrorfs.engine.mirror import Mirror
+from mirrorfs.errors import StoreDenied, StoreError
+from mirrorfs.ports import ObjectKey
+
+logger = logging.getLogger(__name__)
+
+PAUSE_S: Final = 0.1
+"""Between two deletions: whoever reads or sends goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What became of objects that were to be deleted from one store."""
+
+    gone: tuple[str, ...]
+    """Keys under which the store has nothing any more."""
+    fault: StoreError | None
+    """Why it ended before the last of them; None: all are gone."""
+
+    @property
+    def denied(self) -> bool:
+        """Whether the store does not allow it: it is to be tried again, but not soon."""
+        return isinstance(self.fault, StoreDenied)
+
+
+async def delete_objects(
+    mirror: Mirror, keys: Sequence[str], *, on_deleted: Callable[[int], None] = lambda count: None
+) -> Deletion:
+    """Delete objects, one after the other, until the store refuses or fails.
+
+    `on_deleted` hears how many are gone.
+    Raises: InUseError: the volume is another writer's. DamagedError: its lease cannot be read.
+    """
+    await mirror.abandon(keys)
+    gone: list[str] = []
+    fault: StoreError | None = None
+    try:
+        for key in keys:
+            if gone:
+                await trio.sleep(PAUSE_S)
+            await mirror.lease_fresh()
+            await mirror.store.delete(ObjectKey(key))
+            gone.append(key)
+            on_deleted(len(gone))
+    except StoreError as exc:
+        logger.info(
+            "store %s: %d of %d objects were deleted: %s", mirror.store.name, len(gone), len(keys), exc
+        )
+        fault = exc
+    if gone:
+        try:
+            await verify_place(mirror.store)
+        except StoreError as exc:
+            return Deletion((), fault or exc)
+    return Deletion(tuple(gone), fault)
