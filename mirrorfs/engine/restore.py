@@ -190,14 +190,19 @@ class Restore:
 
 
 async def relocated_segments(index: Index, stores: Sequence[Store], offload: Offload) -> Segments:
-    """The listing of compacted segments; asked for only when there are any."""
+    """The listing of relocated segments; asked for only when frames lie in one that has no row."""
     segments = Segments(Stream.RELOCATED, disk=None, offload=offload, stores=stores)
     snapshot = index.snapshot()
-    try:
+
+    def is_needed() -> bool:
+        named = {row[0] for row in snapshot.rows("relocated", first=())}
         rows = snapshot.rows("relocations", first=())
-        moved = any(row[1] == Stream.RELOCATED for row in rows)
+        return any(row[1] == Stream.RELOCATED and row[2] not in named for row in rows)
+
+    try:
+        needed = await offload.run(is_needed)
     finally:
         snapshot.close()
-    if moved:
+    if needed:
         await segments.look()
     return segments

@@ -117,7 +117,7 @@ class DataRestorer:
     ) -> None:
         """
         Args:
-            segments: by stream, listed; the main stream's objects are named by the index instead.
+            segments: by stream, listed; what the index names is not looked for there.
             open_segment: the segment of the main stream that the index has no row for.
             in_order: ask a store only for what those before it do not give, rather than the least busy one.
         """
@@ -235,6 +235,8 @@ class DataRestorer:
     async def _candidates(self, place: Place) -> list[SegmentId]:
         stream, sequence = place
         if stream != Stream.MAIN:
+            if (named := self._index.get_relocated(sequence)) is not None:
+                return [SegmentId(sequence, named.epoch, named.writer)]
             # Which one is right shows by its frames: they carry their birth names, authenticated.
             return await self._segments[stream].candidates(sequence) if stream in self._segments else []
         row = self._index.get_segment(sequence)

@@ -18,6 +18,7 @@ from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease_documents import next_epoch
 from mirrorfs.engine.local import World
 from mirrorfs.engine.mirror_state import StateWord
+from mirrorfs.engine.reader import FrameCache
 from mirrorfs.engine.scrub import DEEP
 from mirrorfs.engine.store_tasks import StoreChange
 from mirrorfs.engine.volume import MountedVolume
@@ -29,6 +30,7 @@ from mirrorfs.format.segment import HEADER_SIZE
 from mirrorfs.ports import Store
 from tests.sim.world import InlineOffload
 from tests.support.machine import Machine, read_file, write_file
+from tests.support.relocation import forget_old, relocate
 from tests.support.store_simulated import Faults, SimulatedStore
 from tests.support.trio_clock import TrioClock
 from tests.support.volumes import HEADER, KEY_SET, KEYS, WRITER
@@ -233,6 +235,46 @@ async def test_what_only_another_store_has_is_fetched_from_there(
         assert not report.unreachable
     assert not [key for key in stores[1].objects if key.startswith("segments/") and key not in held], "left"
     await alone(machine, new, range(16))
+
+
+@pytest.mark.expects_warnings("cannot be reached")
+async def test_a_new_store_is_given_what_was_moved_and_nothing_that_was_collected(
+    tmp_path: Path, stores: list[SimulatedStore], autojump_clock: MockClock
+) -> None:
+    machine = Practice(tmp_path / "machine", stores, cache_bytes=0)
+    usb = place(USB)
+    async with machine.mounted() as volume:
+        inodes = await fill(volume, 0, 8)
+        await volume.flush()
+        first = volume._local.index.list_segments(from_sequence=0, limit=1)[0]
+        moved = await relocate(volume, [first.sequence])
+        forget_old(volume, moved, stores[0].objects)
+        await volume.flush()
+        await volume._local.cache.shrink()
+        oldest_ns = volume._local.index.list_segments(from_sequence=1, limit=1)[0].first_ns
+        usb.faults = SLOW
+        await machine.change(volume, HOME, S3, USB, opens=[usb])
+        await until(lambda: any(key.startswith("segments/") for key in usb.objects), within_s=100)
+        one = volume._tasks_of_stores.members.find("usb")
+        assert one is not None and not one.filled
+        queued = one.mirror._queue.item(moved.key)
+        assert queued is not None and queued.written_ns == oldest_ns, "it counts as what it is: old"
+        await volume.flush()
+        assert usb.objects[moved.key] == stores[0].objects[moved.key]
+        assert not usb.objects.keys() & set(moved.old)
+        assert stores[1].objects.keys() >= set(moved.old), "though there is one that could be had"
+        report = await volume.scrubber.run(DEEP)
+        assert report.bad == [] and all(place.pending == 0 for place in report.places)
+        for store in stores:
+            store.outage = True
+        volume._local.reader.cache = FrameCache()
+        for number, inode in enumerate(inodes):
+            assert await read_file(volume, inode) == contents(number)
+        for store in stores:
+            store.outage = False
+    async with machine.mounted() as volume:
+        await volume.flush()
+        assert not usb.objects.keys() & set(moved.old) and not stores[0].objects.keys() & set(moved.old)
 
 
 async def test_what_may_leave_the_cache_is_counted_anew(
