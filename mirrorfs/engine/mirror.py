@@ -7,8 +7,8 @@ Invariants:
 - An object is recorded as held only after a look (engine/look.py, which verifies the place, too) that
   began after its PUT returned, and found it under its key with its size. Names hold 8 random bytes of their
   writer and PUT never replaces other bytes: the size tells an object cut short; rot is verify's business.
-- An object is outstanding from `offer` until it is recorded as held; an outage, a cancelled PUT or
-  an unknown outcome only makes it be sent again, which the store's PUT contract makes safe.
+- An object is outstanding from `offer` until it is recorded as held, or abandoned; an outage, a cancelled PUT
+  or an unknown outcome only makes it be sent again, which the store's PUT contract makes safe.
 - No PUT starts unless the lease was fresh just before. The lease may still be lost while the PUT is
   under way: names are never shared between writers, so that leaves an orphan, not damage.
 - Memory: `parallel` objects, and UNCONFIRMED_MAX and PARKED_MAX entries beside the queue.
