@@ -92,12 +92,14 @@ class AttachedStore:
         """Whether it rotates, and is not there."""
         return self.rotating and self.snapshot().state is StateWord.AWAY
 
-    async def delete(self, keys: Sequence[str]) -> Deletion:
+    async def delete(
+        self, keys: Sequence[str], *, on_deleted: Callable[[int], None] = lambda count: None
+    ) -> Deletion:
         """Delete objects that nothing refers to any more, and forget that it held them (engine/deleting.py).
 
-        Raises: as delete_objects.
+        `on_deleted` hears how many are gone. Raises: as delete_objects.
         """
-        return await delete_objects(self.mirror, keys)
+        return await delete_objects(self.mirror, keys, on_deleted=on_deleted)
 
     async def wait_held(self) -> None:
         """Return when it holds everything offered so far, or need not be waited for: removed, or away.

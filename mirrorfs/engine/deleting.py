@@ -11,7 +11,7 @@ What may be deleted is for the caller to know; that a store does not allow it is
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,9 +43,12 @@ class Deletion:
         return isinstance(self.fault, StoreDenied)
 
 
-async def delete_objects(mirror: Mirror, keys: Sequence[str]) -> Deletion:
+async def delete_objects(
+    mirror: Mirror, keys: Sequence[str], *, on_deleted: Callable[[int], None] = lambda count: None
+) -> Deletion:
     """Delete objects, one after the other, until the store refuses or fails.
 
+    `on_deleted` hears how many are gone.
     Raises: InUseError: the volume is another writer's. DamagedError: its lease cannot be read.
     """
     await mirror.abandon(keys)
@@ -58,6 +61,7 @@ async def delete_objects(mirror: Mirror, keys: Sequence[str]) -> Deletion:
             await mirror.lease_fresh()
             await mirror.store.delete(ObjectKey(key))
             gone.append(key)
+            on_deleted(len(gone))
     except StoreError as exc:
         logger.info(
             "store %s: %d of %d objects were deleted: %s", mirror.store.name, len(gone), len(keys), exc

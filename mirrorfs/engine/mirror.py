@@ -7,8 +7,8 @@ Invariants:
 - An object is recorded as held only after a look (engine/look.py, which verifies the place, too) that
   began after its PUT returned, and found it under its key with its size. Names hold 8 random bytes of their
   writer and PUT never replaces other bytes: the size tells an object cut short; rot is verify's business.
-- An object is outstanding from `offer` until it is recorded as held; an outage, a cancelled PUT or
-  an unknown outcome only makes it be sent again, which the store's PUT contract makes safe.
+- An object is outstanding from `offer` until it is recorded as held, or abandoned; an outage, a cancelled PUT
+  or an unknown outcome only makes it be sent again, which the store's PUT contract makes safe.
 - No PUT starts unless the lease was fresh just before. The lease may still be lost while the PUT is
   under way: names are never shared between writers, so that leaves an orphan, not damage.
 - Memory: `parallel` objects, and UNCONFIRMED_MAX and PARKED_MAX entries beside the queue.
@@ -140,16 +140,17 @@ class Mirror:
         self._queue.resume(key)
         self._event.unpark_all()
 
-    async def abandon(self, keys: Collection[str]) -> None:
-        """Have objects neither sent nor counted as held; return when no request sends one of them any more.
-
-        Whoever waits for one of them waits no longer.
-        """
-        for key in keys:
-            self.forget(key)
-            self._queue.remove(key)
-            self._no_longer_waited_for(key)
+    def drop(self, key: str) -> None:
+        """An object is of no use any more: neither sent nor counted as held, and nobody waits for it."""
+        self.forget(key)
+        self._queue.remove(key)
+        self._no_longer_waited_for(key)
         self._event.unpark_all()
+
+    async def abandon(self, keys: Collection[str]) -> None:
+        """Drop objects, and return when no request sends one of them any more."""
+        for key in keys:
+            self.drop(key)
         while not self._queue.in_flight.keys().isdisjoint(keys):
             await self._event.park()
 

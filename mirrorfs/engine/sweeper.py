@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from functools import partial
 from typing import Final
 
 import trio
@@ -18,8 +17,6 @@ from mirrorfs.engine.attached import AttachedStore, StoreSet
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.prune_report import PruneReport
-from mirrorfs.engine.range_files import range_path
-from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
@@ -94,29 +91,20 @@ class Sweeper:
         gone = set(keys)
         for one in self._members.members:
             gone &= await self._delete_there(one, keys, report, on_progress)
-        for key in sorted(gone):
-            path = LOCAL_PREFIX + key
-            self._local.reader.let_go(path)
-            await self._world.offload.run(partial(self._world.disk.remove, path))
-            self._local.cache.gone(path)
-            self._local.cache.gone(range_path(key))
-            await self._world.offload.run(partial(self._world.disk.remove, range_path(key)))
+        # Not only those: what a store keeps for ever would lie here for ever, for it counts as held by none.
+        await self._local.cache.remove(keys)
         report.deleted += len(gone)
         return gone
 
     async def _delete_there(
         self, one: AttachedStore, keys: Sequence[str], report: PruneReport, on_progress: OnProgress
     ) -> set[str]:
-        gone: set[str] = set()
-        for at in range(0, len(keys), BATCH):
-            on_progress("objects", at, len(keys))
-            deletion = await one.delete(keys[at : at + BATCH])
-            gone.update(deletion.gone)
-            if deletion.denied and one.store.name not in report.denied:
-                report.denied.append(one.store.name)
-            if deletion.fault is not None:
-                break  # it is tried again with the next run
-        return gone
+        done = await one.delete(keys, on_deleted=lambda count: on_progress("objects", count, len(keys)))
+        if done.denied and one.store.name not in report.denied:
+            report.denied.append(one.store.name)
+        elif done.fault is not None and not done.denied:
+            raise done.fault
+        return set(done.gone)
 
     async def _forget(self, rows: Iterable[CondemnedRow]) -> None:
         """The objects are gone: so may be what is known of them."""

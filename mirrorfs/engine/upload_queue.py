@@ -9,7 +9,9 @@ Invariants:
   that opens it is missing; then segments/ by sequence; then checkpoints/, which must never delay
   user data; heads/ last, so that a head names what the store has. Both wait while a segment up to
   their `after_sequence` is queued, in flight or parked; a head also waits for every
-  checkpoint. An object in conflict or withheld holds nothing up: nobody can say when, if ever, it is settled.
+  checkpoint. Whatever else there is goes before relocated/, of which a few are in flight at once: it holds
+  copies of what the stores have, and nothing refers to it before they have it. An object in conflict or
+  withheld holds nothing up: nobody can say when, if ever, it is settled.
 
 Memory is about 400 bytes for each outstanding object, whatever came and went. Item is a NamedTuple because a
 million of them may wait for a store that is down.
@@ -25,6 +27,8 @@ from typing import NamedTuple
 from mirrorfs.errors import LimitError
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, parse_segment_object_key
 
+RELOCATED_AT_ONCE = 2
+"""So that an upload of what was written finds a place."""
 _AGES_SLACK = 1000
 
 
@@ -44,14 +48,15 @@ class _Rank(IntEnum):
     SEGMENT = 1
     CHECKPOINT = 2
     HEAD = 3
+    RELOCATED = 4
 
 
 _RANKS = {
     "header/": _Rank.HEADER,
     STREAM_PREFIX[Stream.MAIN]: _Rank.SEGMENT,
     STREAM_PREFIX[Stream.CHECKPOINT]: _Rank.CHECKPOINT,
-    STREAM_PREFIX[Stream.RELOCATED]: _Rank.CHECKPOINT,
     "heads/": _Rank.HEAD,
+    STREAM_PREFIX[Stream.RELOCATED]: _Rank.RELOCATED,
 }
 MIRRORED_PREFIXES = tuple(_RANKS)
 """Prefixes of the objects that are mirrored, each with its slash."""
@@ -206,6 +211,8 @@ class UploadQueue:
         # parked (both bounded) is all that can hold the item up.
         if rank in (_Rank.HEADER, _Rank.SEGMENT):
             return True
+        if rank is _Rank.RELOCATED:
+            return sum(_rank(key) is rank for key in self.in_flight) < RELOCATED_AT_ONCE
         for place in (self.in_flight, self.parked):
             for key in place:
                 if _rank(key) is _Rank.CHECKPOINT and rank is _Rank.HEAD:

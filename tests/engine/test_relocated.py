@@ -13,11 +13,12 @@ from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.restore_directory import RestoreDirectory
 from mirrorfs.engine.local import World
+from mirrorfs.engine.prune_report import PruneReport
 from mirrorfs.engine.reader import FrameCache
 from mirrorfs.engine.restore import Restore
 from mirrorfs.engine.scrub import DEEP, LOCAL, SIZES, BadObject, Fault
 from mirrorfs.engine.volume import MountedVolume
-from mirrorfs.errors import ReadFailed
+from mirrorfs.errors import ReadFailed, StoreDenied
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.retention import Collected, pack_numbers
 from mirrorfs.ports import ObjectKey
@@ -37,6 +38,12 @@ class Meddled(MemoryStore):
 
     meddle = staticmethod(lambda: None)
     reads = 0
+    keeps = False
+
+    async def delete(self, key: ObjectKey) -> None:
+        if self.keeps:
+            raise StoreDenied(f"Store {self.name} does not allow deleting.")
+        await super().delete(key)
 
     async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
         self.reads += 1
@@ -328,6 +335,27 @@ async def test_a_machine_that_lost_its_cache_fetches_them_ahead(
         before = [store.reads for store in stores]
         await check_all(volume, inodes)
         assert [store.reads for store in stores] == before
+
+
+async def test_what_a_store_keeps_takes_no_room_here(
+    autojump_clock: MockClock, tmp_path: Path, stores: list[Meddled]
+) -> None:
+    pc = machine(tmp_path, stores)
+    async with pc.mounted() as volume:
+        inodes = await fill(volume)
+        moved = await moved_first(volume, inodes)
+        volume.pruner.sweeper.grace_ns = 0
+        for keeps in (True, False):
+            stores[1].keeps = keeps
+            report = PruneReport()
+            await volume.pruner.sweeper.run(report, lambda what, done, total: None)
+            assert report.denied == ["s3"] * keeps
+            assert not any((tmp_path / "objects" / key).exists() for key in moved.old)
+            assert not stores[0].objects.keys() & set(moved.old)
+            assert stores[1].objects.keys() & set(moved.old) == (set(moved.old) if keeps else set())
+            assert len(volume._local.index.list_condemned(after=(0, 0), limit=9)) == 2 * keeps
+            assert (await volume.scrubber.run(DEEP)).bad == []
+            await check_all(volume, inodes)
 
 
 # --- restoring -------------------------------------------------------------------------------

@@ -645,6 +645,24 @@ async def test_a_conflict_ends_when_what_was_in_the_way_is_gone(
     assert store.objects == rig.objects
 
 
+async def test_relocated_segments_delay_nothing(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    moved = [segment_object_key(Stream.RELOCATED, SegmentId(number, 1, WRITER)) for number in range(6)]
+    for key in moved:
+        rig.offer(key)
+    for key in (segment(1), checkpoint(1), head(1)):
+        rig.offer(key)
+    async with rig.running() as mirror:
+        await trio.sleep(2.6)
+        assert store.started == [segment(1), checkpoint(1), head(1), *moved[:2]]
+        rig.offer(segment(2))
+        await trio.sleep(0.1)
+        assert store.started[-1] == segment(2), "it is sent beside them, at once"
+        await mirror.wait_held()
+    assert sorted(store.started[6:]) == moved[2:] and store.objects == rig.objects
+
+
 # --- giving up, and deleting -----------------------------------------------------------------
 
 

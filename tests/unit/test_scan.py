@@ -263,3 +263,25 @@ def test_frames_authentic_but_not_those_signed() -> None:
     found = scan(forged)
     assert (found.trailer, found.journal_whole) == (None, False)
     assert found.fault is not None
+
+
+def test_frames_of_a_relocated_segment_were_born_in_the_log() -> None:
+    """Whatever their numbers: those of its own stream name no frame."""
+    births = [(900, 5), (7, 1), (2, 0), (2, 9)]
+    segment = SegmentBytes(2, stream=Stream.RELOCATED)
+    offsets = [segment.add_data(b"moved " * 10, birth=birth) for birth in births]
+    data = segment.seal()
+    found = scan(data)
+    assert (found.fault, found.bad) == (None, ())
+    assert [frame.frame for frame in found.rest] == [frame_id(*birth) for birth in births]
+    # What is bad of it keeps its name.
+    found = scan(flip(data, offsets[1] - 1))
+    assert found.fault is not None
+    assert [frame.frame for frame in found.bad] == [frame_id(900, 5)]
+
+
+def test_a_frame_of_the_log_was_not_born_behind_it() -> None:
+    for birth in ((SEQUENCE + 1, 0), (SEQUENCE, 7)):
+        segment = SegmentBytes(SEQUENCE)
+        segment.add_data(b"from the future", birth=birth)
+        assert "birth" in str(scan(segment.seal()).fault)
