@@ -185,18 +185,20 @@ class MountedVolume:
             level=settings.level, encrypted_max=settings.encrypted_max, on_closed=closed,
             on_commit=checkpointer.committed,
         )  # fmt: skip
-        pruner = Pruner(
-            world, local, tasks, checkpointer, objects, settings.scratch, header.public_keys.writer
-        )
+        public_key = header.public_keys.writer
+        pruner = Pruner(world, local, tasks, checkpointer, objects, settings.scratch, public_key)
         volume = cls(world, local, tasks, objects, checkpointer, writer.heads, ages, pruner, settings)
-        await local.start()
-        await remove_torn(
-            LocalObjects(world.disk, index, world.offload), world.disk, world.offload,
-            is_held=lambda key: any(one.mirror.is_held(key) for one in members.members),
-        )  # fmt: skip
-        await tasks.offer_all(members.members)
-        nursery.start_soon(volume._run)
+        await volume._start(nursery)
         return volume
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        await self._local.start()
+        await remove_torn(
+            self._objects, self._world.disk, self._world.offload,
+            is_held=lambda key: any(one.mirror.is_held(key) for one in self._stores),
+        )  # fmt: skip
+        await self._tasks_of_stores.offer_all(self._stores)
+        nursery.start_soon(self._run)
 
     async def _run(self) -> None:
         try:

@@ -25,7 +25,7 @@ from mirrorfs.ports import ObjectKey
 from tests.sim.world import InlineOffload
 from tests.support.built_volume import WRITER_KEY
 from tests.support.machine import Machine, read_file, write_file
-from tests.support.relocation import Moved, copy_frames, forget_old, relocate, segments_of
+from tests.support.relocation import Moved, copy_frames, forget_old, let_go, relocate, segments_of
 from tests.support.store_memory import MemoryStore
 from tests.support.trio_clock import TrioClock
 from tests.support.volumes import KEYS
@@ -187,6 +187,7 @@ async def test_what_is_moved_while_a_store_is_asked_for_it(
 
         def collect() -> None:
             state.record(record)
+            let_go(volume, sequences)
             state.record(Collected(Stream.MAIN, 1, pack_numbers(sequences)))
             for store in stores:
                 del store.objects[old]

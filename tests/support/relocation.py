@@ -15,7 +15,16 @@ from mirrorfs.engine.segment_writer import SegmentWriter
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.format.frame import Body
 from mirrorfs.format.ids import Stream, split_frame_id
-from mirrorfs.format.retention import Collected, FramePlace, Relocated, pack_numbers, pack_places
+from mirrorfs.format.limits import ORDINAL_BITS
+from mirrorfs.format.retention import (
+    Checkpointed,
+    Collected,
+    FramePlace,
+    Relocated,
+    Retain,
+    pack_numbers,
+    pack_places,
+)
 from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Index
@@ -85,10 +94,19 @@ async def relocate(
     if send:
         volume._tasks_of_stores.offer(key, record.size, written_ns=state.clock.now_ns())
         await volume.flush()
+    let_go(volume, sequences)
     state.record(record)
     state.record(Collected(Stream.MAIN, state.clock.now_ns(), pack_numbers(sequences)))
     await volume._local.committer.commit(None)
     return Moved(key, old)
+
+
+def let_go(volume: MountedVolume, sequences: Sequence[int]) -> None:
+    """Have the log begin behind segments: only then they may be collected."""
+    state, base = volume._local.state, (max(sequences) + 2) << ORDINAL_BITS
+    now_ns = state.clock.now_ns()
+    state.record(Checkpointed(base, now_ns, 0, 1, bytes(8), bytes(32)))
+    state.record(Retain(base, b""))
 
 
 def forget_old(volume: MountedVolume, moved: Moved, *places: dict[str, bytes]) -> None:
