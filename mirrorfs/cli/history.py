@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from mirrorfs.cli.ls import shown
@@ -17,6 +17,7 @@ from mirrorfs.cli.past_session import (
     Past,
     add_past_arguments,
     exit_code_of,
+    kept_as_json,
     look_back,
     moment_of,
     operands_of,
@@ -29,6 +30,7 @@ from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.tree_walk import split_path
 from mirrorfs.errors import UsageError
 from mirrorfs.format.ids import format_position
+from mirrorfs.format.rows import MomentRow
 from mirrorfs.format.signing import load_public_key
 
 SCHEMA: Final = 1
@@ -78,24 +80,36 @@ async def _show(past: Past, arguments: argparse.Namespace, names: list[bytes], s
                 on_progress=lambda done, total: past.show("log", done, total, "segments"),
             )
 
-        if since == NEWEST:
+        start, base = since.resolved(newest.index), reader.kept.base
+        if base is not None and (since == NEWEST or reader.kept.is_before_base(start)):
+            start = Moment(position=base.position)  # the log begins there
+        if start == NEWEST:
             history = FileHistory(names, None)
-            await follow(since)
+            await follow(start)
         else:
-            async with past.at(since) as then:
+            async with past.at(start) as then:
                 history = FileHistory(names, then.index)
                 await follow(Moment(position=then.plan.position))
         past.end_progress()
+        single = reader.single(Stretch(since.resolved(newest.index)))
     if arguments.json:
-        print(json.dumps(_as_json(past.name, history, reader.lost), indent=2))
+        print(json.dumps(_as_json(past.name, history, reader.lost, single), indent=2))
     else:
         if history.first is not None:
             print(f"there already{_size(history.first)}")
         for version in history.versions:
             print(f"{date_of(version.time_ns)[:19]}  {format_position(version.position)}: {_said(version)}")
+    if len(single) > 1:
+        say(
+            f"Before {date_of(single[-1].time_ns)[:19]} only single moments are kept, {len(single) - 1} of"
+            " them: `mirrorfs log` names them, and `mirrorfs ls` or `cat` with --at show the file in one."
+        )
     for sequence in reader.lost:
         say(f"Segment {sequence} is damaged or in no store that answers: versions in it are missing here.")
     if not history.versions and history.first is None:
+        if len(single) > 1:
+            say("Nothing of that name was in the volume since then; paths begin below its root.")
+            return EXIT_FAILED
         say("Nothing of that name was ever in the volume; paths begin below its root.")
         return EXIT_FAILED
     return exit_code_of(newest.plan) or (EXIT_DAMAGED if reader.lost else 0)
@@ -111,12 +125,13 @@ def _size(version: Version) -> str:
     return "" if version.size is None else f", {format_bytes(version.size)}"
 
 
-def _as_json(name: str, history: FileHistory, lost: list[int]) -> dict[str, Any]:
+def _as_json(name: str, history: FileHistory, lost: list[int], single: Sequence[MomentRow]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "volume": name,
         "there_before": history.first is not None,
         "lost_segments": lost,
+        "kept": kept_as_json(single),
         "versions": [
             {
                 "position": format_position(version.position),

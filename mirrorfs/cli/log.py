@@ -17,6 +17,7 @@ from mirrorfs.cli.past_session import (
     Past,
     add_past_arguments,
     exit_code_of,
+    kept_as_json,
     look_back,
     moment_of,
     operands_of,
@@ -28,7 +29,7 @@ from mirrorfs.engine.bursts import KnownBurst
 from mirrorfs.engine.commits import Commit, CommitReader, Stretch
 from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.format.ids import format_position
-from mirrorfs.format.rows import SnapshotRow
+from mirrorfs.format.rows import MomentRow, SnapshotRow
 from mirrorfs.format.signing import load_public_key
 
 SCHEMA: Final = 1
@@ -81,23 +82,30 @@ async def _show(past: Past, arguments: argparse.Namespace, since: Moment, until:
             opened.planner.main, opened.index, plan, past.keys, load_public_key(past.writer_key)
         )
         by = None if arguments.all else _grouping(arguments.by, since, end_ns)
-        timeline = _Timeline(by=by, bursts=past.bursts())
+        stretch = Stretch(since.resolved(opened.index), until)
+        timeline = _Timeline(by=by, bursts=past.bursts(), single=reader.single(stretch))
         await reader.run(
-            Stretch(since.resolved(opened.index), until), timeline.add,
+            stretch, timeline.add,
             on_progress=lambda done, total: past.show("log", done, total, "segments"),
         )  # fmt: skip
         past.end_progress()
         timeline.mark(opened.index.list_snapshots())
-        oldest = opened.index.list_segments(from_sequence=0, limit=1)
-        has_older = since.time_ns is not None and any(row.first_ns < since.time_ns for row in oldest)
+        first = opened.index.list_segments(from_sequence=0, limit=1)
+        oldest = [row.time_ns for row in reader.kept.single[:1]] or [row.first_ns for row in first]
+        has_older = since.time_ns is not None and any(time_ns < since.time_ns for time_ns in oldest)
     if arguments.json:
         print(json.dumps(timeline.as_json(past.name, plan.position, plan.time_ns, reader.lost), indent=2))
     else:
         timeline.print()
-        if not timeline.tallies:
+        if not timeline.tallies and not timeline.single:
             say(f"There is no moment in that time; the newest one is of {date_of(plan.time_ns)}.")
         elif arguments.since is None and has_older:
             say(f"These are the last {SHOWN_DAYS} days; --since shows more.")
+        if timeline.single:
+            say(
+                f"Up to {date_of(reader.kept.single[-1].time_ns)[:19]} only single moments are kept; from"
+                " then on every one can be returned to."
+            )
         for known in timeline.shown_bursts():
             say(_about(known))
     for sequence in reader.lost:
@@ -115,13 +123,17 @@ def _grouping(by: str | None, since: Moment, end_ns: int) -> str:
 class _Timeline:
     """Moments as they come in, counted by the hour, by the day, or each."""
 
-    def __init__(self, *, by: str | None, bursts: Sequence[KnownBurst]) -> None:
+    def __init__(self, *, by: str | None, bursts: Sequence[KnownBurst], single: Sequence[MomentRow]) -> None:
+        """`single`: moments before all others, of which is not known what changed in them."""
         self._by = by
+        self.single = single
         self._bursts = bursts
         self._last_key: object = None
         self.tallies: list[Tally] = []
         self._snapshots: dict[int, list[str]] = {}
         """Names of those that there are, by the number of the tally."""
+        self._named: dict[int, list[str]] = {}
+        """The same by the position of a single moment."""
 
     def add(self, commit: Commit) -> None:
         key: object = commit.position
@@ -149,12 +161,20 @@ class _Timeline:
     def mark(self, snapshots: Sequence[SnapshotRow]) -> None:
         """Show where the snapshots are."""
         ends = [tally.last_position for tally in self.tallies]
+        single = {row.position for row in self.single}
         for row in snapshots:
+            if row.position in single:
+                self._named.setdefault(row.position, []).append(row.name.decode())
+                continue
             number = bisect_left(ends, row.position)
             if number < len(ends) and self.tallies[number].first_position <= row.position:
                 self._snapshots.setdefault(number, []).append(row.name.decode())
 
     def print(self) -> None:
+        for row in self.single:
+            moment = datetime.fromtimestamp(row.time_ns // _NS_PER_S).astimezone()
+            names = "".join(f", snapshot {name}" for name in self._named.get(row.position, ()))
+            print(f"{moment:%Y-%m-%d %H:%M:%S}  {format_position(row.position)}: kept{names}")
         for number, tally in enumerate(self.tallies):
             changes = _changes(tally, self._snapshots.get(number, ()))
             moment = datetime.fromtimestamp(tally.first_ns // _NS_PER_S).astimezone()
@@ -175,6 +195,10 @@ class _Timeline:
             "by": self._by or "moment",
             "lost_segments": lost,
             "bursts": [_burst(known) for known in self.shown_bursts()],
+            "kept": [
+                {**entry, "snapshots": self._named.get(row.position, [])}
+                for row, entry in zip(self.single, kept_as_json(self.single), strict=True)
+            ],
             "entries": [
                 {
                     **_entry(tally, self._snapshots.get(number, ())),

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -25,7 +25,7 @@ from mirrorfs.cli.key_events import note_code_used
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.resolve import resolve
 from mirrorfs.cli.restore import work_directory
-from mirrorfs.cli.restore_report import EXIT_DAMAGED, EXIT_UNAVAILABLE, date_of, say
+from mirrorfs.cli.restore_report import EXIT_DAMAGED, EXIT_UNAVAILABLE, date_of, gap_of, say
 from mirrorfs.cli.restore_stores import check_members, find_stores, name_stores
 from mirrorfs.cli.restore_unlock import unlock_newest
 from mirrorfs.cli.stores import ONCE, open_store
@@ -45,7 +45,9 @@ from mirrorfs.engine.restore_plan import Planner, RestorePlan
 from mirrorfs.engine.retry import RetryingStore
 from mirrorfs.errors import FormatError, UsageError
 from mirrorfs.format.header import verify_header
+from mirrorfs.format.ids import format_position
 from mirrorfs.format.kdf import VolumeKeys, format_fingerprint
+from mirrorfs.format.rows import MomentRow
 from mirrorfs.ports import Index
 
 STORE_CLOSE_S: Final = 2.0
@@ -150,6 +152,8 @@ class Past:
         self.show("index", done, total, "pieces")
 
     def _say_of(self, plan: RestorePlan, moment: Moment) -> None:
+        if (gap := gap_of(plan)) is not None:
+            say(gap)
         if plan.damage is not None:
             say(f"There are newer commits that cannot be read: {plan.damage}.")
         if moment == NEWEST and self._state is None and len(self.stores) == 1:
@@ -161,6 +165,11 @@ def exit_code_of(plan: RestorePlan) -> int:
     if plan.damage is None:
         return 0
     return EXIT_UNAVAILABLE if plan.unreached else EXIT_DAMAGED
+
+
+def kept_as_json(rows: Sequence[MomentRow]) -> list[dict[str, Any]]:
+    """Moments that are kept by themselves, for --json."""
+    return [{"position": format_position(row.position), "time_ns": row.time_ns} for row in rows]
 
 
 # --- arguments -------------------------------------------------------------------------------

@@ -29,6 +29,16 @@ def date_of(time_ns: int) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S %z")
 
 
+def gap_of(plan: RestorePlan) -> str | None:
+    """Of a moment where only single ones are kept, that it stands for others; None for one that does not."""
+    if plan.next_ns is None:
+        return None
+    return (
+        f"This is the kept moment of {date_of(plan.time_ns)} (position {format_position(plan.position)}); the"
+        f" next one is of {date_of(plan.next_ns)}, and those in between are not kept any more."
+    )
+
+
 def print_plan(plan: RestorePlan, moment: Moment, *, has_one_store: bool) -> None:
     """What is about to be restored, before a person is asked."""
     what = "Newest state" if moment == NEWEST else "State then  "
@@ -38,6 +48,8 @@ def print_plan(plan: RestorePlan, moment: Moment, *, has_one_store: bool) -> Non
     else:
         print(f"{what}: the volume is empty; nothing was ever written to it")
     print(f"Stores:       {', '.join(plan.stores)}")
+    if (gap := gap_of(plan)) is not None:
+        say(gap)
     for name in plan.silent:
         say(f"Store {name} could not be listed; going on without it.")
     if plan.damage is not None:

@@ -22,7 +22,7 @@ import trio
 
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, MirrorfsError
-from mirrorfs.format.checkpoint import ChunkRef, Root, decode_fields
+from mirrorfs.format.checkpoint import ChunkRef, Fields, Root, Table, decode_fields
 from mirrorfs.format.frame import FrameCipher, Kind, unpack
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 OnLoaded = Callable[[int, int], None]
 """Hears (chunks loaded, all chunks)."""
+OnRows = Callable[[Table, list[Fields]], None]
+"""Takes the rows of one chunk."""
 
 RUN_CHUNKS_MAX: Final = 16
 """Chunks of one request; 8 MiB of rows."""
@@ -50,7 +52,7 @@ AGAIN_S: Final = 2.0
 
 
 class CheckpointLoader:
-    """Fills an empty index with a checkpoint."""
+    """Reads the chunks of checkpoints: all of one into an empty index, or some."""
 
     def __init__(
         self,
@@ -74,16 +76,16 @@ class CheckpointLoader:
 
     async def load(self, root: Root, index: Index, on_loaded: OnLoaded | None) -> None:
         """Raises DamagedError when a chunk has no good copy; the index is of no use then."""
-        failure: MirrorfsError | None = None
-        async with trio.open_nursery() as nursery:
-            try:
-                await self._load(root.chunks, index, nursery, on_loaded)
-            except MirrorfsError as exc:
-                # Raised outside: the nursery would wrap it.
-                failure = exc
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        loaded = 0
+
+        def put_rows(table: Table, rows: list[Fields]) -> None:
+            nonlocal loaded
+            index.load_rows(table.name, rows)
+            loaded += 1
+            if loaded % COMMIT_CHUNKS == 0:
+                index.commit()
+
+        await self.read(root.chunks, put_rows, on_loaded)
         put = index.put_meta
         put("position", root.position)
         put("journal_sequence", root.journal_sequence)
@@ -95,8 +97,24 @@ class CheckpointLoader:
         put("epoch", root.epoch)
         index.commit()
 
-    async def _load(
-        self, chunks: Sequence[ChunkRef], index: Index, nursery: trio.Nursery, on_loaded: OnLoaded | None
+    async def read(self, chunks: Sequence[ChunkRef], take: OnRows, on_loaded: OnLoaded | None = None) -> None:
+        """Have the rows of some chunks of one checkpoint taken, chunk by chunk in the order given.
+
+        Raises DamagedError: one has no good copy; those before it were taken.
+        """
+        failure: MirrorfsError | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                await self._read_all(chunks, take, nursery, on_loaded)
+            except MirrorfsError as exc:
+                # Raised outside: the nursery would wrap it.
+                failure = exc
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _read_all(
+        self, chunks: Sequence[ChunkRef], take: OnRows, nursery: trio.Nursery, on_loaded: OnLoaded | None
     ) -> None:
         waiting = iter(runs_of(chunks))
         coming: deque[tuple[Sequence[ChunkRef], trio.MemoryReceiveChannel[list[bytes | None]]]] = deque()
@@ -122,11 +140,9 @@ class CheckpointLoader:
                 table, rows = decode_fields(payload if payload is not None else await self._search(ref))
                 if table.code != ref.table or len(rows) != ref.rows:
                     raise DamagedError("a checkpoint chunk is not the one its root names.")
-                index.load_rows(table.name, rows)
+                take(table, rows)
                 loaded += 1
                 ahead -= 1
-                if loaded % COMMIT_CHUNKS == 0:
-                    index.commit()
                 if on_loaded is not None:
                     on_loaded(loaded, len(chunks))
                 await trio.lowlevel.checkpoint()
@@ -141,7 +157,7 @@ class CheckpointLoader:
         try:
             cipher = await self._cipher(segment)
             if cipher is not None:
-                data = await self._read(segment, offset=start, size_bytes=size)
+                data = await self._read_part(segment, offset=start, size_bytes=size)
                 if data is not None:
                     payloads = await self._segments.offload.run(partial(_open_run, cipher, run, data))
         except MirrorfsError as exc:
@@ -149,7 +165,9 @@ class CheckpointLoader:
             logger.info("%d chunks of segment %d did not come: %s", len(run), segment.sequence, exc)
         await sending.send(payloads)
 
-    async def _read(self, segment: SegmentId, *, offset: int, size_bytes: int) -> bytes | memoryview | None:
+    async def _read_part(
+        self, segment: SegmentId, *, offset: int, size_bytes: int
+    ) -> bytes | memoryview | None:
         """The first copy of a part of a segment that can be read; None: there is none."""
         if (known := self._read_before.get(segment)) is not None:
             return memoryview(known)[offset : offset + size_bytes]

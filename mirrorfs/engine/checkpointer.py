@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import trio
 
-from mirrorfs.engine.checkpoints import CheckpointReader, CheckpointWriter, WrittenCheckpoint
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.checkpoints import CheckpointWriter, WrittenCheckpoint
 from mirrorfs.engine.local import World
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.sources import Segments

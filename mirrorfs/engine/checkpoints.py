@@ -1,4 +1,4 @@
-"""Checkpoints: writing an image of the index in the log's own form, and loading one.
+"""Checkpoints: writing an image of the index in the log's own form.
 
 Chunk boundaries are those of the previous checkpoint where rows still fit, so a chunk whose rows did
 not change has the same digest and is named again instead of written again.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrorfs.engine.checkpoint_loader import CheckpointLoader, OnLoaded
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, SegmentWriter, WriterIdentity
-from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import AuthenticationError, DamagedError, LimitError
+from mirrorfs.errors import LimitError
 from mirrorfs.format.checkpoint import (
     TABLES,
     ChunkRef,
@@ -22,19 +20,19 @@ from mirrorfs.format.checkpoint import (
     Root,
     Row,
     Table,
-    decode_root,
     encode_chunk,
     encode_root,
     encode_row,
     row_key,
 )
-from mirrorfs.format.frame import Kind, make_body, unpack
-from mirrorfs.format.ids import STREAM_PREFIX, Previous, SegmentId, Stream, segment_object_key
-from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.frame import Kind, make_body
+from mirrorfs.format.ids import (
+    STREAM_PREFIX,
+    Previous,
+    Stream,
+)
 from mirrorfs.format.limits import FRAME_LENGTH_MAX
-from mirrorfs.format.segment import FOOTER, SegmentHeader, decode_header, open_trailer, read_footer, signer_of
-from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import Disk, Entropy, Index, IndexSnapshot
+from mirrorfs.ports import Disk, Entropy, IndexSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -205,104 +203,3 @@ def _int(snapshot: IndexSnapshot, key: str) -> int:
 def _bytes(snapshot: IndexSnapshot, key: str) -> bytes:
     value = snapshot.get_meta(key)
     return value if isinstance(value, bytes) else bytes(32)
-
-
-# --- loading -----------------------------------------------------------------------------------
-
-
-class CheckpointReader:
-    """Finds and loads checkpoints from the local disk or the stores."""
-
-    def __init__(self, segments: Segments, keys: VolumeKeys, writer: WriterPublicKey) -> None:
-        """`segments` is the checkpoint stream, already looked at."""
-        self._segments = segments
-        self._keys = keys
-        self._writer = writer
-        self._vouched: dict[int, list[Previous | None]] = {}
-        """By key generation out of use: its checkpoint segments from the newest back, as far as was asked."""
-        self._read: dict[SegmentId, bytes] = {}
-        """The segment whose root was found last: many of the checkpoint's chunks may lie in it."""
-
-    async def newest(
-        self, accept: Callable[[Root], bool] = lambda root: True, *, but: Collection[SegmentId] = ()
-    ) -> tuple[Root, SegmentId] | None:
-        """The newest readable checkpoint that `accept` takes, with the segment that holds its root.
-
-        That is the last of the last writer: each numbers its own, and one that was fenced may have come far.
-        """
-        for segment in self._segments.by_writer():
-            root = None if segment in but else await self._root(segment)
-            if root is not None and accept(root):
-                return root, segment
-        return None
-
-    async def root_of(self, segment: SegmentId) -> Root | None:
-        """The root in a segment; None: there is none, or no copy of it is good."""
-        return await self._root(segment)
-
-    async def _root(self, segment: SegmentId) -> Root | None:
-        async for where, data in self._segments.copies(segment):
-            try:
-                header, cipher = decode_header(data, self._keys, self._writer)
-                offset = read_footer(data)
-                if header.segment != segment or header.stream is not Stream.CHECKPOINT or offset is None:
-                    continue
-                trailer = open_trailer(
-                    memoryview(data)[offset : len(data) - FOOTER.size],
-                    offset=offset, header=header, cipher=cipher,
-                    writer=signer_of(header, self._keys, self._writer),
-                )  # fmt: skip
-                parts = []
-                for ordinal, entry in enumerate(trailer.frames):
-                    if entry.kind == Kind.ROOT:
-                        _, body = cipher.open_body(
-                            memoryview(data)[entry.offset :], offset=entry.offset, ordinal=ordinal
-                        )
-                        parts.append(unpack(body))
-                if not parts:
-                    return None
-                root = decode_root(b"".join(parts))
-                if not await self._is_vouched(header, data):
-                    raise AuthenticationError("checkpoint is sealed with keys that are out of use.")
-                self._read = {segment: data}
-                return root
-            except DamagedError as exc:
-                key = segment_object_key(Stream.CHECKPOINT, segment)
-                logger.warning("%s, object %s: %s", where, key, exc)
-        return None
-
-    async def _is_vouched(self, header: SegmentHeader, data: bytes) -> bool:
-        """Whether a checkpoint is of the keys in use; or was, when the last keys went out of use.
-
-        Of those the volume header names the newest, and each segment attests the one before it.
-        """
-        past = self._keys.past_of(header.key_generation)
-        if past is None:
-            return True
-        line = self._vouched.setdefault(header.key_generation, [past.checkpoint])
-        found = Previous(header.segment, len(data), hashlib.sha256(data).digest())
-        while found not in line and (last := line[-1]) is not None:
-            line.append(await self._before(last))
-        return found in line
-
-    async def _before(self, attested: Previous) -> Previous | None:
-        """What an attested segment attests of the one before it; None when it cannot be had."""
-        async for _, data in self._segments.copies(attested.segment):
-            if (len(data), hashlib.sha256(data).digest()) == attested[1:]:
-                return decode_header(data, self._keys, self._writer)[0].previous
-        return None
-
-    async def attest(self, segment: SegmentId) -> Previous | None:
-        """What the next checkpoint segment attests of this one; None when no copy can be read."""
-        async for _, data in self._segments.copies(segment):
-            return Previous(segment, len(data), hashlib.sha256(data).digest())
-        return None
-
-    async def load(self, root: Root, index: Index, on_loaded: OnLoaded | None = None) -> None:
-        """Fill an empty index with a checkpoint that `newest` found.
-
-        Raises: DamagedError: a chunk has no good copy, and the index is of no use.
-        """
-        loader = CheckpointLoader(self._segments, self._keys, self._writer, read_before=self._read)
-        self._read = {}
-        await loader.load(root, index, on_loaded)

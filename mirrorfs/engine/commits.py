@@ -3,8 +3,9 @@
 Which segments there are, an index tells. Of a sealed one only header, trailer and journal frames are read;
 of a small one all in one request. One without a trailer, or damaged, is read whole and looked through.
 
-Frames authenticate themselves, and the journal is a chain. Where part of it is lost that is said, and the
-commit that ends there is left out; of one that begins there only the rest is seen.
+The log begins with the base: what lies before it is no log any more, and moments that are kept of that time
+are named beside it. Frames authenticate themselves, and the journal is a chain. Where part of it is lost that
+is said, and the commit that ends there is left out; of one that begins there only the rest is seen.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Final, NamedTuple, TypeVar
 import trio
 
 from mirrorfs.core.scan import scan_segment
+from mirrorfs.engine.kept import kept_of
 from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.restore_plan import RestorePlan
 from mirrorfs.engine.salvage import CombiningSource
@@ -27,7 +29,7 @@ from mirrorfs.format.ids import SegmentId, Stream, frame_id, segment_object_key
 from mirrorfs.format.journal import Journal, decode_journal, journal_hash
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.record import Record, decode_records
-from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.rows import MomentRow, SegmentRow
 from mirrorfs.format.segment import (
     FOOTER,
     HEADER_SIZE,
@@ -126,6 +128,8 @@ class CommitReader:
         self._segments = segments
         self._index = index
         self._end = plan.journal_sequence
+        self.kept = kept_of(index)
+        """Which moments there are; the commits that are read come after its base."""
         self._keys = keys
         self._writer = writer
         self._group: list[_Found] = []
@@ -153,13 +157,20 @@ class CommitReader:
                     self.lost.append(row.sequence)
                 for one in found:
                     commit = self._add(one)
-                    if commit and stretch.has(position=commit.position, time_ns=commit.time_ns):
+                    if commit is None or commit.position <= self.kept.position:
+                        continue
+                    if stretch.has(position=commit.position, time_ns=commit.time_ns):
                         visit(commit)
         on_progress(len(rows), len(rows))
 
+    def single(self, stretch: Stretch) -> list[MomentRow]:
+        """The kept moments of a stretch up to the base, the oldest first."""
+        rows = self.kept.single
+        return [row for row in rows if stretch.has(position=row.position, time_ns=row.time_ns)]
+
     def _rows(self, stretch: Stretch) -> list[SegmentRow]:
         rows: list[SegmentRow] = []
-        after = -1
+        after = (self.kept.position >> 20) - 1
         while page := self._index.list_segments(from_sequence=after + 1, limit=ROWS_PER_PAGE):
             rows += [row for row in page if stretch.may_touch(row)]
             after = page[-1].sequence

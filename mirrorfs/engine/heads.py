@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mirrorfs.engine.branches import End, end_at
+from mirrorfs.engine.kept import kept_of
 from mirrorfs.errors import (
     AuthenticationError,
     DamagedError,
@@ -120,9 +121,24 @@ def holds_head(index: Index, head: Head) -> bool:
         return True
     row = index.get_segment(head.sequence)
     if row is None:
-        return False
+        return _is_before_base(index, head)
     key = segment_object_key(Stream.MAIN, SegmentId(row.sequence, row.epoch, row.writer))
     return (key, row.size, row.digest) == (head.segment_key, head.segment_size, head.segment_digest)
+
+
+def _is_before_base(index: Index, head: Head) -> bool:
+    """Whether a head names a segment of our log that was collected since, as far as can be told.
+
+    The log begins with a base later on. Epochs rise along a branch: a head of another one that was written
+    later, or by somebody else of the same epoch, is not of what comes before our base.
+    """
+    if head.sequence >= kept_of(index).position >> 20:
+        return False
+    following = index.list_segments(from_sequence=head.sequence, limit=1)
+    if not following:
+        return False
+    epoch, writer = following[0].epoch, following[0].writer
+    return head.epoch < epoch or (head.epoch, head.writer) == (epoch, writer)
 
 
 def vouched_by(head: Head) -> Previous | None:

@@ -18,6 +18,8 @@ class Moment:
     """Commits behind this position are left out."""
     snapshot: bytes | None = None
     """Commits behind the one that this snapshot names are left out; `resolved` tells which that is."""
+    is_exact: bool = False
+    """A moment that is kept in its place will not do: `position` was named by a snapshot."""
 
     def resolved(self, index: Index) -> Moment:
         """The same without a snapshot's name, going by an index of the newest state. Raises: UsageError."""
@@ -29,7 +31,7 @@ class Moment:
                 "The volume has no snapshot of that name; `mirrorfs snapshot list` shows them. A moment can"
                 " also be written as '2026-03-01 14:05', 'yesterday 18:00', 2h or a position such as 17.203."
             )
-        return Moment(position=row.position)
+        return Moment(position=row.position, is_exact=True)
 
     def has(self, *, position: int, time_ns: int) -> bool:
         """Whether a commit belongs to what is restored."""

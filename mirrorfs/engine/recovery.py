@@ -21,7 +21,7 @@ from functools import partial
 
 from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.checkpoint_loader import OnLoaded
-from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.closed_segments import mend_youngest, newest_local_head
 from mirrorfs.engine.joining import Joiner, check_reaches, longer_copy, undecided_in
 from mirrorfs.engine.late_segments import check_no_late_segment

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
-from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_heads, vouched_by
 from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.replay import ReplayEnd, Replayer
+from mirrorfs.engine.restore_kept import KeptMoments, end_of, leads_to
 from mirrorfs.engine.salvage import CombiningSource
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, MirrorfsError, StoreUnavailable, UsageError
@@ -60,6 +61,9 @@ class RestorePlan:
     """(store, object key) of copies that were listed and of no use; some of them may be good."""
     head: Head | None
     """The newest valid head that a store has: how far the log is known to go."""
+    next_ns: int | None = None
+    """Where single moments are kept, and this is the one before what was asked for: commit time of the one
+    after it."""
 
 
 class Planner:
@@ -98,6 +102,8 @@ class Planner:
         self._bad_heads: set[tuple[str, str]] = set()
         self._vouched: list[Previous] = []
         self._are_heads_known = True
+        self._next_ns: int | None = None
+        self._kept: KeptMoments
         self.main = Segments(Stream.MAIN, disk=disk, offload=offload, stores=stores, keys=keys)
         self._checkpoints = Segments(Stream.CHECKPOINT, disk=disk, offload=offload, stores=stores)
         self.end: ReplayEnd
@@ -170,6 +176,7 @@ class Planner:
             unreached=tuple(sorted(self.main.unreached | self._checkpoints.unreached)),
             suspects=frozenset(self.main.passed_over | self._checkpoints.passed_over | self._bad_heads),
             head=head,
+            next_ns=self._next_ns,
         )
         return index, plan
 
@@ -198,53 +205,78 @@ class Planner:
     # --- where from ----------------------------------------------------------------------------
 
     async def _best(self, moment: Moment) -> tuple[Index, ReplayEnd]:
-        """Replay from the newest checkpoint that the log continues, or from nothing."""
+        """The index at a moment: by replay, or before the base from the checkpoint of a kept moment."""
         reader = CheckpointReader(self._checkpoints, self._keys, self._writer)
+        self._kept = KeptMoments(reader, self.main, self._keys, self._writer)
+        await self._kept.learn()
+        self._stopped, self.left_out_ns, self._next_ns = False, None, None
+        if self._kept.kept.is_before_base(moment):
+            index, end, self._next_ns = await self._kept.fill(moment, self._fresh, self._on_loaded)
+            self._stopped = end.damage is None
+        else:
+            index, end = await self._replayed(reader, moment)
+        await self._kept.overlay(index, end.position)
+        return index, end
+
+    async def _replayed(self, reader: CheckpointReader, moment: Moment) -> tuple[Index, ReplayEnd]:
+        """Replay from the newest checkpoint that the log continues, or from nothing."""
         tried: set[SegmentId] = set()
         astray: Root | None = None
         alone: Root | None = None
-
-        def accept(root: Root) -> bool:
-            return moment.has(position=root.position, time_ns=root.time_ns)
-
-        while (found := await reader.newest(accept, but=tried)) is not None:
-            root = found[0]
-            tried.add(found[1])
+        failure: DamagedError | None = None
+        while (root := await self._kept.checkpoint_for(moment, tried)) is not None:
+            index = self._fresh()
             try:
-                index, end = await self._from(reader, root, moment)
-            except DamagedError as exc:
-                logger.warning("A checkpoint cannot be used, trying an older one: %s", exc)
+                await reader.load(root, index, self._on_loaded)
                 alone = alone or root
+                end = await self._replay(index, moment)
+            except DamagedError as exc:
+                index.close()
+                logger.warning("A checkpoint cannot be used, trying an older one: %s", exc)
+                failure = failure or exc
                 continue
+            except BaseException:
+                index.close()
+                raise
             if await self._is_followed(index):
                 return index, end
             logger.warning("A checkpoint is of a writer that was fenced; trying an older one.")
             index.close()
             astray = astray or root
-        index = self._fresh()
-        try:
-            end = await self._replay(index, moment)
-        except DamagedError:
-            if astray is None and alone is None:
-                index.close()
-                raise
-        else:
-            if end.journal_sequence and (astray is None or await self._is_followed(index)):
-                return index, end
-            if astray is None and alone is None:
-                return index, end
-        index.close()
+        if not self._kept.kept.position:
+            found = await self._from_nothing(moment, astray, is_last=astray is None and failure is None)
+            if found is not None:
+                return found
         if astray is not None:
             # Nothing leads to the newest segment: then as far as the log goes, and that is said.
             return await self._from(reader, astray, moment)
-        # No log leads to any checkpoint: then the newest checkpoint by itself is what there is.
-        assert alone is not None
+        damage = "the log behind the newest checkpoint is missing or damaged"
+        if alone is not None:
+            # No log leads to any checkpoint: then the newest checkpoint by itself is what there is.
+            index = self._fresh()
+            await reader.load(alone, index, self._on_loaded)
+            return index, end_of(alone, damage)
+        if failure is not None and not self._kept.kept.position:
+            raise failure
+        anyone = replace(moment, is_exact=False)
+        index, end, self._next_ns = await self._kept.fill(anyone, self._fresh, self._on_loaded)
+        return index, replace(end, damage=end.damage or damage)
+
+    async def _from_nothing(
+        self, moment: Moment, astray: Root | None, *, is_last: bool
+    ) -> tuple[Index, ReplayEnd] | None:
+        """Replay from the first segment. None: it leads to nothing, and there is another way."""
         index = self._fresh()
-        await reader.load(alone, index, self._on_loaded)
-        return index, ReplayEnd(
-            alone.position, alone.journal_sequence, alone.journal_hash, alone.time_ns, None,
-            (alone.position >> 20) + 1, None, "the log behind the newest checkpoint is missing or damaged",
-        )  # fmt: skip
+        try:
+            end = await self._replay(index, moment)
+            if is_last or (end.journal_sequence and (astray is None or await self._is_followed(index))):
+                return index, end
+        except DamagedError:
+            if is_last:
+                index.close()
+                raise
+        index.close()
+        return None
 
     async def _from(self, reader: CheckpointReader, root: Root, moment: Moment) -> tuple[Index, ReplayEnd]:
         """Replay from a checkpoint. Raises: DamagedError: it cannot be loaded, or the log has it not."""
@@ -262,12 +294,8 @@ class Planner:
         if last is None or not segments:
             return True
         end = segments[0]
-        if end.sequence <= last.sequence:
-            row = index.get_segment(end.sequence)
-            # Of what is before the checkpoint there may be no row.
-            return row is None or (row.epoch, row.writer) == (end.epoch, end.writer)
-        start = SegmentId(last.sequence, last.epoch, last.writer)
-        return await Branches(self.main, self._keys, self._writer).leads(start, end)
+        branches = Branches(self.main, self._keys, self._writer)
+        return await leads_to(end, last, index.get_segment(end.sequence), self.main, branches)
 
     def _fresh(self) -> Index:
         self._files.remove()
@@ -343,6 +371,8 @@ class Planner:
         sequence = end.position >> 20
         if not end.journal_sequence or index.get_segment(sequence) is not None:
             return None
+        if end.last is None and (known := await self._kept.segment_at(sequence)) is not None:
+            return known
         candidates = await self.main.candidates(sequence)
         for segment in candidates:
             async for _, data in self.main.copies(segment):

@@ -150,6 +150,8 @@ class Standing:
         before = self._index.get_segment(self._first - 1) if self._first else None
         async with aclosing(self._rows()) as rows:
             async for row in rows:
+                if before is not None and before.sequence != row.sequence - 1:
+                    before = None  # that one was collected
                 others = [one for one in await self._segments.candidates(row.sequence) if one != _id(row)]
                 await self._check_others(others, before, known)
                 before = row
@@ -203,7 +205,8 @@ class Standing:
         for other in others:
             previous = await self._branches.previous(other)
             if before is None:
-                parts = previous is None
+                # Where the one before was collected, its name is not known any more: the end alone tells.
+                parts = previous is None or other.sequence > 0
             else:
                 parts = previous is not None and previous.segment == _id(before)
                 if parts and previous != previous_of(before):

@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from mirrorfs.engine.attached import AttachedStore, StoreSet
-from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.prune_report import PruneReport
 from mirrorfs.engine.range_files import range_path

@@ -14,7 +14,8 @@ from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.engine import checkpoint_loader, checkpoints
 from mirrorfs.engine.checkpoint_loader import runs_of
-from mirrorfs.engine.checkpoints import CheckpointReader, CheckpointWriter, WrittenCheckpoint
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.checkpoints import CheckpointWriter, WrittenCheckpoint
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, StoreTooNew, StoreUnavailable

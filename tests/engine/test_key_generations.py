@@ -14,7 +14,8 @@ from trio.testing import MockClock
 
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
-from mirrorfs.engine.checkpoints import CheckpointReader, CheckpointWriter
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.checkpoints import CheckpointWriter
 from mirrorfs.engine.heads import newest_head, seal_head
 from mirrorfs.engine.lease import LEASE_PERIOD_S
 from mirrorfs.engine.moment import NEWEST

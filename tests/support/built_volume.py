@@ -13,7 +13,8 @@ from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.os_threads import ThreadOffload
-from mirrorfs.engine.checkpoints import CheckpointReader, CheckpointWriter
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.checkpoints import CheckpointWriter
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.recovery import Recovery
 from mirrorfs.engine.segment_writer import WriterIdentity
