@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
+from mirrorfs.engine.heads import seal_head
 from mirrorfs.engine.moment import NEWEST, Moment
-from mirrorfs.errors import UsageError
-from mirrorfs.format.ids import format_position
+from mirrorfs.engine.recovery import Recovery
+from mirrorfs.errors import ChainError, DamagedError, UsageError
+from mirrorfs.format.ids import (
+    SegmentId,
+    Stream,
+    format_position,
+    parse_segment_object_key,
+    segment_object_key,
+)
+from mirrorfs.format.signing import load_public_key
 from tests.engine.test_commits import looked
 from tests.engine.test_restore import Restored
+from tests.support.built_volume import WRITER_KEY, BuiltVolume
 from tests.support.pruned import Files, Pruned, prune
 from tests.support.store_memory import MemoryStore
+from tests.support.volumes import HEAD, KEY_SET, KEYS
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +102,143 @@ async def test_moments_from_the_local_state_alone(made: Pruned, tmp_path: Path) 
             assert then.plan.position == there
             names = {row.name for row in then.index.list_dentries(1, after_cookie=0, limit=99)}
             assert names == made.volume.files_at[there].keys()
+
+
+# --- damage ------------------------------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings("A kept moment cannot be used")
+async def test_the_checkpoint_of_the_kept_moment_is_gone(made: Pruned, tmp_path: Path) -> None:
+    volume = made.volume
+    store = volume.store(lacking=[volume.roots[made.kept.position]])
+    position = format_position(made.kept.position)
+    for moment in (Moment(position=made.kept.position), Moment(snapshot=b"monthly")):
+        with pytest.raises(
+            DamagedError, match=f"the checkpoint of position {position} is damaged or missing"
+        ):
+            await Restored(tmp_path, [store]).run(moment)
+
+
+@pytest.mark.expects_warnings("A checkpoint cannot be used", "A kept moment cannot be used")
+async def test_the_checkpoint_of_the_base_is_gone(made: Pruned, tmp_path: Path) -> None:
+    """Then the moment before it is what there is of that time, and that is said."""
+    volume = made.volume
+    store = volume.store(lacking=[volume.roots[made.base.position]])
+    done, files = await restored(tmp_path, store, NEWEST)
+    assert (files, done.plan.damage) == (volume.current, None)
+    done, files = await restored(tmp_path, store, Moment(position=made.base.position))
+    assert files == volume.files_at[made.kept.position]
+    assert done.plan.damage is not None and "is damaged or missing" in done.plan.damage
+
+
+async def test_the_newest_checkpoint_is_gone(made: Pruned, tmp_path: Path) -> None:
+    """The log from the base on tells the same."""
+    volume = made.volume
+    store = volume.store(lacking=[volume.roots[made.newest.position]])
+    for moment in (NEWEST, *(Moment(position=at) for at in made.positions(first=made.base.position))):
+        done, files = await restored(tmp_path, store, moment)
+        assert files == (volume.current if moment == NEWEST else volume.files_at[done.plan.position])
+        assert done.plan.damage is None
+
+
+@pytest.mark.expects_warnings("A checkpoint cannot be used", "No good copy")
+async def test_no_tree_from_the_middle_of_the_log(made: Pruned, tmp_path: Path) -> None:
+    """The log goes on from no checkpoint: the last by itself, and not what comes before the base."""
+    volume = made.volume
+    store = volume.store(lacking=[*volume.keys_of(4), volume.roots[made.base.position]])
+    done = await Restored(tmp_path, [store]).run(NEWEST)
+    assert done.plan.position == made.newest.position
+    assert done.plan.damage is not None
+
+
+# --- going on ----------------------------------------------------------------------------------
+
+
+async def test_going_on_without_an_index(made: Pruned, tmp_path: Path) -> None:
+    """What was let go of is no damage, and a log that begins later is gone on with."""
+    shutil.copytree(made.volume.root, tmp_path / "state")
+    volume = BuiltVolume(tmp_path / "state")
+    volume.files.remove()
+    volume._epoch = 9
+    async with volume.session() as mounted:
+        names = {row.name for row in mounted.index.list_dentries(1, after_cookie=0, limit=99)}
+        assert names == made.volume.current.keys()
+
+
+async def test_without_any_checkpoint_of_its_own(made: Pruned, tmp_path: Path) -> None:
+    """Nor an index: the log on the disk does not begin with the first segment, so that a store is asked."""
+    shutil.copytree(made.volume.root, tmp_path / "state")
+    shutil.rmtree(tmp_path / "state" / "objects" / "checkpoints")
+    names = await recovered_names(tmp_path / "state", made.volume.store(), without_index=True)
+    assert names == made.volume.current.keys()
+
+
+async def recovered_names(root: Path, store: MemoryStore, *, without_index: bool = False) -> set[bytes]:
+    """The files that a machine shows that is mounted with a store."""
+    volume = BuiltVolume(root)
+    if without_index:
+        volume.files.remove()
+    world = volume.world
+    recovered = await Recovery(
+        world.disk, volume.files, world.offload, KEYS, load_public_key(WRITER_KEY),
+        stores=[store], instances=["instance"],
+    ).run()  # fmt: skip
+    try:
+        return {row.name for row in recovered.index.list_dentries(1, after_cookie=0, limit=99)}
+    finally:
+        recovered.index.close()
+
+
+@pytest.mark.expects_warnings("Another machine wrote since")
+async def test_a_machine_that_was_away_and_can_follow(made: Pruned, tmp_path: Path) -> None:
+    shutil.copytree(made.states[2], tmp_path / "state")
+    assert await recovered_names(tmp_path / "state", made.volume.store()) == made.volume.current.keys()
+
+
+@pytest.mark.expects_warnings("Beginning anew")
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_machine_that_was_away_for_too_long(made: Pruned, tmp_path: Path, number: int) -> None:
+    """Its last segment was let go of: of number 1 the log says so still, of number 0 that it was sent."""
+    shutil.copytree(made.states[number], tmp_path / "state")
+    store = made.volume.store(lacking=made.volume.keys_of(2))
+    if number == 0:
+        with pytest.raises(ChainError, match="may be in no store"):
+            await recovered_names(tmp_path / "state", store)
+        index = BuiltVolume(tmp_path / "state").files.open()
+        index.put_held("instance", made.volume.collected[0])
+        index.commit()
+        index.close()
+    for _ in range(2):
+        # What it has then is a state as any other: it needs no checkpoint the second time.
+        assert await recovered_names(tmp_path / "state", store) == made.volume.current.keys()
+        for key in made.volume.roots.values():
+            store.objects.pop(key, None)
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+async def test_a_machine_that_was_away_and_wrote_what_nobody_has(
+    made: Pruned, tmp_path: Path, has_index: bool
+) -> None:
+    shutil.copytree(made.states[0], tmp_path / "state")
+    volume = BuiltVolume(tmp_path / "state")
+    async with volume.session() as mounted:
+        mounted.filesystem.create(1, b"only here", mode=0o100644, uid=0, gid=0)
+    with pytest.raises(ChainError, match="--from-state"):
+        await recovered_names(tmp_path / "state", made.volume.store(), without_index=not has_index)
+
+
+async def test_a_store_that_was_away_names_a_segment_that_was_let_go_of(made: Pruned, tmp_path: Path) -> None:
+    """Its newest head is of then, and of our log. One of another writer of that time is not ours."""
+    store, digest = made.volume.store(), bytes(32)
+    segment = parse_segment_object_key(made.volume.collected[1])[1]
+    for epoch, writer, damage in ((segment.epoch, segment.writer, None), (99, b"somebody", "newest head")):
+        head = replace(
+            HEAD, counter=epoch, epoch=epoch, writer=writer, sequence=segment.sequence,
+            segment_key=segment_object_key(Stream.MAIN, SegmentId(segment.sequence, epoch, writer)),
+            segment_size=1000, segment_digest=digest, position=segment.sequence << 20,
+        )  # fmt: skip
+        sealed = seal_head(head, keys=KEYS, seed=KEY_SET.writer)
+        store.objects[sealed.key] = bytes(sealed.data)
+        async with looked(tmp_path, [store], needs_all=False) as now:
+            assert damage in (now.plan.damage or "") if damage else now.plan.damage is None
+            assert now.plan.head == head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mirrorfs.format.ids import SegmentId, Stream, frame_id, segment_object_key,
 from mirrorfs.format.retention import (
     Checkpointed,
     Collected,
+    Deleted,
     FramePlace,
     Relocated,
     Retain,
@@ -128,6 +130,10 @@ class PrunedVolume(BuiltVolume):
         for key in self.collected:
             (self.root / LOCAL_PREFIX / key).unlink()
 
+    def keys_of(self, sequence: int) -> list[str]:
+        """Of the segment of the log with a number."""
+        return [key for key in self.objects() if key.startswith(f"segments/{sequence:016x}-")]
+
     def store(self, name: str = "a", *, lacking: Iterable[str] = ()) -> MemoryStore:
         """A store that holds what the volume does, but for some objects."""
         gone = set(lacking)
@@ -151,6 +157,8 @@ class Pruned:
     base: MomentRow
     newest: MomentRow
     """The newest checkpoint, which does not name itself."""
+    states: list[Path]
+    """The state directory as it was after each of the first four sessions."""
 
     def positions(self, *, first: int, end: int = 1 << 62) -> list[int]:
         """Of all commits, from one on, up to before another."""
@@ -163,6 +171,7 @@ async def prune(root: Path) -> Pruned:
     A snapshot `monthly` names the kept moment, `lost` one that is not kept.
     """
     volume, moments = PrunedVolume(root), []
+    states = [root.parent / f"state after {number}" for number in range(4)]
     for number in range(4):
         async with volume.session() as mounted:
             await volume.commit(mounted, letter=b"version %d" % number, **{f"made{number}": b"it" * 9000})
@@ -173,13 +182,15 @@ async def prune(root: Path) -> Pruned:
             if number == 2:
                 await volume.commit(mounted, draft=b"a draft")
             moments.append(await volume.checkpoint(mounted))
+        shutil.copytree(root, states[number])
     async with volume.session() as mounted:
         await volume.commit(mounted, letter=b"version 4")
         await volume.retain(mounted, moments[3], [moments[0], moments[2]])
         await volume.collect(mounted, [0, 1], into=0)
+        mounted.state.record(Deleted(Stream.MAIN, pack_numbers([0])))
         await volume.commit(mounted, letter=b"version 5")
         newest = await volume.checkpoint(mounted)
     async with volume.session() as mounted:
         await volume.commit(mounted, letter=b"version 6")
     volume.delete()
-    return Pruned(volume, moments[1], moments[3], newest)
+    return Pruned(volume, moments[1], moments[3], newest, states)
