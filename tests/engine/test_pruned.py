@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import trio
+from trio.testing import MockClock
 
 from mirrorfs.engine.heads import seal_head
 from mirrorfs.engine.moment import NEWEST, Moment
@@ -25,14 +25,12 @@ from mirrorfs.format.signing import load_public_key
 from tests.engine.test_commits import looked
 from tests.engine.test_restore import Restored
 from tests.support.built_volume import WRITER_KEY, BuiltVolume
-from tests.support.pruned import Files, Pruned, prune
+from tests.support.machine import write_file
+from tests.support.pruned import Files, Pruned, PrunedVolume
 from tests.support.store_memory import MemoryStore
-from tests.support.volumes import HEAD, KEY_SET, KEYS
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Pruned:
-    return trio.run(prune, tmp_path_factory.mktemp("pruned") / "state")
+from tests.support.store_simulated import SimulatedStore
+from tests.support.virtual_pc import VirtualPc
+from tests.support.volumes import HEAD, HEADER, KEY_SET, KEYS
 
 
 async def restored(tmp_path: Path, store: MemoryStore, moment: Moment) -> tuple[Restored, Files]:
@@ -242,3 +240,50 @@ async def test_a_store_that_was_away_names_a_segment_that_was_let_go_of(made: Pr
         async with looked(tmp_path, [store], needs_all=False) as now:
             assert damage in (now.plan.damage or "") if damage else now.plan.damage is None
             assert now.plan.head == head
+
+
+@pytest.mark.expects_warnings(
+    "Beginning anew", "Another machine wrote", "holds no object", "not held yet", "has gone"
+)
+async def test_a_pc_that_was_away_is_mounted(
+    autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of what mounting asks for: leases, heads, how its log stands to that of the stores."""
+    stores = [SimulatedStore(entry.name, seed=1) for entry in HEADER.stores]
+    away, other = (VirtualPc(tmp_path / name, stores, seed=number) for number, name in enumerate(("a", "b")))
+    async with away.mounted() as volume:
+        await write_file(volume, b"first", b"1" * 9000)
+        await volume.flush()
+    volume_of = PrunedVolume(other.root)
+    volume_of.world = other.world
+    for number in range(4):
+        async with other.mounted() as volume:
+            local = volume._local
+            await volume_of.commit(local, letter=b"version %d" % number)
+            await volume.flush()
+            if number == 2:
+                base = await volume_of.checkpoint(local)
+            if number == 3:
+                await volume_of.retain(local, base)
+                sequences = [row.sequence for row in local.index.list_segments(from_sequence=0, limit=99)]
+                first = base.position >> 20
+                for key in stores[0].objects:
+                    if key.startswith("segments/") and not (other.root / "objects" / key).exists():
+                        (other.root / "objects" / key).write_bytes(stores[0].objects[key])
+                await volume_of.collect(local, [at for at in sequences if at < first], into=0)
+                await volume_of.checkpoint(local)
+            await volume.flush()
+    for store in stores:
+        store.objects.update(volume_of.objects())
+        for key in volume_of.collected:
+            del store.objects[key]
+    async with away.mounted() as volume:
+        names = {row.name for row in volume._local.index.list_dentries(1, after_cookie=0, limit=99)}
+        assert names == {b"first", b"letter"}
+        assert "Beginning anew" in caplog.text
+        await write_file(volume, b"last", b"2" * 9000)
+        await volume.flush()
+        assert volume.status().fenced is None
+    async with other.mounted() as volume:
+        names = {row.name for row in volume._local.index.list_dentries(1, after_cookie=0, limit=99)}
+        assert names == {b"first", b"letter", b"last"}
