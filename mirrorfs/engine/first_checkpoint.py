@@ -36,8 +36,8 @@ async def load_first(
     segments = Segments(Stream.CHECKPOINT, disk=disk, offload=offload, stores=stores)
     await segments.look(stores=False)
     reader = CheckpointReader(segments, keys, writer)
-    found = await reader.newest()
-    root = None if found is None else found[0]
+    found = await reader.latest(set())
+    root = found[0][0] if found else None
     # One that another PC wrote vouches for those of old keys. And the first segment may be kept no longer.
     if root is None and stores and local and (keys.past or local[0]):
         await segments.look()
@@ -51,10 +51,10 @@ async def load_first(
 
 async def _before(reader: CheckpointReader, first: int) -> Root | None:
     """The newest checkpoint before a segment; where the log begins later, that with which it does."""
-    newest = await reader.newest()
-    if newest is None:
+    newest = await reader.latest(set())
+    if not newest:
         return None
-    kept = Kept(tuple(await reader.moments(newest[0])))
+    kept = Kept(tuple(await reader.moments(newest[0][0])))
     found = await reader.newest(lambda root: kept.position <= root.position and root.position >> 20 < first)
     if found is not None:
         return found[0]

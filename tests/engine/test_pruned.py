@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from dataclasses import replace
@@ -10,9 +11,13 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
+from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.engine.checkpoint_reader import LOOKS_MAX
+from mirrorfs.engine.checkpoints import CheckpointWriter
 from mirrorfs.engine.heads import seal_head
 from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.recovery import Recovery
+from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.errors import ChainError, DamagedError, UsageError
 from mirrorfs.format.ids import (
     SegmentId,
@@ -21,7 +26,7 @@ from mirrorfs.format.ids import (
     parse_segment_object_key,
     segment_object_key,
 )
-from mirrorfs.format.signing import load_public_key
+from mirrorfs.format.signing import load_public_key, load_signer
 from tests.engine.test_commits import looked
 from tests.engine.test_restore import Restored
 from tests.support.built_volume import WRITER_KEY, BuiltVolume
@@ -147,6 +152,40 @@ async def test_no_tree_from_the_middle_of_the_log(made: Pruned, tmp_path: Path) 
     done = await Restored(tmp_path, [store]).run(NEWEST)
     assert done.plan.position == made.newest.position
     assert done.plan.damage is not None
+
+
+@pytest.mark.parametrize("count", [1, LOOKS_MAX + 1])
+async def test_checkpoints_of_the_past_that_were_written_last(
+    made: Pruned, tmp_path: Path, count: int
+) -> None:
+    """They know less than the one before them; if they are many, a head says which that is."""
+    volume, base = made.volume, made.base
+    store = volume.store()
+    identity = WriterIdentity(KEYS, load_signer(KEY_SET.writer), 1, 50, os.urandom(8), True)
+    async with looked(tmp_path, [store], Moment(position=base.position)) as then:
+        for number in range(count):
+            writer = CheckpointWriter(
+                LocalDisk(tmp_path / "past"), identity, os.urandom, sequence=number, previous=None
+            )
+            snapshot = then.index.snapshot()
+            written = writer.write(snapshot, None)
+            snapshot.close()
+            for key in written.keys:
+                store.objects[key] = (tmp_path / "past" / "objects" / key).read_bytes()
+    if count > 1:
+        digest = hashlib.sha256(store.objects[volume.roots[made.newest.position]]).digest()
+        head = replace(
+            HEAD, checkpoint=volume.roots[made.newest.position], checkpoint_digest=digest, segment_key="",
+            segment_size=0, segment_digest=bytes(32),
+        )  # fmt: skip
+        sealed = seal_head(head, keys=KEYS, seed=KEY_SET.writer)
+        store.objects[sealed.key] = bytes(sealed.data)
+    for position in made.positions(first=made.kept.position):
+        there = position if position >= base.position else made.kept.position
+        done, files = await restored(tmp_path, store, Moment(position=position))
+        assert (files, done.plan.position, done.plan.damage) == (volume.files_at[there], there, None)
+    done, files = await restored(tmp_path, store, NEWEST)
+    assert (files, done.plan.damage) == (volume.current, None)
 
 
 # --- going on ----------------------------------------------------------------------------------
