@@ -173,10 +173,14 @@ async def test_checkpoints_of_the_past_that_were_written_last(
             for key in written.keys:
                 store.objects[key] = (tmp_path / "past" / "objects" / key).read_bytes()
     if count > 1:
-        digest = hashlib.sha256(store.objects[volume.roots[made.newest.position]]).digest()
+        (key,) = volume.keys_of(5)
+        root = volume.roots[made.newest.position]
+        _, (sequence, epoch, writer_id) = parse_segment_object_key(key)
         head = replace(
-            HEAD, checkpoint=volume.roots[made.newest.position], checkpoint_digest=digest, segment_key="",
-            segment_size=0, segment_digest=bytes(32),
+            HEAD, epoch=epoch, writer=writer_id, sequence=sequence, position=max(volume.files_at),
+            segment_key=key, segment_size=len(store.objects[key]),
+            segment_digest=hashlib.sha256(store.objects[key]).digest(),
+            checkpoint=root, checkpoint_digest=hashlib.sha256(store.objects[root]).digest(),
         )  # fmt: skip
         sealed = seal_head(head, keys=KEYS, seed=KEY_SET.writer)
         store.objects[sealed.key] = bytes(sealed.data)
