@@ -81,8 +81,10 @@ async def _show(past: Past, arguments: argparse.Namespace, names: list[bytes], s
             )
 
         start, base = since.resolved(newest.index), reader.kept.base
-        if base is not None and (since == NEWEST or reader.kept.is_before_base(start)):
-            start = Moment(position=base.position)  # the log begins there
+        single = reader.single(Stretch(start))
+        begins_later = base is not None and (since == NEWEST or reader.kept.is_before_base(start))
+        if base is not None and begins_later:
+            start = Moment(position=base.position)
         if start == NEWEST:
             history = FileHistory(names, None)
             await follow(start)
@@ -91,7 +93,6 @@ async def _show(past: Past, arguments: argparse.Namespace, names: list[bytes], s
                 history = FileHistory(names, then.index)
                 await follow(Moment(position=then.plan.position))
         past.end_progress()
-        single = reader.single(Stretch(since.resolved(newest.index)))
     if arguments.json:
         print(json.dumps(_as_json(past.name, history, reader.lost, single), indent=2))
     else:
@@ -99,18 +100,18 @@ async def _show(past: Past, arguments: argparse.Namespace, names: list[bytes], s
             print(f"there already{_size(history.first)}")
         for version in history.versions:
             print(f"{date_of(version.time_ns)[:19]}  {format_position(version.position)}: {_said(version)}")
-    if len(single) > 1:
+    if base is not None and begins_later:
+        count = len(reader.kept.single) - 1
         say(
-            f"Before {date_of(single[-1].time_ns)[:19]} only single moments are kept, {len(single) - 1} of"
-            " them: `mirrorfs log` names them, and `mirrorfs ls` or `cat` with --at show the file in one."
+            f"This begins on {date_of(base.time_ns)[:19]}; of what was before, {count} single"
+            f" moment{' is' if count == 1 else 's are'} kept: `mirrorfs log` names them, and `mirrorfs ls` or"
+            " `cat` with --at show a file in one."
         )
     for sequence in reader.lost:
         say(f"Segment {sequence} is damaged or in no store that answers: versions in it are missing here.")
     if not history.versions and history.first is None:
-        if len(single) > 1:
-            say("Nothing of that name was in the volume since then; paths begin below its root.")
-            return EXIT_FAILED
-        say("Nothing of that name was ever in the volume; paths begin below its root.")
+        ever = "since then" if begins_later else "ever"
+        say(f"Nothing of that name was {ever} in the volume; paths begin below its root.")
         return EXIT_FAILED
     return exit_code_of(newest.plan) or (EXIT_DAMAGED if reader.lost else 0)
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.progress import format_bytes
+from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.restore import NEWEST, Moment, RestorePlan, RestoreReport
 from mirrorfs.format.ids import format_position
 
@@ -29,13 +30,14 @@ def date_of(time_ns: int) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S %z")
 
 
-def gap_of(plan: RestorePlan) -> str | None:
+def gap_of(shown: RestorePlan | ReadOnlyVolume) -> str | None:
     """Of a moment where only single ones are kept, that it stands for others; None for one that does not."""
-    if plan.next_ns is None:
+    if shown.next_ns is None:
         return None
+    position = format_position(shown.position)
     return (
-        f"This is the kept moment of {date_of(plan.time_ns)} (position {format_position(plan.position)}); the"
-        f" next one is of {date_of(plan.next_ns)}, and those in between are not kept any more."
+        f"This is the kept moment of {date_of(shown.time_ns)} (position {position}); the"
+        f" next one is of {date_of(shown.next_ns)}, and those in between are not kept any more."
     )
 
 

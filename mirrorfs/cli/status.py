@@ -221,8 +221,7 @@ def _volume_lines(report: VolumeReport) -> list[str]:
         answer = report.answer or {}
         kind = "a read-only view that follows the writer," if answer.get("follows") else "a read-only view"
         lines = [f"{report.name}: {kind} as of {moment}, mounted on {report.mountpoint}"]
-        if answer.get("fault"):
-            lines.append(f"  {answer['fault']}")
+        lines += [f"  {answer[key]}" for key in ("gap", "fault") if answer.get(key)]
         lines += _limits_line(answer.get("limits"))
         lines += [f"  Store {name} does not answer." for name in answer.get("silent", ())]
         return lines + lock_lines(answer.get("lock"))

@@ -14,6 +14,7 @@ import trio
 
 from mirrorfs.cli.control import Connection
 from mirrorfs.cli.control_protocol import Message
+from mirrorfs.cli.restore_report import gap_of
 from mirrorfs.cli.session import Opened, Session
 from mirrorfs.cli.session_control import SessionControl
 from mirrorfs.cli.stores import system_random
@@ -48,6 +49,7 @@ class ViewControl(SessionControl):
             "pid": os.getpid(),
             "view_time_ns": self._view.time_ns,
             "follows": follower is not None,
+            "gap": gap_of(self._view),
             "fault": None if follower is None else follower.fault,
             "limits": self._limits_now(),
             "silent": [] if follower is None else list(follower.silent),

@@ -81,6 +81,7 @@ async def open_as_writer(
         keys,
         load_public_key(public_key),
         stores=present,
+        instances=settings.instances.values(),
         on_progress=on_progress,
         on_loaded=on_loaded,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Collection
+from typing import Final
 
 from mirrorfs.engine.checkpoint_loader import CheckpointLoader, OnLoaded, OnRows
 from mirrorfs.engine.kept import root_segment
@@ -22,6 +23,9 @@ from mirrorfs.ports import Index
 
 logger = logging.getLogger(__name__)
 
+LOOKS_MAX: Final = 8
+"""Checkpoints among which the latest state is searched for, where nobody names it."""
+
 
 class CheckpointReader:
     """Finds and loads checkpoints from the local disk or the stores."""
@@ -37,7 +41,8 @@ class CheckpointReader:
         """By segment the digests that vouch for roots of keys out of use, once they were asked for."""
         self._read: dict[SegmentId, bytes] = {}
         """The segment whose root was found last: many of the checkpoint's chunks may lie in it."""
-        self._found: tuple[Root, SegmentId] | None = None
+        self._roots: dict[SegmentId, Root] = {}
+        """Up to LOOKS_MAX that were found last."""
         self._rootless: set[SegmentId] = set()
         """Segments of which no copy gave a root that counts."""
 
@@ -54,6 +59,31 @@ class CheckpointReader:
                 return root, segment
         return None
 
+    async def latest(
+        self, tried: set[SegmentId], *, named: Collection[SegmentId] = ()
+    ) -> list[tuple[Root, SegmentId]]:
+        """Some of the newest checkpoints but for those `tried`, as they are now: the latest state first.
+
+        After the newest state some of moments in the past may have been written, many in a row.
+        Args:
+            named: segments that heads name as that of the newest state; others are not searched for then.
+        """
+        looked: list[tuple[Root, SegmentId]] = []
+        while (found := await self.newest(but=tried)) is not None:
+            tried.add(found[1])
+            looked.append(found)
+            for segment in [one for one in named if one not in tried]:
+                tried.add(segment)
+                if (root := await self._root(segment)) is not None:
+                    looked.append((root, segment))
+            if len(looked) >= LOOKS_MAX or any(segment in named for _, segment in looked):
+                break
+        return sorted(looked, key=lambda one: one[0].position, reverse=True)
+
+    async def root_of(self, segment: SegmentId) -> Root | None:
+        """The root in a segment; None: there is none, or no copy of it is good."""
+        return await self._root(segment)
+
     async def of_moment(self, row: MomentRow) -> Root:
         """The checkpoint that a moment names. Raises DamagedError: no copy of its root is good."""
         segment = root_segment(row)
@@ -68,26 +98,15 @@ class CheckpointReader:
             except DamagedError as exc:
                 _warn(where, segment, exc)
             else:
-                self._read, self._found = {segment: data}, (root, segment)
+                self._keep(segment, data, root)
                 return root
         raise DamagedError(
             f"the checkpoint of position {format_position(row.position)} is damaged or missing in every store"
         )
 
-    async def root_of(self, segment: SegmentId) -> Root | None:
-        """The root in a segment; None: there is none in it. Raises: DamagedError: no copy of it is good."""
-        async for _, data in self._segments.copies(segment):
-            try:
-                found = self._decode(segment, data)
-            except DamagedError:
-                continue
-            if found is not None:
-                return found[1]
-        raise DamagedError("no copy of a checkpoint segment is good.")
-
     async def _root(self, segment: SegmentId) -> Root | None:
-        if self._found is not None and self._found[1] == segment:
-            return self._found[0]
+        if (known := self._roots.get(segment)) is not None:
+            return known
         if segment in self._rootless:
             return None
         async for where, data in self._segments.copies(segment):
@@ -100,12 +119,18 @@ class CheckpointReader:
                     break
                 if not await self._is_vouched(header, data):
                     raise AuthenticationError("checkpoint is sealed with keys that are out of use.")
-                self._read, self._found = {segment: data}, (root, segment)
+                self._keep(segment, data, root)
                 return root
             except DamagedError as exc:
                 _warn(where, segment, exc)
         self._rootless.add(segment)
         return None
+
+    def _keep(self, segment: SegmentId, data: bytes, root: Root) -> None:
+        self._read = {segment: data}
+        while len(self._roots) >= LOOKS_MAX:
+            del self._roots[next(iter(self._roots))]
+        self._roots[segment] = root
 
     def _decode(self, segment: SegmentId, data: bytes) -> tuple[SegmentHeader, Root | None] | None:
         """Header and root of a segment, if it has one. None: it is another, or has no end. Raises
@@ -151,9 +176,11 @@ class CheckpointReader:
         return found in line
 
     async def _trusted_moments(self) -> list[MomentRow]:
-        """Those that a checkpoint names which is trusted without them: of the keys in use, the newest; else
-        the last that the volume header names. None where no copy of them can be read.
+        """Those that checkpoints name which are trusted without them: the newest of the keys in use, and the
+        last of other keys, that the volume header names.
         """
+        found: list[MomentRow] = []
+        trusted = 0
         for segment in self._segments.by_writer():
             async for where, data in self._segments.copies(segment):
                 try:
@@ -162,13 +189,16 @@ class CheckpointReader:
                         continue
                     header, root = decoded
                     past = self._keys.past_of(header.key_generation)
-                    found = Previous(segment, len(data), hashlib.sha256(data).digest())
-                    if root is not None and (past is None or found == past.checkpoint):
-                        return await self.moments(root)
+                    attested = Previous(segment, len(data), hashlib.sha256(data).digest())
+                    if root is not None and (past is None or attested == past.checkpoint):
+                        found += await self.moments(root)
+                        trusted += 1
                     break
                 except DamagedError as exc:
                     _warn(where, segment, exc)
-        return []
+            if trusted >= LOOKS_MAX:
+                break
+        return found
 
     async def _before(self, attested: Previous) -> Previous | None:
         """What an attested segment attests of the one before it; None when it cannot be had."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -179,6 +179,24 @@ async def newest_heads(
         except (StoreError, DamagedError) as exc:
             found[store.name] = exc
     return found
+
+
+def usable_heads(
+    found: Mapping[str, FoundHead | MirrorfsError | None],
+) -> tuple[list[Head], set[tuple[str, str]], bool]:
+    """What `newest_heads` found: the heads, (store, key) of what is none, and whether that is of all stores.
+
+    A store whose heads cannot be read is passed over.
+    """
+    heads, rejected, are_all = [], set(), True
+    for name, one in found.items():
+        if isinstance(one, MirrorfsError):
+            _logger.warning("Store %s has no head that can be used: %s", name, one)
+            are_all = False
+        elif one is not None:
+            heads.append(one.head)
+            rejected |= {(name, key) for key in one.rejected}
+    return heads, rejected, are_all
 
 
 async def newest_head(

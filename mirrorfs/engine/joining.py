@@ -19,6 +19,7 @@ from typing import Final
 import trio
 
 from mirrorfs.core.scan import scan_segment
+from mirrorfs.engine.behind_base import check_not_behind
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.heads import FoundHead, newest_heads, vouched_by
 from mirrorfs.engine.log import LogPosition
@@ -60,8 +61,9 @@ class Joiner:
         *,
         on_progress: Progress | None,
         on_loaded: OnLoaded | None,
+        instances: Collection[str] = (),
     ) -> None:
-        """`public_key` is `writer` as 32 bytes."""
+        """`public_key` is `writer` as 32 bytes. `instances`: of the stores that may have got something."""
         self.stores = stores
         self._offload = offload
         self._keys = keys
@@ -69,6 +71,7 @@ class Joiner:
         self._writer = writer
         self._on_progress = on_progress
         self._on_loaded = on_loaded
+        self._instances = instances
 
     async def fill(self, files: IndexFiles, *, is_attached: bool) -> Index | None:
         """An index of the stores' newest state, open; None when the stores hold nothing of a log.
@@ -144,6 +147,7 @@ class Joiner:
 
         Returns: the end that was reached, and ReplayEnd.undecided there.
         Raises: DamagedError: the stores' log goes on, but not whole. StoreUnavailable: nor are all there.
+            BehindBase: it begins later. ChainError: so, and this machine may have what is in no store.
         """
         if not self.stores:
             return start, undecided
@@ -161,6 +165,11 @@ class Joiner:
             end = await self._replayer(index, segments, await self._vouched()).follow(
                 end.last, next_sequence=end.next_sequence, undecided=end.undecided
             )
+        if any(sequence >= end.next_sequence for sequence in segments.sequences):
+            await check_not_behind(
+                index, start.previous, end.next_sequence, segments, self.stores, self._offload, self._keys,
+                self._writer, instances=self._instances,
+            )  # fmt: skip
         if end.damage is not None and (unreached := segments.unreached.union(silent)):
             raise StoreUnavailable(_unreached(unreached))
         if end.damage is not None:

@@ -1,4 +1,4 @@
-"""A read-only view of a volume: of any moment that its log still reaches, or following the writer.
+"""A read-only view of a volume: of any moment that is kept, or following the writer.
 
 It has an index of its own, filled by replay and thrown away; it takes no lease, and writes nothing to
 the local state or to a store.
@@ -40,6 +40,7 @@ class ReadOnlyVolume:
         *,
         position: int,
         time_ns: int,
+        next_ns: int | None,
     ) -> None:
         """Use `open`."""
         self._index = index
@@ -49,6 +50,8 @@ class ReadOnlyVolume:
         """Brings the view forward; None of one that shows a moment in the past."""
         self._position = position
         self._time_ns = time_ns
+        self.next_ns = next_ns
+        """RestorePlan.next_ns."""
 
     @property
     def position(self) -> int:
@@ -87,9 +90,9 @@ class ReadOnlyVolume:
             on_progress=on_progress, on_loaded=on_loaded, disk=world.disk,
         )  # fmt: skip
         writer = load_public_key(writer_key)
-        index, _ = await index_at(planner, moment)
+        index, plan = await index_at(planner, moment)
         try:
-            return cls._of(index, planner.end, nursery, world, keys, writer, stores, moment, random)
+            return cls._of(index, plan, planner.end, nursery, world, keys, writer, stores, moment, random)
         except BaseException:
             index.close()
             raise
@@ -98,6 +101,7 @@ class ReadOnlyVolume:
     def _of(
         cls,
         index: Index,
+        plan: RestorePlan,
         end: ReplayEnd,
         nursery: trio.Nursery,
         world: World,
@@ -123,7 +127,10 @@ class ReadOnlyVolume:
                 random=random,
             )
             nursery.start_soon(follower.run)
-        return cls(index, files_reader, filesystem, follower, position=end.position, time_ns=end.time_ns)
+        return cls(
+            index, files_reader, filesystem, follower,
+            position=end.position, time_ns=end.time_ns, next_ns=plan.next_ns,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Close the index; the caller removes its files."""

@@ -15,14 +15,15 @@ Nothing here appends to an existing segment. Running it twice gives the same as 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
+from mirrorfs.engine.behind_base import BehindBase
 from mirrorfs.engine.checkpoint_loader import OnLoaded
-from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.closed_segments import mend_youngest, newest_local_head
+from mirrorfs.engine.first_checkpoint import load_first
 from mirrorfs.engine.joining import Joiner, check_reaches, longer_copy, undecided_in
 from mirrorfs.engine.late_segments import check_no_late_segment
 from mirrorfs.engine.log import LogPosition
@@ -73,10 +74,13 @@ class Recovery:
         *,
         stores: Sequence[Store] = (),
         follows: bool = True,
+        instances: Collection[str] = (),
         on_progress: Callable[[int, int], None] | None = None,
         on_loaded: OnLoaded | None = None,
     ) -> None:
-        """`stores` are asked for what is damaged or gone here and, if it `follows`, for what comes after."""
+        """`stores` are asked for what is damaged or gone here and, if it `follows`, for what comes after.
+        `instances`: of all that may have been sent something, in hexadecimal.
+        """
         self._disk = disk
         self._files = files
         self._offload = offload
@@ -89,7 +93,7 @@ class Recovery:
         self._public_key = public_key = writer.public_bytes_raw()
         self._joiner = Joiner(
             stores if follows else (), offload, keys, public_key, writer,
-            on_progress=on_progress, on_loaded=on_loaded,
+            on_progress=on_progress, on_loaded=on_loaded, instances=instances,
         )  # fmt: skip
 
     async def run(self) -> Recovered:
@@ -132,6 +136,12 @@ class Recovery:
         start = await self._cut(index, end)
         try:
             start, undecided = await self._follow(index, start, end.undecided)
+        except BehindBase as exc:
+            index.close()
+            logger.warning("%s Beginning anew from the stores' newest state.", exc)
+            filled = await self._filled(is_attached=True)
+            assert filled is not None, "a volume that was written to has a log"
+            return filled
         except BaseException:
             index.close()
             raise
@@ -173,7 +183,9 @@ class Recovery:
         if not is_empty:
             return None
         self._files.remove()
-        is_attached = bool(await self._list(_HEADS))
+        return await self._filled(is_attached=bool(await self._list(_HEADS)))
+
+    async def _filled(self, *, is_attached: bool) -> Recovered | None:
         filled = await self._joiner.fill(self._files, is_attached=is_attached)
         if filled is None:
             return None
@@ -183,15 +195,9 @@ class Recovery:
     def _recovered(
         self, index: Index, start: LogPosition, *, rebuilt: bool, undecided: frozenset[int]
     ) -> Recovered:
-        position, time_ns = index.get_meta("position"), index.get_meta("time_ns")
-        return Recovered(
-            index,
-            start,
-            position if isinstance(position, int) else 0,
-            time_ns if isinstance(time_ns, int) else 0,
-            rebuilt,
-            undecided,
-        )
+        found = (index.get_meta("position"), index.get_meta("time_ns"))
+        position, time_ns = (value if isinstance(value, int) else 0 for value in found)
+        return Recovered(index, start, position, time_ns, rebuilt, undecided)
 
     async def _opened(self) -> tuple[Index, bool]:
         """The index, and whether it is a new one, begun from a checkpoint or instead of a damaged one."""
@@ -258,20 +264,11 @@ class Recovery:
         return scan.trailer is None and cut_of(scan) <= HEADER_SIZE and scan.known_durable <= HEADER_SIZE
 
     async def _from_checkpoint(self, index: Index) -> bool:
-        segments = Segments(Stream.CHECKPOINT, disk=self._disk, offload=self._offload, stores=self._stores)
-        await segments.look(stores=False)
-        reader = CheckpointReader(segments, self._keys, self._writer)
-        found = await reader.newest()
-        if found is None and self._keys.past and self._joiner.stores:
-            # One that another PC wrote vouches for those of old keys. What is on the disk comes behind it.
-            await segments.look()
-            first = min((int(name[:16], 16) for name in await self._list(_DIRECTORY)), default=0)
-            reader = CheckpointReader(segments, self._keys, self._writer)
-            found = await reader.newest(lambda root: root.position >> 20 < first)
-        if found is None:
-            return False
-        await reader.load(found[0], index, self._on_loaded)
-        return True
+        return await load_first(
+            index, self._disk, self._offload, self._keys, self._writer,
+            stores=self._joiner.stores, on_loaded=self._on_loaded,
+            local=[int(name[:16], 16) for name in await self._list(_DIRECTORY)],
+        )  # fmt: skip
 
     async def _replay(self, index: Index) -> ReplayEnd:
         position = index.get_meta("position")

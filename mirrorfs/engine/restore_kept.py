@@ -7,22 +7,25 @@ lies now: so its map of moved frames is right for every moment, whatever that on
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.closed_segments import newest_local_head
 from mirrorfs.engine.kept import Kept, has_row, root_segment
 from mirrorfs.engine.moment import Moment
 from mirrorfs.engine.replay import ReplayEnd
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, UsageError
 from mirrorfs.format.checkpoint import Fields, Root, Table
-from mirrorfs.format.ids import SegmentId, format_position
+from mirrorfs.format.control import Head
+from mirrorfs.format.ids import SegmentId, format_position, parse_segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import RelocatedRow, RelocationRow, SegmentRow
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import Index
+from mirrorfs.ports import Disk, Index, Offload
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +44,23 @@ class KeptMoments:
         """The checkpoint that this is of; None where there is none."""
         self.kept = Kept()
 
-    async def learn(self) -> None:
-        """Find it. One that cannot be read is passed over for an older one, which may know less."""
+    async def learn(self, named: Collection[SegmentId] = ()) -> None:
+        """Find it. One that cannot be read is passed over for an older one, which may know less.
+
+        `named`: checkpoint segments that heads name.
+        """
         tried: set[SegmentId] = set()
-        while (found := await self._reader.newest(but=tried)) is not None:
-            tried.add(found[1])
-            try:
-                kept = Kept(tuple(await self._reader.moments(found[0])))
-                if kept.base is None or await self._is_followed(found[0]):
-                    self.newest, self.kept = found, kept
-                    return
-            except DamagedError as exc:
-                logger.warning("What a checkpoint says is kept cannot be read, trying an older one: %s", exc)
+        while looked := await self._reader.latest(tried, named=named):
+            for root, segment in looked:
+                try:
+                    kept = Kept(tuple(await self._reader.moments(root)))
+                    if not kept.moments or await self._is_followed(root):
+                        self.newest, self.kept = (root, segment), kept
+                        return
+                except DamagedError as exc:
+                    logger.warning(
+                        "What a checkpoint says is kept cannot be read, trying an older one: %s", exc
+                    )
 
     async def _is_followed(self, root: Root) -> bool:
         """Whether readers follow the branch that a checkpoint is of, as far as can be told."""
@@ -74,27 +82,29 @@ class KeptMoments:
         return segment_of(row) if row is not None and row.sequence == sequence else None
 
     async def checkpoint_for(self, moment: Moment, tried: set[SegmentId]) -> Root | None:
-        """The newest checkpoint from which the log leads to a moment, but for those `tried`, as it is now."""
-        kept, newest = self.kept, self.newest
+        """The latest checkpoint from which the log leads to a moment, but for those `tried`, as it is now."""
+        kept, found = self.kept, self.newest
 
         def accept(root: Root) -> bool:
             return root.position >= kept.position and moment.has(position=root.position, time_ns=root.time_ns)
 
-        if newest is not None and not accept(newest[0]):
-            tried.add(newest[1])
-            row = kept.at(moment)
-            if row is not None and row.position >= kept.position and root_segment(row) not in tried:
-                # Known by name, where there may be hundreds in between.
+        # Of the kept moments it is known where they are; all others have to be looked for.
+        rows = {root_segment(row): row for row in kept.moments}
+        if found is None or found[1] in tried or not accept(found[0]):
+            tried |= {found[1]} if found is not None else set()
+            found = await self._reader.newest(accept, but={*tried, *rows})
+        for row in reversed(kept.moments):
+            if found is not None and row.position < found[0].position:
+                break
+            if row.position >= kept.position and has_row(moment, row) and root_segment(row) not in tried:
                 tried.add(root_segment(row))
                 try:
                     return await self._reader.of_moment(row)
                 except DamagedError as exc:
                     logger.warning("A checkpoint cannot be used, trying another one: %s", exc)
-        found = await self._reader.newest(accept, but=tried)
-        if found is None:
-            return None
-        tried.add(found[1])
-        return found[0]
+        if found is not None:
+            tried.add(found[1])
+        return None if found is None else found[0]
 
     async def fill(
         self, moment: Moment, fresh: Callable[[], Index], on_loaded: OnLoaded | None
@@ -159,6 +169,18 @@ class KeptMoments:
             await self._reader.read(self.newest[0], ["relocations", "relocated"], put)
         except DamagedError as exc:
             logger.warning("Where contents were moved to cannot be read; some may be missing: %s", exc)
+
+
+async def named_roots(
+    heads: Sequence[Head], disk: Disk | None, offload: Offload, keys: VolumeKeys, public_key: bytes
+) -> set[SegmentId]:
+    """The segments that heads, and the newest on a disk, name as that of the newest checkpoint."""
+    found = {head.checkpoint for head in heads}
+    if disk is not None:
+        look = partial(newest_local_head, disk, keys=keys, public_key=public_key)
+        local = await offload.run(look)
+        found |= set() if local is None else {local[0].checkpoint}
+    return {parse_segment_object_key(key)[1] for key in found if key}
 
 
 async def leads_to(

@@ -8,20 +8,20 @@ for an older one, down to none at all: replay from the first segment.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
-from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_heads, vouched_by
+from mirrorfs.engine.heads import holds_head, is_left_behind, newest_heads, usable_heads, vouched_by
 from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.replay import ReplayEnd, Replayer
-from mirrorfs.engine.restore_kept import KeptMoments, end_of, leads_to
+from mirrorfs.engine.restore_kept import KeptMoments, end_of, leads_to, named_roots
 from mirrorfs.engine.salvage import CombiningSource
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError, MirrorfsError, StoreUnavailable, UsageError
+from mirrorfs.errors import DamagedError, StoreUnavailable, UsageError
 from mirrorfs.format.checkpoint import Root
 from mirrorfs.format.control import Head
 from mirrorfs.format.ids import Previous, SegmentId, Stream, format_position
@@ -101,6 +101,7 @@ class Planner:
         self._stopped = False
         self._bad_heads: set[tuple[str, str]] = set()
         self._vouched: list[Previous] = []
+        self._named_roots: set[SegmentId] = set()
         self._are_heads_known = True
         self._next_ns: int | None = None
         self._kept: KeptMoments
@@ -130,7 +131,11 @@ class Planner:
         silent = set(await self.main.look()) | set(await self._checkpoints.look())
         if len(silent) == len(self._stores) and not self.main.local_sequences:
             raise StoreUnavailable("No store can be listed: check the network, the disks and the URLs.")
-        heads = self._heads({name: one for name, one in found.items() if name not in silent})
+        heads, rejected, self._are_heads_known = usable_heads(
+            {name: one for name, one in found.items() if name not in silent}
+        )
+        self._bad_heads |= rejected
+        self._named_roots = await named_roots(heads, self._disk, self._offload, self._keys, self._writer_key)
         head = max(heads, key=lambda head: (head.epoch, head.counter), default=None)
         self._vouched = [vouched for one in heads if (vouched := vouched_by(one)) is not None]
         try:
@@ -208,7 +213,7 @@ class Planner:
         """The index at a moment: by replay, or before the base from the checkpoint of a kept moment."""
         reader = CheckpointReader(self._checkpoints, self._keys, self._writer)
         self._kept = KeptMoments(reader, self.main, self._keys, self._writer)
-        await self._kept.learn()
+        await self._kept.learn(self._named_roots)
         self._stopped, self.left_out_ns, self._next_ns = False, None, None
         if self._kept.kept.is_before_base(moment):
             index, end, self._next_ns = await self._kept.fill(moment, self._fresh, self._on_loaded)
@@ -385,15 +390,3 @@ class Planner:
                 break
         # The checkpoint alone, or a first segment whose predecessor is gone: the newest writer's.
         return candidates[0] if candidates else None
-
-    def _heads(self, found: Mapping[str, FoundHead | MirrorfsError | None]) -> list[Head]:
-        """Those that there are; a store whose heads cannot be read is passed over."""
-        heads = []
-        for name, one in found.items():
-            if isinstance(one, MirrorfsError):
-                logger.warning("Store %s has no head that can be used: %s", name, one)
-                self._are_heads_known = False
-            elif one is not None:
-                heads.append(one.head)
-                self._bad_heads.update((name, key) for key in one.rejected)
-        return heads

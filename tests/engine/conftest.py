@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.engine import checkpointer
+from tests.support.pruned import Pruned, prune
 from tests.support.rotated import Rotated
 
 
@@ -30,3 +31,9 @@ def it(written: Rotated, tmp_path: Path) -> Rotated:
     volume.root = tmp_path
     volume.places = [dict(place) for place in written.places]
     return volume
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Pruned:
+    """Not to be changed."""
+    return trio.run(prune, tmp_path_factory.mktemp("pruned") / "state")

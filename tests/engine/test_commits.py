@@ -65,13 +65,18 @@ class Looked:
 
 @asynccontextmanager
 async def looked(
-    folder: Path, stores: Sequence[Store], moment: Moment = NEWEST, *, disk: Disk | None = None
+    folder: Path,
+    stores: Sequence[Store],
+    moment: Moment = NEWEST,
+    *,
+    disk: Disk | None = None,
+    needs_all: bool = True,
 ) -> AsyncIterator[Looked]:
     files = SqliteIndexFiles(
         str(folder / f"{os.urandom(4).hex()}.db"), os.urandom(32), digest_key=os.urandom(32)
     )
     planner = Planner(stores, files, ThreadOffload(), KEYS, WRITER_KEY, disk=disk)
-    index, plan = await index_at(planner, moment)
+    index, plan = await index_at(planner, moment, needs_all=needs_all)
     try:
         yield Looked(index, plan, planner)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -26,7 +27,8 @@ from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, StoreUnavailable
 from mirrorfs.format.control import LEASE_KEY, open_head, seal_control
 from mirrorfs.format.header import header_key
-from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
+from mirrorfs.format.ids import SegmentId, Stream, parse_segment_object_key, segment_object_key
+from mirrorfs.format.rows import MomentRow
 from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import load_public_key, load_signer
 from tests.sim.world import InlineOffload
@@ -52,8 +54,8 @@ async def test_what_the_header_attests(autojump_clock: MockClock, it: Rotated) -
     assert (found, plan.damage) == ([b"new", *OLD], None)
 
 
-async def test_every_checkpoint_of_before_is_still_one(autojump_clock: MockClock, it: Rotated) -> None:
-    assert len(it.roots) > 1
+async def readable_roots(it: Rotated) -> list[str]:
+    """The checkpoints that count, the newest first."""
     segments = Segments(Stream.CHECKPOINT, disk=None, offload=it.pc.world.offload, stores=it.view())
     await segments.look()
     reader = CheckpointReader(segments, it.pc.keys, load_public_key(it.pc.header.public_keys.writer))
@@ -62,7 +64,51 @@ async def test_every_checkpoint_of_before_is_still_one(autojump_clock: MockClock
     while (one := await reader.newest(but=newer)) is not None:
         newer.add(one[1])
         seen.append(segment_object_key(Stream.CHECKPOINT, one[1]))
-    assert set(it.roots) <= set(seen)
+    return seen
+
+
+async def test_every_checkpoint_of_before_is_still_one(autojump_clock: MockClock, it: Rotated) -> None:
+    assert len(it.roots) > 1
+    assert set(it.roots) <= set(await readable_roots(it))
+
+
+@pytest.mark.expects_warnings("out of use", "other bytes")
+@pytest.mark.parametrize("is_named", [True, False])
+async def test_a_checkpoint_of_before_that_a_moment_names(
+    autojump_clock: MockClock, it: Rotated, is_named: bool
+) -> None:
+    """The segments between it and the one that the header attests are kept no longer."""
+    data = {key: it.places[0][key] for key in it.roots}
+    segment = parse_segment_object_key(it.roots[0])[1]
+    digest = hashlib.sha256(data[it.roots[0]] if is_named else data[it.roots[1]]).digest()
+    keys = it.pc.keys
+    files = SqliteIndexFiles(str(it.root / "new.db"), keys.index_key, digest_key=keys.dedup_key)
+    index, _ = await Planner(
+        it.view(), files, InlineOffload(random.Random(3)), keys, it.pc.header.public_keys.writer
+    ).run(NEWEST)
+    row = MomentRow(1, *segment, digest, 1, 0)
+    index.put_moment(row)
+    index.commit()
+    identity = WriterIdentity(
+        keys, load_signer(it.pc.key_set.writer), it.pc.header.generation, EPOCH, os.urandom(8), True,
+        it.pc.header_bytes,
+    )  # fmt: skip
+    snapshot = index.snapshot()
+    try:
+        written = CheckpointWriter(
+            LocalDisk(it.root / "made"), identity, os.urandom, sequence=900, previous=None
+        ).write(snapshot, None)
+    finally:
+        snapshot.close()
+        index.close()
+    for place in it.places:
+        for key in it.roots[1:]:
+            del place[key]
+    before = await readable_roots(it)
+    assert it.roots[0] not in before
+    for place in it.places:
+        place.update({key: (it.root / "made" / "objects" / key).read_bytes() for key in written.keys})
+    assert (it.roots[0] in await readable_roots(it)) is is_named
 
 
 @pytest.mark.expects_warnings("out of use", "does not verify", "checkpoint cannot be used")

@@ -215,3 +215,20 @@ async def test_put_back(autojump_clock: MockClock, index: Index, place: int) -> 
     it = await standing(log, index, ours)
     with pytest.raises(ChainError, match=PUT_BACK):
         await it.check(known(9))
+
+
+async def test_where_old_segments_were_collected(autojump_clock: MockClock, index: Index) -> None:
+    """The one before is not known then: a branch that ends later has overtaken us all the same."""
+    log = MadeUpLog()
+    ours = [log.add(0, 1)]
+    for sequence in range(1, 6):
+        ours.append(log.add(sequence, 3, ours[-1]))
+    it = await standing(log, index, ours[3:], first=3)
+    await it.check(at(ours[-1]))
+    log.add(3, 2, log.add(2, 2, ours[1]))
+    it = await standing(log, index, ours[3:], first=3)
+    await it.check(at(ours[-1]))
+    log.add(3, 4, ours[2])
+    it = await standing(log, index, ours[3:], first=3)
+    with pytest.raises(ChainError, match=OVERTAKEN):
+        await it.check(at(ours[-1]))

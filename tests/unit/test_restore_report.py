@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from mirrorfs.cli.restore_report import print_report
-from mirrorfs.engine.restore import RestorePlan, RestoreReport
+from mirrorfs.cli.restore_report import gap_of, print_plan, print_report
+from mirrorfs.engine.restore import Moment, RestorePlan, RestoreReport
 
 PLAN = RestorePlan(
     position=1, time_ns=1, journal_sequence=1, inodes=2, size_bytes=9, damage=None, open_segment=None,
@@ -45,3 +45,13 @@ def test_what_was_not_reached_is_named(capsys: pytest.CaptureFixture[str]) -> No
     print_report(BOTH, PLAN, globs=False, duration_s=1.0, warnings=0)
     said = capsys.readouterr().err
     assert "no store has a good copy" in said and "  gone\n" in said and "store b did not answer" in said
+
+
+def test_a_moment_that_stands_for_others_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gap_of(PLAN) is None
+    print_plan(PLAN, Moment(position=1), has_one_store=True)
+    assert "kept" not in capsys.readouterr().err
+    plan = replace(PLAN, position=5 << 20 | 2, next_ns=86_400_000_000_000)
+    print_plan(plan, Moment(time_ns=9), has_one_store=True)
+    said = capsys.readouterr().err
+    assert "(position 5.2)" in said and "those in between are not kept any more" in said

@@ -1,0 +1,85 @@
+"""A machine that was away for so long that the stores' log begins after the end of its own.
+
+What lies between is not kept any more, so its log cannot be followed from there. It starts anew from the
+stores' newest state, as a new machine does, provided that all it wrote is a part of that log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.known_held import known_held
+from mirrorfs.engine.replay import previous_of
+from mirrorfs.engine.restore_kept import KeptMoments
+from mirrorfs.engine.sources import Segments
+from mirrorfs.engine.standing import WHAT_NEXT
+from mirrorfs.errors import ChainError, DamagedError
+from mirrorfs.format.checkpoint import Fields, Root, Table
+from mirrorfs.format.ids import Previous, SegmentId, Stream, segment_object_key
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.rows import CondemnedRow
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import Index, Offload, Store
+
+
+class BehindBase(DamagedError):
+    """The local log ends before the stores' begins, and has nothing that is not in theirs."""
+
+
+async def check_not_behind(
+    index: Index,
+    last: Previous | None,
+    next_sequence: int,
+    main: Segments,
+    stores: Sequence[Store],
+    offload: Offload,
+    keys: VolumeKeys,
+    writer: WriterPublicKey,
+    *,
+    instances: Collection[str],
+) -> None:
+    """Tell where the stores' log begins, when it cannot be followed.
+
+    Args:
+        index: the local one, at the end of the local log.
+        last: the last segment of the local log.
+        next_sequence: the number of the segment that was looked for.
+        main: the stores' main stream, looked at from there on.
+        instances: of the stores that may have been sent something, in hexadecimal.
+    Raises: BehindBase. ChainError: it may have what nobody else has.
+    """
+    checkpoints = Segments(Stream.CHECKPOINT, disk=None, offload=offload, stores=stores)
+    await checkpoints.look()
+    reader = CheckpointReader(checkpoints, keys, writer)
+    known = KeptMoments(reader, main, keys, writer)
+    await known.learn()
+    if known.newest is None or next_sequence >= known.kept.position >> 20:
+        return
+    if last is None or await _is_in(reader, known.newest[0], last) or await _was_sent(index, last, instances):
+        raise BehindBase("The stores keep no log any more that goes on from this machine's.")
+    raise ChainError(
+        "This machine was away for longer than every moment is kept, and what it wrote last may be in no"
+        f" store; {WHAT_NEXT}"
+    )
+
+
+async def _is_in(reader: CheckpointReader, root: Root, last: Previous) -> bool:
+    """Whether a segment is of the log that a checkpoint is of; one that was deleted since may be."""
+    row = await reader.segment_row(root, last.segment.sequence)
+    if row is not None and row.sequence == last.segment.sequence:
+        return previous_of(row) == last
+    condemned: set[SegmentId] = set()
+
+    def take(table: Table, rows: list[Fields]) -> None:
+        found = (CondemnedRow(*fields) for fields in rows)  # type: ignore[arg-type]
+        condemned.update(SegmentId(*one[1:4]) for one in found if one.stream == Stream.MAIN)
+
+    await reader.read(root, ["condemned"], take)
+    return last.segment in condemned
+
+
+async def _was_sent(index: Index, last: Previous, instances: Collection[str]) -> bool:
+    """Whether a store took a segment, and has it no longer: who keeps the log deletes only what is of it."""
+    key = segment_object_key(Stream.MAIN, last.segment)
+    return any([key in await known_held(index, instance) for instance in instances])

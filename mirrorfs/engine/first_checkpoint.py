@@ -1,0 +1,61 @@
+"""The checkpoint from which an index is built where there is a local log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mirrorfs.engine.checkpoint_loader import OnLoaded
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.kept import Kept
+from mirrorfs.engine.sources import Segments
+from mirrorfs.format.checkpoint import Root
+from mirrorfs.format.ids import Stream
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.signing import WriterPublicKey
+from mirrorfs.ports import Disk, Index, Offload, Store
+
+
+async def load_first(
+    index: Index,
+    disk: Disk,
+    offload: Offload,
+    keys: VolumeKeys,
+    writer: WriterPublicKey,
+    *,
+    stores: Sequence[Store],
+    local: Sequence[int],
+    on_loaded: OnLoaded | None,
+) -> bool:
+    """Fill an empty index: from this machine's newest checkpoint, or from one before what is on the disk.
+
+    Args:
+        local: numbers of the segments on the disk, rising.
+    Returns: whether there is one; without any the log is replayed from its first segment.
+    Raises: DamagedError: it cannot be loaded.
+    """
+    segments = Segments(Stream.CHECKPOINT, disk=disk, offload=offload, stores=stores)
+    await segments.look(stores=False)
+    reader = CheckpointReader(segments, keys, writer)
+    found = await reader.latest(set())
+    root = found[0][0] if found else None
+    # One that another PC wrote vouches for those of old keys. And the first segment may be kept no longer.
+    if root is None and stores and local and (keys.past or local[0]):
+        await segments.look()
+        reader = CheckpointReader(segments, keys, writer)
+        root = await _before(reader, local[0])
+    if root is None:
+        return False
+    await reader.load(root, index, on_loaded)
+    return True
+
+
+async def _before(reader: CheckpointReader, first: int) -> Root | None:
+    """The newest checkpoint before a segment; where the log begins later, that with which it does."""
+    newest = await reader.latest(set())
+    if not newest:
+        return None
+    kept = Kept(tuple(await reader.moments(newest[0][0])))
+    found = await reader.newest(lambda root: kept.position <= root.position and root.position >> 20 < first)
+    if found is not None:
+        return found[0]
+    return None if kept.base is None else await reader.of_moment(kept.base)
