@@ -81,8 +81,15 @@ class CheckpointReader:
         return sorted(looked, key=lambda one: one[0].position, reverse=True)
 
     async def root_of(self, segment: SegmentId) -> Root | None:
-        """The root in a segment; None: there is none, or no copy of it is good."""
-        return await self._root(segment)
+        """The root in a segment; None: there is none in it. Raises: DamagedError: no copy of it is good."""
+        async for _, data in self._segments.copies(segment):
+            try:
+                found = self._decode(segment, data)
+            except DamagedError:
+                continue
+            if found is not None:
+                return found[1]
+        raise DamagedError("no copy of a checkpoint segment is good.")
 
     async def of_moment(self, row: MomentRow) -> Root:
         """The checkpoint that a moment names. Raises DamagedError: no copy of its root is good."""

@@ -148,7 +148,8 @@ class CommitReader:
 
         Raises: StoreTooNew. FormatError: a record is none.
         """
-        rows = self._rows(stretch)
+        # A volume's first commit may have position 0.
+        rows, is_pruned = self._rows(stretch), self.kept.base is not None
         for start in range(0, len(rows), SEGMENTS_AT_A_TIME):
             on_progress(start, len(rows))
             batch = rows[start : start + SEGMENTS_AT_A_TIME]
@@ -157,7 +158,7 @@ class CommitReader:
                     self.lost.append(row.sequence)
                 for one in found:
                     commit = self._add(one)
-                    if commit is None or commit.position <= self.kept.position:
+                    if commit is None or (is_pruned and commit.position <= self.kept.position):
                         continue
                     if stretch.has(position=commit.position, time_ns=commit.time_ns):
                         visit(commit)

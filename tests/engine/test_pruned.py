@@ -313,7 +313,7 @@ async def test_a_pc_that_was_away_is_mounted(
                 for key in stores[0].objects:
                     if key.startswith("segments/") and not (other.root / "objects" / key).exists():
                         (other.root / "objects" / key).write_bytes(stores[0].objects[key])
-                await volume_of.collect(local, [at for at in sequences if at < first], into=0)
+                await volume_of.collect(local, [at for at in sequences if at < first - 1], into=0)
                 await volume_of.checkpoint(local)
             await volume.flush()
     for store in stores:
