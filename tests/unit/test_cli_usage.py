@@ -245,6 +245,35 @@ def test_python_m(tmp_path: Path) -> None:
     assert ended.returncode == 2 and ended.stderr.startswith("mirrorfs: ") and ended.stdout == ""
 
 
+LOADED = """
+import importlib, pkgutil, sys
+import mirrorfs.cli
+from mirrorfs.cli.stores import open_store
+for module in pkgutil.iter_modules(mirrorfs.cli.__path__):
+    if module.name != "doctor":
+        importlib.import_module(f"mirrorfs.cli.{module.name}")
+open_store("a", "file:///nowhere")
+print(*sorted({"boto3", "botocore", "pkcs11", "urllib3"} & set(sys.modules)))
+open_store("b", "s3://bucket/prefix")
+print("boto3" in sys.modules)
+"""
+
+
+def test_a_command_loads_no_more_than_it_needs() -> None:
+    """boto3 is loaded for a bucket, PKCS#11 for such a token: they take as long as all the rest. `doctor`
+    looks at every kind of token.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        env=child_environment(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout.splitlines() == ["", "True"], ended
+
+
 # --- the pipe for the keys -------------------------------------------------------------------
 
 REQUEST = SessionRequest(name="v", config="format = 1\n", mountpoint="/mnt", view="ab", at_ns=5)
