@@ -6,7 +6,6 @@ import argparse
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -19,6 +18,7 @@ from mirrorfs.cli.config import (
     make_private_directory,
     volume_paths,
 )
+from mirrorfs.cli.kdf_option import add_kdf_argument, check_kdf_argument, new_kdf
 from mirrorfs.cli.new_volume import AnyStore, NewVolume, PlannedStore, make_volume, write_volume
 from mirrorfs.cli.stores import bare_store, check_version, directory_of
 from mirrorfs.cli.tokens import SecretSources, check_present, make_token
@@ -28,19 +28,11 @@ from mirrorfs.format.control import INSTANCE_KEY
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
 from mirrorfs.format.header import STORES_MAX
 from mirrorfs.format.kdf import VOLUME_ID_SIZE_BYTES, format_fingerprint
-from mirrorfs.format.slot import MEMORY_MAX_KIB, MEMORY_MIN_KIB, KdfParameters
 from mirrorfs.keys.prompts import read_password
-from mirrorfs.keys.slots import (
-    available_memory_bytes,
-    new_kdf_parameters,
-    new_salt,
-    stretch_password,
-    token_authorisation,
-)
+from mirrorfs.keys.slots import stretch_password, token_authorisation
 from mirrorfs.ports import ObjectKey
 
 STORES_MIN = 2
-KDF_MEMORY_DEFAULT_MIB = 256
 
 # What a directory that is otherwise empty may hold: our own scratch, and what mkfs leaves.
 _HARMLESS = frozenset({".tmp", "lock", "lost+found", "header"})
@@ -66,10 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--password-file", metavar="FILE", help="read the new password from its first line")
     parser.add_argument("--pin-file", metavar="FILE", help="read the token's PIN from its first line")
-    # For machines with little memory and for tests; the strength of the default is deliberate.
-    parser.add_argument(
-        "--kdf-memory-mib", type=int, default=KDF_MEMORY_DEFAULT_MIB, metavar="N", help=argparse.SUPPRESS
-    )
+    add_kdf_argument(parser)
 
 
 def parse_stores(arguments: Sequence[str]) -> list[PlannedStore]:
@@ -118,10 +107,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     harden_process()
     paths = volume_paths(arguments.volume, environment)
     planned = parse_stores(arguments.store)
-    if not MEMORY_MIN_KIB <= arguments.kdf_memory_mib * 1024 <= MEMORY_MAX_KIB:
-        raise UsageError(
-            f"--kdf-memory-mib is from {MEMORY_MIN_KIB // 1024} to {MEMORY_MAX_KIB // 1024}; correct it."
-        )
+    check_kdf_argument(arguments)
     token_config = TokenConfig(uri=arguments.token, module_path=arguments.module)
     sources = SecretSources(arguments.password_file, arguments.pin_file, environment)
     token = make_token(token_config, sources, create=arguments.create_key)
@@ -134,7 +120,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         arguments.volume, path=arguments.password_file, environment=environment, confirm=True
     )
     volume = secrets.token_bytes(VOLUME_ID_SIZE_BYTES)
-    kdf = _kdf(arguments.kdf_memory_mib)
+    kdf = new_kdf(arguments)
     stretched = stretch_password(password, kdf)
     enrolment = token.enrol(
         volume=volume, entropy=secrets.token_bytes, authorise=lambda: token_authorisation(stretched, kdf)
@@ -154,13 +140,6 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 async def _write(paths: VolumePaths, new: NewVolume, create_stores: bool) -> None:
     await write_volume(paths, new, create_stores=create_stores)
-
-
-def _kdf(memory_mib: int) -> KdfParameters:
-    kdf = new_kdf_parameters(available_bytes=available_memory_bytes(), salt=new_salt(secrets.token_bytes))
-    if memory_mib == KDF_MEMORY_DEFAULT_MIB:
-        return kdf
-    return replace(kdf, memory_kib=memory_mib * 1024)
 
 
 # --- checks ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mirrorfs.cli import volume_lock
 from mirrorfs.cli.config import load_config, make_private_directory, volume_paths
 from mirrorfs.cli.headers import local_header
 from mirrorfs.cli.headless import add_unlock_arguments
+from mirrorfs.cli.kdf_option import add_kdf_argument, check_kdf_argument
 from mirrorfs.cli.key_change import KeyChange
 from mirrorfs.cli.key_events import recorded
 from mirrorfs.cli.key_status import only_way_in, only_way_in_note
@@ -62,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         if name in ("remove", "passwd", "recovery"):
             sub.add_argument("--no-rotate", action="store_true", help="do not rotate the keys afterwards")
+        if name in ("add", "passwd", "recovery"):
+            add_kdf_argument(sub)
         add_unlock_arguments(sub)
         sub.add_argument("--code-file", metavar="FILE", help="read a recovery code from its first line")
 
@@ -83,6 +86,8 @@ def _add_new_token_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Carry out `key`. Raises: MirrorfsError."""
     harden_process()
+    if "kdf_memory_mib" in arguments:
+        check_kdf_argument(arguments)
     paths = volume_paths(arguments.volume, environment)
     config = load_config(paths)
     if arguments.change == "list":

@@ -13,6 +13,7 @@ import trio
 
 from mirrorfs.cli.config import TokenConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.header_change import check_unrivalled, find_conflict, publish_header
+from mirrorfs.cli.kdf_option import new_kdf
 from mirrorfs.cli.key_events import Recording
 from mirrorfs.cli.key_rotation import Rotation, describe_new_keys
 from mirrorfs.cli.recovery_sheet import check_paper_askable, confirm_on_paper
@@ -26,14 +27,7 @@ from mirrorfs.keys.prompts import read_new_password
 from mirrorfs.keys.question import SecretKind
 from mirrorfs.keys.recovery_token import RecoveryToken
 from mirrorfs.keys.rotation import check_can_rotate
-from mirrorfs.keys.slots import (
-    available_memory_bytes,
-    make_slot,
-    new_kdf_parameters,
-    new_salt,
-    stretch_password,
-    token_authorisation,
-)
+from mirrorfs.keys.slots import make_slot, stretch_password, token_authorisation
 from mirrorfs.keys.token import Enrolment, Token
 
 RECOVERY_SLOT_NAME = "recovery"
@@ -88,7 +82,7 @@ class KeyChange:
         if token.kind is SlotKind.RECOVERY:
             raise UsageError("A recovery code is made by `mirrorfs key recovery`.")
         roles = unlocked.slot.roles if arguments.role == "writer" else ()
-        kdf = _new_kdf()
+        kdf = new_kdf(self._arguments)
         stretched = stretch_password(self._password.password(), kdf)
         enrolment = self._enrol(token, unlocked, stretched, kdf)
         for slot in unlocked.header.slots:
@@ -140,7 +134,7 @@ class KeyChange:
         )
         changed: dict[bytes, Slot] = {}
         for slot, token, secret in self._at_hand(unlocked):
-            kdf = _new_kdf()
+            kdf = new_kdf(self._arguments)
             stretched = stretch_password(password, kdf)
             if slot.kind is SlotKind.TPM2:  # it was told the old password, and checks it itself
                 enrolment = self._enrol(token, unlocked, stretched, kdf)
@@ -210,7 +204,7 @@ class KeyChange:
                 self._paths.name, unlocked, code, environment=self._environment
             ),
         )
-        kdf = _new_kdf()
+        kdf = new_kdf(self._arguments)
         stretched = stretch_password(self._password.password(), kdf)
         try:
             enrolment = self._enrol(token, unlocked, stretched, kdf)
@@ -344,10 +338,6 @@ def _say(sentence: str) -> None:
 
 def _never_asked() -> bytes:
     raise AssertionError("a code is made here, not asked for")
-
-
-def _new_kdf() -> KdfParameters:
-    return new_kdf_parameters(available_bytes=available_memory_bytes(), salt=new_salt(secrets.token_bytes))
 
 
 def _without_codes(slots: Sequence[Slot]) -> list[Slot]:

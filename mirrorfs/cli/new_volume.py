@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
@@ -20,7 +21,6 @@ from mirrorfs.cli.config import StoreConfig, TokenConfig, VolumeConfig, VolumePa
 from mirrorfs.cli.stores import bare_store
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.store_directory import DirectoryStore
-from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.engine.own_writers import CREATED_PATH
 from mirrorfs.errors import LimitError, ObjectNotFound, StoreError, UsageError
 from mirrorfs.format.control import INSTANCE_KEY, Instance, seal_control
@@ -39,10 +39,13 @@ from mirrorfs.keys.slots import make_slot
 from mirrorfs.keys.token import Enrolment
 from mirrorfs.ports import ObjectKey, Sealed
 
+if TYPE_CHECKING:
+    from mirrorfs.drivers.store_s3 import S3Store
+
 CLEAN_UP_DEADLINE_S = 30.0
 FIRST_SLOT_NAME = "first"
 
-AnyStore = DirectoryStore | S3Store
+AnyStore: TypeAlias = "DirectoryStore | S3Store"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 import trio
@@ -20,7 +20,6 @@ import trio
 from mirrorfs.cli.config import StoreConfig
 from mirrorfs.drivers.s3_line import PARALLEL
 from mirrorfs.drivers.store_directory import DirectoryStore
-from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.drivers.store_url import parse_store_url
 from mirrorfs.engine.retry import RetryingStore, RetryPolicy
 from mirrorfs.errors import (
@@ -43,6 +42,9 @@ from mirrorfs.format.document import (
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import FORMAT_VERSION
 from mirrorfs.ports import ObjectKey, Throttle
+
+if TYPE_CHECKING:
+    from mirrorfs.drivers.store_s3 import S3Store
 
 LOOK_DEADLINE_S: Final = 15.0
 """How long a command waits for a store that does not answer before it goes on without it."""

@@ -1,4 +1,7 @@
-"""From a token URI to the token, and what can be said about it before a PIN is asked for."""
+"""From a token URI to the token, and what can be said about it before a PIN is asked for.
+
+PKCS#11 is loaded where such a token is used: most of `mount` only passes tokens on.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from mirrorfs.cli.config import TokenConfig
 from mirrorfs.errors import TokenMissing, UnlockError, UsageError
 from mirrorfs.format.slot_token import SlotKind
 from mirrorfs.keys.fido2_token import Fido2Token
-from mirrorfs.keys.pkcs11_module import module_paths, opened_module, present_tokens
-from mirrorfs.keys.pkcs11_token import Pkcs11Token
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri, parse_pkcs11_uri
 from mirrorfs.keys.prompts import read_code, read_pin
 from mirrorfs.keys.recovery_token import RecoveryToken
@@ -102,9 +103,10 @@ def make_token(config: TokenConfig, sources: SecretSources, *, create: bool = Fa
         return _fido2_token(config, sources)
     if _scheme(config) != "pkcs11":
         raise UsageError("A token is named by a URI that begins with pkcs11:, fido2: or tpm2:; correct it.")
+    from mirrorfs.keys.pkcs11_token import Pkcs11Token
+
     uri = token_uri(config)
     pin_file = sources.pin_file if sources.pin_file is not None else uri.pin_source
-
     return Pkcs11Token(uri, ask_pin=_pin_from(pin_file, sources), create=create)
 
 
@@ -164,6 +166,8 @@ def check_present(config: TokenConfig, sources: SecretSources) -> bool:
     if _scheme(config) == "fido2":
         _fido2_token(config, sources).check_enrollable()
         return False
+    from mirrorfs.keys.pkcs11_module import module_paths, opened_module, present_tokens
+
     uri = token_uri(config)
     failure: UnlockError | None = None
     for path in module_paths(uri):

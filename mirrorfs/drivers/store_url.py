@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from mirrorfs.drivers.s3_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, S3Target
 from mirrorfs.drivers.s3_line import PARALLEL, S3Line
 from mirrorfs.drivers.store_directory import DirectoryStore
-from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.errors import UsageError
 from mirrorfs.ports import Throttle
+
+if TYPE_CHECKING:
+    from mirrorfs.drivers.store_s3 import S3Store
 
 URL_LENGTH_MAX = 2048
 
@@ -88,6 +90,10 @@ def _s3_store(name: str, parts: SplitResult, parallel: int, throttle: Throttle |
         or not {".", ".."}.isdisjoint(prefix.split("/"))
     ):
         raise UsageError(f"The prefix of store {name} may hold letters, digits, '.', '_', '-' and '/'.")
+    # Here, because boto3 is a third of what a program that starts has to load, and directories need none.
+    from mirrorfs.drivers.s3_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, S3Target
+    from mirrorfs.drivers.store_s3 import S3Store
+
     options = _options(name, parts.query)
     for option, only in (("allow_http", "1"), ("limits", "0")):
         if options.get(option, only) != only:

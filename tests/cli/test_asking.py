@@ -21,7 +21,7 @@ from tests.support.asking_programs import (
     processes_showing,
     wait_until,
 )
-from tests.support.mounted import PASSWORD, Mounted, mounted_volume
+from tests.support.mounted import CHEAP, PASSWORD, Mounted, mounted_volume
 from tests.support.password_agent import PasswordAgent
 from tests.support.softhsm import MODULE, PIN
 from tests.support.terminal import Terminal
@@ -185,7 +185,7 @@ def refused_a_pin() -> set[str]:
 def test_a_wrong_pin_goes_to_one_token_only(volume: Mounted, tmp_path: Path) -> None:
     pin_file = volume.env["MIRRORFS_PIN_FILE"]
     spare = volume.hsm.add_token("spare")
-    new = ("--new-token", spare.uri(), "--create-key", "--new-pin-file", pin_file)
+    new = ("--new-token", spare.uri(), "--create-key", "--new-pin-file", pin_file, CHEAP)
     volume.must("key", "add", volume.name, *new)
     assert len(re.findall("^uri", volume.config.read_text(), re.MULTILINE)) == 2  # both would be tried
     assert refused_a_pin() == set()

@@ -17,7 +17,7 @@ import pytest
 from tests.cli.test_attach import second_pc, urls
 from tests.cli.test_key import add_spare, refused, secret
 from tests.cli.test_key_rotation import KILLING
-from tests.support.mounted import Mounted, mounted_volume
+from tests.support.mounted import CHEAP, Mounted, mounted_volume
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_command_that_was_killed_is_found(volume: Mounted, tmp_path: Path) -> 
     killed = subprocess.run(
         [
             sys.executable, "-c", KILLING, "mirrorfs.cli.header_change.bare_store",
-            "key", "passwd", volume.name, "--no-rotate", "--new-password-file", new,
+            "key", "passwd", volume.name, CHEAP, "--no-rotate", "--new-password-file", new,
         ],
         env=volume.env, cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip

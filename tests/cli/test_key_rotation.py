@@ -17,7 +17,7 @@ from mirrorfs.format.header import parse_header
 from tests.cli.test_key import add_spare, every_header, headers, refused
 from tests.golden.independent_log import Reader
 from tests.golden.independent_reader import read_tree
-from tests.support.mounted import PASSWORD, Mounted, mounted_volume
+from tests.support.mounted import CHEAP, PASSWORD, Mounted, mounted_volume
 from tests.support.softhsm import MODULE
 
 
@@ -98,7 +98,12 @@ def test_rotation_waits_for_nobody_and_needs_everybody(tmp_path: Path) -> None:
         said = refused(volume, "key", "rotate", volume.name, code=2)
         assert "unmount it first" in said
         said = volume.must(
-            "key", "passwd", volume.name, "--new-password-file", volume.env["MIRRORFS_PASSWORD_FILE"]
+            "key",
+            "passwd",
+            volume.name,
+            CHEAP,
+            "--new-password-file",
+            volume.env["MIRRORFS_PASSWORD_FILE"],
         )
         assert "until the keys are rotated: unmount" in said
         (volume.mountpoint / "before").write_text("contents of before")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.test_attach import second_pc, urls
 from tests.cli.test_key import headers
-from tests.support.mounted import Mounted, mounted_volume
+from tests.support.mounted import CHEAP, Mounted, mounted_volume
 
 RACING = """
 import json, subprocess, sys
@@ -46,7 +46,7 @@ def new_token(volume: Mounted, label: str) -> list[str]:
     token = volume.hsm.add_token(label)
     pin = volume.env["MIRRORFS_PIN_FILE"]
     return [
-        "key", "add", volume.name, "--new-token", token.uri(), "--create-key", "--new-pin-file", pin,
+        "key", "add", volume.name, "--new-token", token.uri(), "--create-key", "--new-pin-file", pin, CHEAP,
     ]  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_both_at_once(pcs: tuple[Mounted, Mounted], tmp_path: Path) -> None:
     assert (event["command"], event["changes"]) == ("key add", [{"change": "slot-added", "name": "two"}])
 
     # The first goes on without having seen it: it is told before anything is undone, once.
-    passwd = ("key", "passwd", first.name, "--no-rotate", "--new-password-file",
+    passwd = ("key", "passwd", first.name, CHEAP, "--no-rotate", "--new-password-file",
               first.env["MIRRORFS_PASSWORD_FILE"])  # fmt: skip
     refused = first.run(*passwd)
     assert refused.returncode == 6, refused.stdout

@@ -20,7 +20,7 @@ from mirrorfs.keys.recovery_code import CODE_SIZE_BYTES, format_code
 from tests.cli.test_key import code_on
 from tests.cli.test_lock import GONE_ERRORS, lookers
 from tests.support import piv_card, softhsm
-from tests.support.mounted import PASSWORD, Mounted, mounted_volume
+from tests.support.mounted import CHEAP, PASSWORD, Mounted, mounted_volume
 from tests.support.pcsc import Card, SmartCardRoom, own_copy
 from tests.support.piv_card import KEY_MANAGEMENT
 from tests.support.soft_authenticator import SoftAuthenticator
@@ -321,7 +321,7 @@ def test_recovery_code(tmp_path: Path) -> None:
 
 def enrol_code(person: Seat) -> tuple[str, tuple[str, str]]:
     """A new sheet, whose code is typed back. Returns: what was seen, and the code's two lines."""
-    terminal = Terminal(person.volume, "key", "recovery", person.volume.name)
+    terminal = Terminal(person.volume, "key", "recovery", person.volume.name, CHEAP)
     terminal.answer(PIN_ASKED, softhsm.PIN)
     terminal.answer(PASSWORD_ASKED, PASSWORD)
     terminal.wait_for(FIRST_LINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mirrorfs import __version__, errors
+from mirrorfs.cli import kdf_option
 from mirrorfs.cli.failures import describe, report, sentence_of, single_error
 from mirrorfs.cli.key_pipe import SessionRequest, UnlockedSession, read_session, write_session
 from mirrorfs.cli.launch import child_environment
@@ -243,6 +245,65 @@ def test_python_m(tmp_path: Path) -> None:
         check=False,
     )
     assert ended.returncode == 2 and ended.stderr.startswith("mirrorfs: ") and ended.stdout == ""
+
+
+LOADED = """
+import importlib, pkgutil, sys
+import mirrorfs.cli
+from mirrorfs.cli.stores import open_store
+for module in pkgutil.iter_modules(mirrorfs.cli.__path__):
+    if module.name != "doctor":
+        importlib.import_module(f"mirrorfs.cli.{module.name}")
+open_store("a", "file:///nowhere")
+print(*sorted({"boto3", "botocore", "pkcs11", "urllib3"} & set(sys.modules)))
+open_store("b", "s3://bucket/prefix")
+print("boto3" in sys.modules)
+"""
+
+
+def test_a_command_loads_no_more_than_it_needs() -> None:
+    """boto3 is loaded for a bucket, PKCS#11 for such a token: they take as long as all the rest. `doctor`
+    looks at every kind of token.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        env=child_environment(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout.splitlines() == ["", "True"], ended
+
+
+# --- what a password costs -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory_mib", ["63", "0", "-64", "2049"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["init", "v", "--store=a=file:///a", "--store=b=file:///b", "--token=fido2:"],
+        ["key", "add", "v", "--new-token=fido2:"],
+        ["key", "passwd", "v"],
+        ["key", "recovery", "v"],
+    ],
+    ids=["init", "add", "passwd", "recovery"],
+)
+def test_the_cost_has_a_floor(
+    command: list[str], memory_mib: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, f"--kdf-memory-mib={memory_mib}"]) == 2
+    assert capsys.readouterr().err.endswith("--kdf-memory-mib is from 64 to 2048; correct it.\n")
+
+
+def test_the_cost_of_a_new_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kdf_option, "available_memory_bytes", lambda: 1 << 40)
+    parser = argparse.ArgumentParser()
+    kdf_option.add_kdf_argument(parser)
+    made = [kdf_option.new_kdf(parser.parse_args(given)) for given in ([], ["--kdf-memory-mib=64"])]
+    assert [kdf.memory_kib for kdf in made] == [256 * 1024, 64 * 1024]
+    assert made[0].salt != made[1].salt and made[0].iterations == made[1].iterations
 
 
 # --- the pipe for the keys -------------------------------------------------------------------
