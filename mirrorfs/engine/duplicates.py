@@ -35,8 +35,9 @@ from mirrorfs.format.limits import CHUNK_SIZE
 from mirrorfs.format.rows import ContentRow, FrameRow, RelocatedRow, SegmentRow
 from mirrorfs.ports import Index
 
-LOOKED_UP_MIN: Final = 4096
-"""Bytes: of less, what is saved is hardly more than what the lookup costs."""
+LOOKED_UP_MIN: Final = 16 * 1024
+"""Bytes. To look a piece up and to remember it takes 10 us, with 1.5 million rows 45 us: a tenth of what it
+takes to store a file of this size. Smaller files are many, and hold few of the bytes."""
 LIVE_MAX: Final = 2**32 - 1
 
 
