@@ -25,6 +25,7 @@ from mirrorfs.drivers.index_schema import SCHEMA_VERSION, TABLES
 from mirrorfs.drivers.index_sqlite import SqliteIndex
 from mirrorfs.errors import DiskError, DiskFull, IndexDamaged, LimitError, UsageError
 from mirrorfs.format.rows import (
+    ContentRow,
     DentryRow,
     ExtentRow,
     FrameRow,
@@ -490,6 +491,8 @@ def test_every_flipped_page_is_noticed(path: str) -> None:
             for table in TABLES:
                 index._query(f"SELECT * FROM {table}")
             index._query("SELECT * FROM held")
+            index._query("SELECT * FROM contents")
+            index._query("SELECT frame FROM contents INDEXED BY contents_frame ORDER BY frame")
             index.get_snapshot(b"by the index of names")
             index._query("SELECT name FROM dentries INDEXED BY dentries_name ORDER BY parent, name")
             index._query("SELECT cookie FROM dentries INDEXED BY dentries_parent ORDER BY parent")
@@ -525,6 +528,22 @@ def test_an_index_without_snapshots_gets_their_table(path: str) -> None:
         assert index.get_inode(5) == inode_row(5)
         index.put_snapshot(SnapshotRow(7, b"a", 1, 1))
         assert index.count_snapshots() == 1
+        index.close()
+
+
+def test_an_index_without_contents_gets_their_table(path: str) -> None:
+    index = SqliteIndex.open(path, KEY)
+    index.put_inode(inode_row(5))
+    index.close()
+    connection = index_connection.connect(path, KEY, cache_kib=1024)
+    connection.execute("DROP TABLE contents")
+    connection.close()
+    row = ContentRow(b"d" * 16, 7, 0, 5, 0)
+    for found in (None, row):
+        index = SqliteIndex.open(path, KEY)
+        assert index.get_inode(5) == inode_row(5)
+        assert index.get_content(row.digest) == found
+        index.put_contents([row])
         index.close()
 
 
