@@ -12,6 +12,7 @@ from typing import NewType, Protocol, TypeVar
 
 from mirrorfs.format.rows import (
     CondemnedRow,
+    ContentRow,
     DentryRow,
     ExtentRow,
     FrameRow,
@@ -321,6 +322,13 @@ class Index(Protocol):
     def put_held(self, store: str, key: str) -> None: ...
     def delete_held(self, store: str, key: str) -> None: ...
     def clear_held(self, store: str) -> None: ...
+
+    def get_content(self, digest: bytes) -> ContentRow | None:
+        """Where bytes of this digest were put last. Local knowledge, not checkpointed, and a hint."""
+
+    def put_contents(self, rows: Iterable[ContentRow]) -> None: ...
+    def drop_contents(self, frames: Iterable[int]) -> None:
+        """Forget what lies in these frames."""
 
     def load_rows(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
         """Insert rows of a checkpointed table in bulk, into an index that has none of them."""

@@ -7,7 +7,6 @@ brings cold ones together, because some filesystems take seconds to mount.
 
 from __future__ import annotations
 
-import itertools
 import mmap
 import os
 import random
@@ -94,8 +93,9 @@ def text_block() -> bytes:
 
 
 def text_blocks(count: int) -> Iterator[bytes]:
-    """So many MiB of text; the same block, for no filesystem here looks that far back."""
-    return itertools.repeat(text_block(), count)
+    """So many MiB of text, no two alike, for MirrorFS stores none twice."""
+    rest = text_block()[8:]
+    return (b"%08d" % number + rest for number in range(count))
 
 
 def random_pieces(size_bytes: int, count: int) -> Iterator[memoryview]:

@@ -201,6 +201,8 @@ class VolumeConfig:
     """Bound of what is kept locally of segments that every store holds."""
     prefetch: bool = True
     """Whether the local cache is filled in the background."""
+    deduplicate: bool = True
+    """Whether what all stores have is referred to when it is written again."""
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     lock: LockConfig = field(default_factory=LockConfig)
@@ -217,6 +219,7 @@ class VolumeConfig:
             f"mirror_delay_s = {self.mirror_delay_s!r}",
             f"cache_size = {quoted(format_size(self.cache_bytes))}",
             f"prefetch = {str(self.prefetch).lower()}",
+            f"deduplicate = {str(self.deduplicate).lower()}",
         ]
         for token in self.tokens:
             lines += ["", "[[token]]", f"uri = {quoted(token.uri)}"]
@@ -248,7 +251,8 @@ class VolumeConfig:
         except tomllib.TOMLDecodeError as exc:
             raise ConfigError("The volume's configuration is not valid TOML; correct the file.") from exc
         read = Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
-        read.known |= {"cache_size", "prefetch", "token", "store", "alarm", "limits", "lock", "retention"}
+        read.known |= {"cache_size", "prefetch", "deduplicate", "token", "store", "alarm", "limits", "lock"}
+        read.known |= {"retention"}
         read.check()
         version = table.get("format")
         if version != CONFIG_FORMAT:
@@ -266,6 +270,7 @@ class VolumeConfig:
             mirror_delay_s=float(delay_s),
             cache_bytes=read.size("cache_size", default=CACHE_SIZE, least=CACHE_SIZE_MIN),
             prefetch=read.switch("prefetch", default=True),
+            deduplicate=read.switch("deduplicate", default=True),
             alarm=AlarmConfig.from_table(table.get("alarm")),
             limits=LimitsConfig.from_table(table.get("limits")),
             lock=LockConfig.from_table(table.get("lock")),

@@ -265,6 +265,7 @@ class Session:
             parallel=self._config.limits.parallel,
             prefetch=self._config.prefetch,
             encrypted_max=self._config.alarm.max_encrypted_files,
+            deduplicate=self._config.deduplicate,
             take_over=self._request.take_over,
             rotating=frozenset(store.name for store in self._config.stores if store.rotating),
             boot_id=boot_id(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+from mirrorfs.format.limits import CHUNK_SIZE
+
 
 class DirtyRanges:
     """Non-overlapping byte ranges in offset order; the newest write wins.
@@ -86,10 +88,17 @@ class DirtyRanges:
             i += 1
 
     def take(self, limit: int) -> list[tuple[int, bytes | memoryview]]:
-        """Remove and return ranges from the front: at least one, then as many as fit `limit` bytes."""
-        count, total = 0, 0
-        while count < len(self._starts) and (not count or total + len(self._data[count]) <= limit):
-            total += len(self._data[count])
+        """Remove and return ranges from the front: at least one, then as many as fit `limit` bytes.
+
+        What follows the last one without a gap, in one chunk with its end, comes too.
+        """
+        count, total, end = 0, 0, -1
+        while count < len(self._starts):
+            start, size = self._starts[count], len(self._data[count])
+            if count and total + size > limit and (start != end or not start % CHUNK_SIZE):
+                break
+            total += size
+            end = start + size
             count += 1
         taken = list(zip(self._starts[:count], self._data[:count], strict=True))
         del self._starts[:count]

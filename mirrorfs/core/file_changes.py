@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from mirrorfs.core.grouping import FramePlan
+from mirrorfs.core.grouping import DirtyPiece, FramePlan
 from mirrorfs.core.signatures import START_BYTES
 from mirrorfs.format.frame import FRAME_SIZE_MIN
 
@@ -57,17 +57,26 @@ def written_by_inode(plans: Sequence[FramePlan], sizes: Sequence[int]) -> dict[i
     """
     found: dict[int, Written] = {}
     for plan, size in zip(plans, sizes, strict=True):
-        # A frame that is no smaller than its plaintext is one that compression did not help.
-        is_opaque, is_judged = size >= plan.length, plan.length >= JUDGED_MIN_BYTES
         for piece in plan.pieces:
             written = found.get(piece.inode)
             if written is None:
                 written = found[piece.inode] = Written()
-            written.end = max(written.end, piece.offset + piece.length)
-            if is_judged and is_opaque:
-                written.opaque_bytes += piece.length
-            elif is_judged:
-                written.plain_bytes += piece.length
-            if piece.offset == 0 and piece.length:
-                written.start = bytes(piece.data[: min(START_BYTES, piece.length)])
+            note_piece(written, piece, size=size, length=plan.length)
     return found
+
+
+def note_piece(written: Written, piece: DirtyPiece, *, size: int, length: int) -> None:
+    """Count a piece of a file in.
+
+    Args:
+        size: of the sealed frame that holds it, header and padding included.
+        length: of that frame's plaintext.
+    """
+    written.end = max(written.end, piece.offset + piece.length)
+    # A frame that is no smaller than its plaintext is one that compression did not help.
+    if length >= JUDGED_MIN_BYTES and size >= length:
+        written.opaque_bytes += piece.length
+    elif length >= JUDGED_MIN_BYTES:
+        written.plain_bytes += piece.length
+    if piece.offset == 0 and piece.length:
+        written.start = bytes(piece.data[: min(START_BYTES, piece.length)])

@@ -16,7 +16,7 @@ from mirrorfs.format.limits import CHUNK_SIZE, FRAME_LENGTH_MAX, GROUP_LENGTH_MA
 class DirtyPiece:
     """A range on its way into a frame. A truncate meanwhile shortens `length`; the bytes stay."""
 
-    __slots__ = ("data", "frame_offset", "inode", "length", "offset")
+    __slots__ = ("data", "digest", "frame_offset", "inode", "length", "offset")
 
     def __init__(self, inode: int, offset: int, data: bytes | memoryview) -> None:
         self.inode = inode
@@ -24,6 +24,8 @@ class DirtyPiece:
         self.data = data
         self.length = len(data)
         self.frame_offset = 0
+        self.digest = b""
+        """Of all of `data`, where it is looked up (engine/duplicates.py)."""
 
 
 class Group(NamedTuple):
@@ -62,6 +64,29 @@ def split_range(inode: int, offset: int, data: bytes | memoryview) -> Iterable[D
         whole = done == 0 and step == len(view)
         yield DirtyPiece(inode, offset + done, data if whole else view[done : done + step])
         done += step
+
+
+def cut_ranges(inode: int, ranges: Iterable[tuple[int, bytes | memoryview]]) -> Iterable[DirtyPiece]:
+    """Ranges in the order of their offsets, cut at chunk boundaries and joined within the chunks.
+
+    So what becomes one piece does not depend on the sizes in which it was written.
+    """
+    start = end = 0
+    parts: list[bytes | memoryview] = []
+    for offset, data in ranges:
+        for piece in split_range(inode, offset, data):
+            if piece.offset != end or not piece.offset % CHUNK_SIZE:
+                if parts:
+                    yield DirtyPiece(inode, start, _joined(parts))
+                start, parts = piece.offset, []
+            parts.append(piece.data)
+            end = piece.offset + piece.length
+    if parts:
+        yield DirtyPiece(inode, start, _joined(parts))
+
+
+def _joined(parts: list[bytes | memoryview]) -> bytes | memoryview:
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def plan_frames(pieces: Iterable[tuple[Group, DirtyPiece]]) -> list[FramePlan]:

@@ -21,7 +21,13 @@ from typing import Final
 
 import apsw
 
-from mirrorfs.drivers.index_schema import DDL, DDL_RETENTION, DDL_SNAPSHOTS, SCHEMA_VERSION
+from mirrorfs.drivers.index_schema import (
+    DDL,
+    DDL_CONTENTS,
+    DDL_RETENTION,
+    DDL_SNAPSHOTS,
+    SCHEMA_VERSION,
+)
 from mirrorfs.errors import DiskError, DiskFull, IndexDamaged, LimitError, MirrorfsError, UsageError
 
 KEY_BYTES: Final = 32
@@ -91,12 +97,13 @@ def ensure_schema(connection: apsw.Connection) -> None:
     try:
         version = connection.pragma("user_version")
         if version == SCHEMA_VERSION:
+            connection.execute(DDL_CONTENTS)
             return
         is_new = version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get
         # Who wrote an older version could read no log that puts rows into the tables that it lacks.
         if is_new or version in _ADDED:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute(DDL if is_new else _ADDED[version])
+            connection.execute((DDL if is_new else _ADDED[version]) + DDL_CONTENTS)
             connection.pragma("user_version", SCHEMA_VERSION)
             connection.execute("COMMIT")
             return

@@ -2,8 +2,8 @@
 
 The columns of a checkpointed table are the fields of its row type (format/rows.py), in that order;
 the first `key_count` of them are its key, and ordering by the key is the canonical order of
-checkpoints. Two tables are local knowledge and never checkpointed: `meta` (values that belong to the
-position) and `held` (what each store is known to hold).
+checkpoints. Three tables are local knowledge and never checkpointed: `meta` (values that belong to the
+position), `held` (what each store is known to hold) and `contents` (where bytes lie that files have).
 
 All columns are NOT NULL and the tables are STRICT, so that a value of the wrong type is refused here
 instead of being read back later.
@@ -79,6 +79,20 @@ CREATE TABLE condemned (
 CREATE INDEX relocations_place ON relocations (stream, sequence);
 """
 """What version 3 has and version 2 had not."""
+
+DDL_CONTENTS: Final = """
+CREATE TABLE IF NOT EXISTS contents (
+    digest BLOB PRIMARY KEY,        -- keyed, of the bytes
+    frame INTEGER NOT NULL,
+    frame_offset INTEGER NOT NULL,  -- where in its plaintext they begin
+    inode INTEGER NOT NULL,         -- a file one chunk of which began with them
+    chunk INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+-- What a frame had goes with it.
+CREATE INDEX IF NOT EXISTS contents_frame ON contents (frame);
+"""
+"""What deduplication looks up; made where it is missing, whatever the version: an older program that does
+not know it leaves rows behind that are of no use, and does no harm."""
 
 DDL: Final = f"""
 CREATE TABLE inodes (

@@ -77,3 +77,6 @@ HELD: Final = "SELECT key FROM held WHERE store = ? AND key > ? ORDER BY key LIM
 PUT_HELD: Final = "INSERT OR IGNORE INTO held VALUES (?, ?)"
 DELETE_HELD: Final = "DELETE FROM held WHERE store = ? AND key = ?"
 CLEAR_HELD: Final = "DELETE FROM held WHERE store = ?"
+GET_CONTENT: Final = "SELECT * FROM contents WHERE digest = ?"
+PUT_CONTENT: Final = "INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?)"
+DROP_CONTENTS: Final = "DELETE FROM contents WHERE frame = ?"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from mirrorfs.drivers import index_statements as sql
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.rows import (
     CondemnedRow,
+    ContentRow,
     MomentRow,
     RelocatedRow,
     RelocationRow,
@@ -20,6 +22,9 @@ class UncachedTables:
     """A part of ports.Index; see there for the contract of each method."""
 
     def _query(self, statement: str, bindings: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        raise NotImplementedError
+
+    def _query_many(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
         raise NotImplementedError
 
     # --- relocations ---------------------------------------------------------------------------
@@ -132,3 +137,13 @@ class UncachedTables:
 
     def clear_held(self, store: str) -> None:
         self._query(sql.CLEAR_HELD, (store,))
+
+    def get_content(self, digest: bytes) -> ContentRow | None:
+        rows = self._query(sql.GET_CONTENT, (digest,))
+        return ContentRow._make(rows[0]) if rows else None
+
+    def put_contents(self, rows: Iterable[ContentRow]) -> None:
+        self._query_many(sql.PUT_CONTENT, rows)
+
+    def drop_contents(self, frames: Iterable[int]) -> None:
+        self._query_many(sql.DROP_CONTENTS, ((frame,) for frame in frames))

@@ -81,10 +81,14 @@ class Applier:
     def settle(self, position: int) -> None:
         """The commit at `position` is where the emptied frames died, and what new snapshots name."""
         index = self._index
+        dead = []
         for frame in self.emptied:
             row = index.get_frame(frame)
             if row is not None and row.live == 0:
                 index.put_frame(row._replace(death=position))
+                dead.append(frame)
+        if dead:
+            index.drop_contents(dead)
         self.emptied.clear()
         for name in self.named:
             snapshot = index.get_snapshot(name)

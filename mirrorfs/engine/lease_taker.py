@@ -76,6 +76,8 @@ class VolumeSettings:
     """Which moments are kept; None: all."""
     scratch: Callable[[], IndexFiles] | None = None
     """Makes the files of an empty index that is thrown away; None: the past cannot be looked at here."""
+    deduplicate: bool = False
+    """Whether bytes that all stores have are referred to when they are written again."""
     boot_id: str = ""
     """Another one after each boot of the machine."""
 

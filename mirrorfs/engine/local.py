@@ -15,6 +15,7 @@ from mirrorfs.core.sense import LIMIT, Sense
 from mirrorfs.engine.bursts import Bursts
 from mirrorfs.engine.cache import CACHE_SIZE, SegmentCache
 from mirrorfs.engine.committer import Committer
+from mirrorfs.engine.duplicates import Duplicates
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.log import Log
@@ -26,6 +27,7 @@ from mirrorfs.engine.snapshots import Snapshots
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import VolumeState
 from mirrorfs.errors import DiskError
+from mirrorfs.format.content import ContentDigester
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.record import Create, Epoch
 from mirrorfs.format.rows import RelocationRow, SegmentRow
@@ -85,6 +87,7 @@ class LocalVolume:
         mirror_delay_s: float = 10.0,
         level: int = 1,
         encrypted_max: int = LIMIT,
+        deduplicate: bool = False,
         on_closed: Callable[[SegmentRow, str], None] = lambda row, key: None,
         on_commit: Callable[[int, int], None] = lambda position, size: None,
     ) -> None:
@@ -94,6 +97,7 @@ class LocalVolume:
             cache_bytes: bound of what is kept locally of segments that every store has.
             owner: (uid, gid) of the root directory of a new volume.
             encrypted_max: so many files replaced by what looks encrypted are a burst; 0: nobody looks.
+            deduplicate: whether bytes that all stores have are referred to when they are written again.
         """
         self.index: Index = recovered.index
         self.identity = identity
@@ -114,13 +118,12 @@ class LocalVolume:
             on_closed=self._closed,
             on_relocated=self._relocated,
         )
-        sealer = Sealer(
-            self.state, self.log, world.offload, level=level, on_progress=lambda: self.committer.made_space()
-        )
+        mirrors = Mirrors() if mirrors is None else mirrors
+        self.duplicates = self._make_duplicates(mirrors) if deduplicate else None
         self.committer = Committer(
             self.state,
             self.log,
-            sealer,
+            self._make_sealer(world.offload, level),
             world.disk,
             self.space,
             world.offload,
@@ -130,7 +133,6 @@ class LocalVolume:
         self.committer.durable_position = recovered.position
         self.committer.durable_ns = recovered.time_ns
         self.snapshots = Snapshots(self.state, self.committer, self.space)
-        mirrors = Mirrors() if mirrors is None else mirrors
         self.cache, self.reader = self._make_reading(world, writer, mirrors, cache_bytes, nursery)
         self.filesystem = FileSystem(
             self.state,
@@ -141,6 +143,19 @@ class LocalVolume:
             removable_bytes=self.cache.removable_bytes,
         )
         self._nursery = nursery
+
+    def _make_duplicates(self, mirrors: Mirrors) -> Duplicates:
+        return Duplicates(self.index, ContentDigester(self.identity.keys.dedup_key), mirrors.is_held)
+
+    def _make_sealer(self, offload: Offload, level: int) -> Sealer:
+        return Sealer(
+            self.state,
+            self.log,
+            offload,
+            level=level,
+            duplicates=self.duplicates,
+            on_progress=lambda: self.committer.made_space(),
+        )
 
     def _make_reading(
         self,

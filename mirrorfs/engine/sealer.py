@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
-from mirrorfs.core.file_changes import written_by_inode
-from mirrorfs.core.grouping import DirtyPiece, FramePlan, Group, plan_frames, split_range
+from mirrorfs.core.file_changes import Written, note_piece, written_by_inode
+from mirrorfs.core.grouping import DirtyPiece, FramePlan, Group, cut_ranges, plan_frames
+from mirrorfs.engine.duplicates import Duplicates, to_look_up
 from mirrorfs.engine.log import INLINE_MAX, Log
 from mirrorfs.engine.segment_writer import Placed
 from mirrorfs.engine.state import MIB, DirtyFile, VolumeState
@@ -41,13 +42,21 @@ class Sealer:
     """Moves dirty bytes of a volume into its log."""
 
     def __init__(
-        self, state: VolumeState, log: Log, offload: Offload, *, level: int, on_progress: Callable[[], None]
+        self,
+        state: VolumeState,
+        log: Log,
+        offload: Offload,
+        *,
+        level: int,
+        duplicates: Duplicates | None = None,
+        on_progress: Callable[[], None],
     ) -> None:
-        """`on_progress` is called when dirty bytes became fewer."""
+        """`duplicates`: None: all is stored. `on_progress` is called when dirty bytes became fewer."""
         self._state = state
         self._log = log
         self._offload = offload
         self._level = level
+        self._duplicates = duplicates
         self._on_progress = on_progress
 
     async def seal_some(self) -> None:
@@ -83,7 +92,7 @@ class Sealer:
     def seal_now(self, inodes: Iterable[int]) -> bool:
         """`seal_all` of a little data, in one step. False: too much, or the log does not take it now.
 
-        After False the same bytes are dirty as before.
+        After False the same bytes are dirty as before, but for what the log had already.
         """
         state = self._state
         files = [state.dirty[inode] for inode in inodes if inode in state.dirty]
@@ -96,13 +105,17 @@ class Sealer:
                 self._take(file, pieces, SEAL_NOW_MAX)
         if not pieces:
             return True
-        plans = plan_frames(pieces)
+        plans: list[FramePlan] = []
         try:
+            if self._duplicates is not None:
+                self._duplicates.digest(to_look_up(pieces))
+            plans = self._plan(pieces)
             bodies = [self._make(plan) for plan in plans]
-            if not self._log.ready_for(bodies):
-                return False
-            self._name(plans, self._log.append_now(bodies))
-            plans.clear()
+            if plans:
+                if not self._log.ready_for(bodies):
+                    return False
+                self._name(plans, self._log.append_now(bodies))
+                plans.clear()
         except DiskError:
             self._bury(self._log.take_strays())
             return False
@@ -115,19 +128,21 @@ class Sealer:
         source = file.frozen or file.ranges
         group = Group(file.uid, file.parent)
         total = 0
-        for offset, data in source.take(max(limit, 1)):
-            total += len(data)
-            for piece in split_range(file.inode, offset, data):
-                file.sealing.append(piece)
-                pieces.append((group, piece))
+        for piece in cut_ranges(file.inode, source.take(max(limit, 1))):
+            total += piece.length
+            file.sealing.append(piece)
+            pieces.append((group, piece))
         return total
 
     async def _seal(self, pieces: list[tuple[Group, DirtyPiece]], *, inline: bool = False) -> None:
         if not pieces:
             return
-        plans = plan_frames(pieces)
+        await self._digest(pieces, inline=inline)
+        plans = self._plan(pieces)
         try:
-            if inline:
+            if not plans:
+                pass
+            elif inline:
                 bodies = [self._make(plan) for plan in plans]
                 await self._append(plans, len(plans), bodies, inline=True)
             else:
@@ -137,6 +152,52 @@ class Sealer:
             self._put_back(piece for plan in plans for piece in plan.pieces)
             raise
         self._on_progress()
+
+    async def _digest(self, pieces: Sequence[tuple[Group, DirtyPiece]], *, inline: bool) -> None:
+        """Prepare the pieces for being looked up."""
+        duplicates = self._duplicates
+        if duplicates is None:
+            return
+        chosen = to_look_up(pieces)
+        if inline or sum(len(piece.data) for _, piece in chosen) <= SEAL_NOW_MAX:
+            duplicates.digest(chosen)
+            return
+        try:
+            await self._offload.run(lambda: duplicates.digest(chosen))
+        except BaseException:
+            self._put_back(piece for _, piece in pieces)
+            raise
+
+    def _plan(self, pieces: Sequence[tuple[Group, DirtyPiece]]) -> list[FramePlan]:
+        """Record what the log has already; the rest in frames. One step, without an await."""
+        if self._duplicates is None:
+            return plan_frames(pieces)
+        rest: list[tuple[Group, DirtyPiece]] = []
+        done = 0
+        try:
+            for entry in pieces:
+                if not self._refer(entry[1]):
+                    rest.append(entry)
+                done += 1
+        except BaseException:
+            self._put_back(piece for _, piece in (*rest, *pieces[done:]))
+            raise
+        return plan_frames(rest)
+
+    def _refer(self, piece: DirtyPiece) -> bool:
+        """Record a piece, if the log has its bytes; what it has may be others after any record."""
+        state = self._state
+        if self._duplicates is None or piece.inode not in state.dirty:
+            return False
+        found = self._duplicates.find(piece)
+        if found is None:
+            return False
+        written = Written()
+        note_piece(written, piece, size=found.frame.size, length=found.frame.length)
+        named = Piece(piece.offset, piece.length, found.frame.frame, found.frame_offset)
+        self._record(piece.inode, [named], written, {id(piece)})
+        state.dirty_bytes -= len(piece.data)
+        return True
 
     async def _make_and_append(self, plans: list[FramePlan]) -> None:
         """Compress, append and name; some frames are compressed while those before them are appended."""
@@ -210,6 +271,7 @@ class Sealer:
         """Record the extents of appended frames; synchronous."""
         state = self._state
         by_inode: dict[int, list[Piece]] = {}
+        stored: list[tuple[DirtyPiece, int]] = []
         for plan, place in zip(plans, placed, strict=True):
             state.index.put_frame(FrameRow(place.frame, place.offset, place.size, place.length, 0, 0))
             state.applier.emptied.add(place.frame)
@@ -217,21 +279,29 @@ class Sealer:
                 pieces = by_inode.setdefault(piece.inode, [])
                 if piece.length:
                     pieces.append(Piece(piece.offset, piece.length, place.frame, piece.frame_offset))
+                if piece.digest and piece.inode in state.dirty:
+                    stored.append((piece, place.frame))
         done = {id(piece) for plan in plans for piece in plan.pieces}
-        sense = state.sense
-        written = written_by_inode(plans, [place.size for place in placed]) if sense.limit else {}
+        written = written_by_inode(plans, [place.size for place in placed]) if state.sense.limit else {}
         for inode, pieces in by_inode.items():
-            file = state.dirty.get(inode)
-            if file is None:
-                continue  # Removed meanwhile: its bytes are dead in these frames.
-            if pieces:
-                end = max(piece.offset + piece.length for piece in pieces)
-                state.record(Extents(inode, end, pack_pieces(pieces)))
-                if sense.limit:
-                    sense.wrote(inode, written[inode], state.applier.take_lost())
-            file.sealing = [piece for piece in file.sealing if id(piece) not in done]
-            state.drop_if_clean(file)
+            self._record(inode, pieces, written.get(inode), done)
         state.dirty_bytes -= sum(len(piece.data) for plan in plans for piece in plan.pieces)
+        if self._duplicates is not None:
+            self._duplicates.stored(stored)
+
+    def _record(self, inode: int, pieces: list[Piece], written: Written | None, done: set[int]) -> None:
+        """Record extents of a file; `done` are the identities of pieces that need not be kept any more."""
+        state = self._state
+        file = state.dirty.get(inode)
+        if file is None:
+            return  # Removed meanwhile: its bytes are dead in these frames.
+        if pieces:
+            end = max(piece.offset + piece.length for piece in pieces)
+            state.record(Extents(inode, end, pack_pieces(pieces)))
+            if state.sense.limit and written is not None:
+                state.sense.wrote(inode, written, state.applier.take_lost())
+        file.sealing = [piece for piece in file.sealing if id(piece) not in done]
+        state.drop_if_clean(file)
 
     def _put_back(self, pieces: Iterable[DirtyPiece]) -> None:
         state = self._state

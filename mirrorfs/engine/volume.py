@@ -182,8 +182,8 @@ class MountedVolume:
         local = LocalVolume(
             world, recovered, identity, writer_key, nursery=nursery, mirrors=mirrors_of(members, suspect),
             cache_bytes=settings.cache_bytes, owner=settings.owner, mirror_delay_s=settings.mirror_delay_s,
-            level=settings.level, encrypted_max=settings.encrypted_max, on_closed=closed,
-            on_commit=checkpointer.committed,
+            level=settings.level, encrypted_max=settings.encrypted_max, deduplicate=settings.deduplicate,
+            on_closed=closed, on_commit=checkpointer.committed,
         )  # fmt: skip
         public_key = header.public_keys.writer
         pruner = Pruner(world, local, tasks, checkpointer, objects, settings.scratch, public_key)

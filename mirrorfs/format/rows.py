@@ -141,6 +141,19 @@ class CondemnedRow(NamedTuple):
     """When it was condemned."""
 
 
+class ContentRow(NamedTuple):
+    """Bytes that a file had when they were stored. Local knowledge, in no checkpoint."""
+
+    digest: bytes
+    """Keyed, of the bytes (format/content.py)."""
+    frame: int
+    frame_offset: int
+    """Where in the frame's plaintext they begin."""
+    inode: int
+    chunk: int
+    """The chunk of the file that began with them."""
+
+
 class SnapshotRow(NamedTuple):
     """A named position."""
 

@@ -178,6 +178,11 @@ def test_write_flush_umount_mount_read(mounted: Machine) -> None:
     assert objects[0] == objects[1] and any(key.startswith("heads/") for key in objects[0])
     mounted.mount()
     assert (mounted.mountpoint / "directory" / "file").read_bytes() == data
+    before = sum(map(len, contents(mounted.stores["a"]).values()))
+    (mounted.mountpoint / "copy").write_bytes(data)
+    mounted.run("flush", str(mounted.mountpoint))
+    grown = sum(map(len, contents(mounted.stores["a"]).values())) - before
+    assert 0 < grown < len(data) // 2, "a copy is not stored again"
     mounted.run("umount", str(mounted.mountpoint), "--no-wait")
     assert not mounted.is_mounted()
 

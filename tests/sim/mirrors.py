@@ -71,6 +71,7 @@ from mirrorfs.errors import (
 )
 from mirrorfs.format.control import INSTANCE_KEY, Instance, seal_control
 from mirrorfs.format.header import header_key
+from mirrorfs.format.limits import CHUNK_SIZE
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Index, Store
 from tests.sim.disk import Crash
@@ -92,6 +93,8 @@ HEAL_S = 4 * 3600.0
 LEASE_DOUBT_S = 600.0
 """Of virtual time: a lease that is lost or rotten has been written again by then."""
 NAMES = 6
+BLOCKS = 3
+BLOCK_BYTES = 20_000
 _WRITER = load_public_key(HEADER.public_keys.writer)
 _ONCE = RetryPolicy(attempts_max=1)
 _REFUSALS = (ChainError, DamagedError)
@@ -125,12 +128,21 @@ class MirrorSimulation:
     """The lives of one volume and its stores under one seed."""
 
     def __init__(
-        self, seed: int, directory: Path, *, lives: int = 4, steps: int = 10, index_loss: float = 0.0
+        self,
+        seed: int,
+        directory: Path,
+        *,
+        lives: int = 4,
+        steps: int = 10,
+        index_loss: float = 0.0,
+        copies: float = 0.0,
     ) -> None:
         """
         Args:
             directory: empty, and on a tmpfs, or it takes long.
             index_loss: probability that the local index is gone at a mount.
+            copies: probability that a file begins with bytes that others begin with; with more than 0 the
+                volume deduplicates.
         """
         self.rng = random.Random(seed)
         self._seed = seed
@@ -166,6 +178,10 @@ class MirrorSimulation:
         self._index_loss = index_loss
         self._index_rng = random.Random(seed)
         """Of its own: a seed lives the same life without the loss."""
+        self._copies = copies
+        self._copy_rng = random.Random(seed)
+        self.found_bytes = 0
+        """Written again and not stored again, in all mounts that were checked."""
 
     def run(self) -> None:
         """Raises Violation, or whatever the engine raised that it should not have."""
@@ -308,6 +324,7 @@ class MirrorSimulation:
                     parallel=self.rng.choice((1, 2, 4)),
                     take_over=take_over,
                     scratch=partial(self._scratch, machine),
+                    deduplicate=self._copies > 0,
                 ),
                 random=self.rng.random,
             )
@@ -433,6 +450,13 @@ class MirrorSimulation:
         return await self._mount(machine, nursery, take_over=True)
 
     async def _use(self, session: Session) -> None:
+        duplicates = session.volume._local.duplicates
+        try:
+            await self._use_volume(session)
+        finally:
+            self.found_bytes += duplicates.found_bytes if duplicates is not None else 0
+
+    async def _use_volume(self, session: Session) -> None:
         rng = self.rng
         for _ in range(rng.randrange(self._steps + 1) + self._steps // 2):
             step = rng.choices(
@@ -633,19 +657,25 @@ class MirrorSimulation:
         size = self._save_count + rng.choice((10, 3000, 30_000))
         data = b"%08d" % self._save_count + rng.randbytes(size)
         name = b"file %d" % rng.randrange(NAMES)
+        block = b""
+        if self._copy_rng.random() < self._copies:
+            block = random.Random(self._copy_rng.randrange(BLOCKS)).randbytes(BLOCK_BYTES)
+        at = CHUNK_SIZE if block else 0  # what is the same and what is new are chunks of their own
         try:
             with suppress(NoEntry):
                 filesystem.unlink(1, b".new")  # left by a save that a crash ended
             inode = filesystem.create(1, b".new", mode=FILE, uid=0, gid=0, umask=0).inode
             filesystem.opened(inode, writable=True)
-            await filesystem.write(inode, 0, data)
+            if block:
+                await filesystem.write(inode, 0, block)
+            await filesystem.write(inode, at, data)
             filesystem.released(inode, writable=True)
             filesystem.rename(1, b".new", new_parent=1, new_name=name)
         except (ReadOnly, WritesStopped):
             self._check_fenced(session)
             return
         state = self.chronicle.states[session.line.newest]
-        self.chronicle.add(session.line, {**state, name: data})
+        self.chronicle.add(session.line, {**state, name: block.ljust(at, b"\0") + data})
 
     def _check_fenced(self, session: Session) -> None:
         session.machine.disk.check_alive()
@@ -654,7 +684,7 @@ class MirrorSimulation:
 
     async def _remove(self, session: Session) -> None:
         state = dict(self.chronicle.states[session.line.newest])
-        newest = max(state.values(), default=b"")
+        newest = max(state.values(), key=_number_of, default=b"")
         names = sorted(name for name, contents in state.items() if contents != newest)
         if not names:
             return
@@ -721,3 +751,9 @@ class MirrorSimulation:
 
     async def _time(self, session: Session) -> None:
         self.rng.choice((session.machine.clock.set, session.machine.clock.suspend))(self.rng)
+
+
+def _number_of(contents: bytes) -> bytes:
+    """Which save wrote them."""
+    at = CHUNK_SIZE if len(contents) > CHUNK_SIZE else 0
+    return contents[at : at + 8]

@@ -20,3 +20,14 @@ def test_nothing_that_was_said_to_be_safe_is_lost(first: int, fast_directory: Pa
         directory = fast_directory / f"seed-{seed}"
         directory.mkdir()
         MirrorSimulation(seed, directory).run()
+
+
+def test_what_is_referred_to_again_is_not_lost_either(fast_directory: Path) -> None:
+    found_bytes = 0
+    for seed in range(5):
+        directory = fast_directory / f"seed-{seed}"
+        directory.mkdir()
+        simulation = MirrorSimulation(seed, directory, copies=0.6)
+        simulation.run()
+        found_bytes += simulation.found_bytes
+    assert found_bytes

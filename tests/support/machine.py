@@ -51,6 +51,7 @@ class Machine:
         self.prefetch = prefetch
         self.rotating = frozenset(rotating)
         self.mirror_delay_s = 0.2
+        self.deduplicate = False
         self.boot_id = ""
         self._scratch_count = 0
         self.watched_s: list[float] = []
@@ -80,6 +81,7 @@ class Machine:
             mirror_delay_s=self.mirror_delay_s,
             cache_bytes=self.cache_bytes,
             prefetch=self.prefetch,
+            deduplicate=self.deduplicate,
             take_over=take_over,
             rotating=self.rotating,
             boot_id=self.boot_id,

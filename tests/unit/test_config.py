@@ -38,6 +38,7 @@ CONFIG = VolumeConfig(
     tokens=(TokenConfig("pkcs11:token=card", "/usr/lib/module.so"),),
     mirror_delay_s=2.5,
     cache_bytes=20 << 30,
+    deduplicate=True,
     alarm=AlarmConfig(max_lag_s=60, max_pending_bytes=5 << 30, command=("/bin/mail", 'a "b"'), user="x"),
     limits=LimitsConfig(
         Timetable(
@@ -73,6 +74,10 @@ def test_text_and_back() -> None:
     assert "max_absent_days = 60\nmax_drill_days = 35\nmax_encrypted_files = 0" in rotating.to_toml()
     assert VolumeConfig.from_toml(rotating.to_toml()) == rotating
     assert "rotating" not in TEXT
+    off = replace(CONFIG, deduplicate=False)
+    assert "deduplicate = false" in off.to_toml()
+    assert VolumeConfig.from_toml(off.to_toml()) == off
+    assert VolumeConfig.from_toml(TEXT.replace("deduplicate = true\n", "")) == CONFIG
 
 
 @pytest.mark.parametrize(
@@ -111,6 +116,11 @@ def test_stores_that_rotate(line: str, words: str) -> None:
             "prefetch = true",
             'prefetch = "yes"',
             "prefetch of the volume's configuration must be true or false",
+        ),
+        (
+            "deduplicate = true",
+            "deduplicate = 1",
+            "deduplicate of the volume's configuration must be true or false",
         ),
         ("mirror_delay_s = 2.5", "mirror_delay_s = true", "number of seconds"),
         ('"/usr/lib/module.so"', '"module.so"', "absolute"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mirrorfs.core.dirty import DirtyRanges
+from mirrorfs.format.limits import CHUNK_SIZE
 
 
 def written(*writes: tuple[int, bytes]) -> DirtyRanges:
@@ -69,3 +70,13 @@ def test_take_is_bounded_but_never_stuck() -> None:
     assert ranges.take(3) == [(10, b"bb")]
     assert ranges.take(100) == [(20, b"cc")]
     assert ranges.take(100) == []
+
+
+def test_take_does_not_part_what_belongs_to_one_chunk() -> None:
+    last = CHUNK_SIZE - 4
+    ranges = written((0, b"aaaa"), (4, b"bbbb"), (9, b"cccc"), (last, b"dddd"), (CHUNK_SIZE, b"eeee"))
+    assert ranges.take(1) == [(0, b"aaaa"), (4, b"bbbb")], "up to a gap"
+    assert ranges.take(5) == [(9, b"cccc")]
+    assert ranges.take(4) == [(last, b"dddd")], "up to the end of the chunk"
+    assert ranges.size_bytes == 4
+    assert ranges.take(1) == [(CHUNK_SIZE, b"eeee")]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mirrorfs.core.grouping import DirtyPiece, FramePlan, Group, plan_frames, split_range
+from mirrorfs.core.grouping import DirtyPiece, FramePlan, Group, cut_ranges, plan_frames, split_range
 from mirrorfs.format.limits import CHUNK_SIZE, FRAME_LENGTH_MAX, GROUP_LENGTH_MAX
 
 OWNER = Group(uid=1000, parent=1)
@@ -50,6 +50,23 @@ def test_split_at_chunks(offset: int, size: int, expected: list[tuple[int, int]]
     pieces = list(split_range(7, offset, data))
     assert [(piece.offset, piece.length) for piece in pieces] == expected
     assert b"".join(bytes(piece.data) for piece in pieces) == data
+
+
+@pytest.mark.parametrize("step", [1000, 4096, CHUNK_SIZE // 2 + 1, CHUNK_SIZE, 2 * CHUNK_SIZE])
+def test_pieces_do_not_depend_on_the_sizes_of_writes(step: int) -> None:
+    data = random.Random(1).randbytes(2 * CHUNK_SIZE + 700)
+    first, hole = CHUNK_SIZE - 300, CHUNK_SIZE + 100
+    ranges = [(first + at, data[at : at + step]) for at in range(0, hole, step)]
+    ranges = [(offset, part[: first + hole - offset]) for offset, part in ranges]
+    ranges += [(first + at, data[at : at + step]) for at in range(hole + 50, len(data), step)]
+    pieces = list(cut_ranges(7, ranges))
+    ends = [piece.offset + piece.length for piece in pieces]
+    assert [piece.offset for piece in pieces] == [
+        first, CHUNK_SIZE, first + hole + 50, 2 * CHUNK_SIZE, 3 * CHUNK_SIZE
+    ]  # fmt: skip
+    assert ends == [CHUNK_SIZE, first + hole, 2 * CHUNK_SIZE, 3 * CHUNK_SIZE, first + len(data)]
+    for piece, end in zip(pieces, ends, strict=True):
+        assert piece.data == data[piece.offset - first : end - first]
 
 
 def test_small_files_of_one_owner_and_directory_share() -> None:

@@ -27,6 +27,7 @@ from mirrorfs.errors import DiskError, DiskFull, IndexDamaged, LimitError, Usage
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.rows import (
     CondemnedRow,
+    ContentRow,
     DentryRow,
     ExtentRow,
     FrameRow,
@@ -568,6 +569,8 @@ def test_every_flipped_page_is_noticed(path: str) -> None:
             for table in TABLES:
                 index._query(f"SELECT * FROM {table}")
             index._query("SELECT * FROM held")
+            index._query("SELECT * FROM contents")
+            index._query("SELECT frame FROM contents INDEXED BY contents_frame ORDER BY frame")
             index.get_snapshot(b"by the index of names")
             index.base_moment()
             index.frames_in(3, 1)
@@ -641,6 +644,22 @@ def test_frames_that_are_not_written_yet_are_found_and_forgotten(index: SqliteIn
     index.rollback()
     assert index.get_relocation(rows[1].frame) is not None
     assert (index.frames_in(1, 2), index.frames_in(3, 7)) == ([rows[0]], [])
+
+
+def test_an_index_without_contents_gets_their_table(path: str) -> None:
+    index = SqliteIndex.open(path, KEY)
+    index.put_inode(inode_row(5))
+    index.close()
+    connection = index_connection.connect(path, KEY, cache_kib=1024)
+    connection.execute("DROP TABLE contents")
+    connection.close()
+    row = ContentRow(b"d" * 16, 7, 0, 5, 0)
+    for found in (None, row):
+        index = SqliteIndex.open(path, KEY)
+        assert index.get_inode(5) == inode_row(5)
+        assert index.get_content(row.digest) == found
+        index.put_contents([row])
+        index.close()
 
 
 def test_settings_that_keep_data_off_the_disk_are_in_force(index: SqliteIndex) -> None:
