@@ -36,7 +36,8 @@ from mirrorfs.cli.when import parse_moment
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.drivers.process import harden_process
-from mirrorfs.drivers.restore_directory import RestoreDirectory, check_destination
+from mirrorfs.drivers.restore_directory import RestoreDirectory
+from mirrorfs.drivers.restore_place import check_destination
 from mirrorfs.engine.restore import NEWEST, Moment, Restore, RestoreProgress, RestoreReport
 from mirrorfs.errors import UsageError
 from mirrorfs.format.kdf import format_fingerprint

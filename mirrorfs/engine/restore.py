@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mirrorfs.engine.moment import NEWEST, Moment
-from mirrorfs.engine.restore_data import DataRestorer, DataResult
+from mirrorfs.engine.restore_data import DataRestorer, DataResult, Fetched
 from mirrorfs.engine.restore_plan import Planner, RestorePlan
 from mirrorfs.engine.restore_tree import MadeTree, RestoreTree, TreeFinisher, TreeMaker
 from mirrorfs.engine.sources import Segments
@@ -74,6 +74,10 @@ class RestoreReport:
     """(store, object key) of these segments."""
     left_out: Mapping[str, int]
     """Kinds of things that were not restored, in words, and how many of each."""
+    kept_count: int
+    """Names that were there before and stayed."""
+    fetched: Mapping[str, Fetched]
+    """By store, what contents were read from it."""
 
     @property
     def complete(self) -> bool:
@@ -157,6 +161,8 @@ class Restore:
             open_segment=plan.open_segment,
         )
         data = await restorer.run(made.files, on_bytes=lambda done, total: show(data=(done, total)))
+        if lacking := [*data.incomplete, *data.unread]:
+            await self._offload.run(lambda: tree.give_up(lacking))
         finisher = TreeFinisher(index, tree, self._offload)
         await finisher.run(made, on_done=lambda count: show(finished=count))
         await self._offload.sync(tree.sync)
@@ -180,6 +186,8 @@ class Restore:
             bad_copies=Counter(store for store, _ in data.bad_copies),
             bad_objects=data.bad_copies,
             left_out=dict(tree.left_out),
+            kept_count=tree.kept_count,
+            fetched=data.fetched,
         )
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import trio
 
 from mirrorfs.engine.restore_extents import ExtentMap, Piece, Place, passes, unpacked
+from mirrorfs.engine.restore_spans import Span, WantedFrame, spans
 from mirrorfs.engine.restore_tree import RestoreTree
 from mirrorfs.engine.sources import MAY_ANSWER_LATER, Segments
 from mirrorfs.errors import (
@@ -45,14 +46,11 @@ FAILURES_MAX = 3
 """After so many failures in a row a store is asked only for what no other has."""
 
 
-class WantedFrame(NamedTuple):
-    """A frame to read, and what it is for."""
+class Fetched(NamedTuple):
+    """What a store was asked for, or is to be asked for."""
 
-    frame: int
-    ordinal: int
-    offset: int
-    size: int
-    pieces: Sequence[Piece]
+    requests: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +70,8 @@ class DataResult:
     """Names of those stores."""
     bad_copies: frozenset[tuple[str, str]]
     """(store, object key) of copies that were met damaged or not there."""
+    fetched: Mapping[str, Fetched]
+    """By store, what was read from it."""
 
 
 @dataclass(slots=True)
@@ -81,6 +81,8 @@ class _Source:
     store: Store
     busy: int = 0
     failures: int = 0
+    requests: int = 0
+    size_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -148,7 +150,9 @@ class DataRestorer:
             counts = await self._offload.run(extents.count)
             on_bytes(0, counts.size_bytes)
             for places in passes(counts.records):
-                records = await self._collect(extents, places)
+                records = counts.collected
+                if records is None:
+                    records = await self._collect(extents, places)
                 await self._pass(places, records, lambda done: on_bytes(done, counts.size_bytes))
         finally:
             snapshot.close()
@@ -160,6 +164,7 @@ class DataRestorer:
             tuple(sorted(self._unread - self._incomplete)),
             frozenset(self._unreached),
             frozenset(self._bad),
+            {one.store.name: Fetched(one.requests, one.size_bytes) for one in self._sources},
         )
 
     async def _collect(self, extents: ExtentMap, places: Sequence[Place]) -> dict[Place, bytearray]:
@@ -277,19 +282,28 @@ class DataRestorer:
         return source.failures >= FAILURES_MAX, 0 if self._in_order else source.busy
 
     async def _read_whole(self, source: _Source, reading: _Reading) -> None:
-        # From the header to the last frame that is needed; what lies behind it is left.
-        end = max(wanted.offset + wanted.size for wanted in reading.missing)
-        data = await source.store.get_range(ObjectKey(reading.key), offset=0, size_bytes=end)
-        await self._offload.run(lambda: self._write_out(reading, data, base=0, frames=reading.missing))
-        self._report(source, reading)
+        for span in spans(reading.missing):
+            data = await self._get(source, reading.key, span.start, span.end)
+            await self._write_span(reading, data, span)
+            self._report(source, reading)
+            if reading.cipher is None:
+                return
 
     async def _read_singly(self, source: _Source, reading: _Reading) -> None:
         for wanted in list(reading.missing):
-            data = await source.store.get_range(
-                ObjectKey(reading.key), offset=wanted.offset, size_bytes=wanted.size
-            )
+            data = await self._get(source, reading.key, wanted.offset, wanted.offset + wanted.size)
             await self._write_one(reading, data, wanted)
             self._report(source, reading)
+
+    async def _get(self, source: _Source, key: str, start: int, end: int) -> bytes:
+        source.requests += 1
+        data = await source.store.get_range(ObjectKey(key), offset=start, size_bytes=end - start)
+        source.size_bytes += len(data)
+        return data
+
+    async def _write_span(self, reading: _Reading, data: bytes, span: Span) -> None:
+        work = self._write_out
+        await self._offload.run(lambda: work(reading, data, base=span.start, frames=span.frames))
 
     async def _write_one(self, reading: _Reading, data: bytes, wanted: WantedFrame) -> None:
         work = self._write_out

@@ -46,6 +46,8 @@ class ExtentCounts(NamedTuple):
 
     records: Mapping[Place, int]
     size_bytes: int
+    collected: dict[Place, bytearray] | None
+    """All of them, packed, if they are no more than fit one pass."""
 
 
 class ExtentMap:
@@ -61,14 +63,25 @@ class ExtentMap:
             row = RelocationRow._make(fields)
             self._moved[row.frame] = (row.stream, row.sequence)
 
-    def count(self) -> ExtentCounts:
-        """One pass over all extents."""
-        records: dict[Place, int] = {}
-        size_bytes = 0
-        for place, _, piece in self._extents():
-            records[place] = records.get(place, 0) + 1
+    def count(self, *, records_max: int = RECORDS_MAX) -> ExtentCounts:
+        """One pass over all extents; most volumes need no other."""
+        counts: dict[Place, int] = {}
+        collected: dict[Place, bytearray] | None = {}
+        size_bytes = total = 0
+        for place, frame, piece in self._extents():
+            counts[place] = counts.get(place, 0) + 1
             size_bytes += piece.length
-        return ExtentCounts(records, size_bytes)
+            total += 1
+            if collected is None:
+                continue
+            if total > records_max:
+                collected = None
+                continue
+            records = collected.get(place)
+            if records is None:
+                records = collected[place] = bytearray()
+            records += _RECORD.pack(frame, *piece)
+        return ExtentCounts(counts, size_bytes, collected)
 
     def collect(self, places: Sequence[Place]) -> dict[Place, bytearray]:
         """One pass that keeps the extents of some segments, packed; `unpacked` reads them."""
@@ -80,7 +93,7 @@ class ExtentMap:
         return found
 
     def _extents(self) -> Iterator[tuple[Place, int, Piece]]:
-        inodes, moved = self._inodes, self._moved
+        inodes, moved, main = self._inodes, self._moved, int(Stream.MAIN)
         if not inodes:
             return
         last, wanted = -1, False
@@ -94,7 +107,7 @@ class ExtentMap:
             if wanted:
                 base = chunk * CHUNK_SIZE
                 for start, length, frame, frame_offset in unpack_extents(packed):
-                    place = moved.get(frame) or (Stream.MAIN, split_frame_id(frame)[0])
+                    place = moved.get(frame) or (main, split_frame_id(frame)[0])
                     yield place, frame, Piece(inode, base + start, length, frame_offset)
 
 

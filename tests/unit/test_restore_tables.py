@@ -6,10 +6,13 @@ from array import array
 from collections.abc import Iterable
 
 from mirrorfs.core.extents import Extent, pack_extents
-from mirrorfs.drivers.restore_names import NameTable
+from mirrorfs.drivers.restore_names import DEFERRED, MADE, NameTable
 from mirrorfs.engine.restore_extents import ExtentMap, Piece, passes, unpacked
+from mirrorfs.engine.restore_spans import Span, WantedFrame, spans
 from mirrorfs.format.ids import Stream, frame_id
 from mirrorfs.format.limits import CHUNK_SIZE
+from mirrorfs.format.rows import InodeRow
+from mirrorfs.format.segment import HEADER_SIZE
 
 A, B, C = frame_id(1, 5), frame_id(2, 0), frame_id(1, 2)
 
@@ -41,6 +44,8 @@ def test_extents_by_place() -> None:
     # B was moved: it counts where it lies now. Inode 4 is not wanted.
     assert counts.records == {(1, 9): 1, (1, 1): 3}
     assert counts.size_bytes == 65
+    assert counts.collected == extents.collect([(1, 1), (1, 9)])
+    assert extents.count(records_max=3) == (counts.records, counts.size_bytes, None)
     found = extents.collect([(1, 1)])
     assert list(found) == [(1, 1)]
     assert list(unpacked(found[1, 1])) == [
@@ -48,7 +53,20 @@ def test_extents_by_place() -> None:
         (A, [Piece(6, 500, 20, 100)]),
     ]
     assert list(unpacked(extents.collect([(1, 9)])[1, 9])) == [(B, [Piece(6, 0, 10, 7)])]
-    assert ExtentMap(Rows(), array("q")).count() == ({}, 0)
+    assert ExtentMap(Rows(), array("q")).count() == ({}, 0, {})
+
+
+def test_far_frames_are_read_apart() -> None:
+    def wanted(offset: int, size: int) -> WantedFrame:
+        return WantedFrame(offset, 0, offset, size, [])
+
+    near, far, next_to_it = wanted(5000, 100), wanted(9_000_000, 500), wanted(9_001_000, 50)
+    assert spans([far, near, next_to_it]) == [
+        Span(0, 5100, [near]),
+        Span(9_000_000, 9_001_050, [far, next_to_it]),
+    ]
+    # The header is always read, for it opens the rest.
+    assert spans([far]) == [Span(0, HEADER_SIZE, []), Span(9_000_000, 9_000_500, [far])]
 
 
 def test_passes_hold_so_many() -> None:
@@ -67,7 +85,13 @@ def test_names() -> None:
     expected = {}
     for inode in (9, 2, 40, 3, 1 << 40):
         expected[inode] = (inode // 2, b"name \xff %d" % inode)
-        names.add(inode, parent=inode // 2, name=expected[inode][1])
+        row = InodeRow(inode, 1, 0o100644, 1, 2, 1, inode, 0, 0, -5, 1 << 62, 0, 0, b"")
+        names.add(row, parent=inode // 2, name=expected[inode][1], state=DEFERRED)
     names.freeze()
+    at = names.row_of(40)
+    assert at is not None and names.name(at) == expected[40][1]
+    names.states[at] = MADE
+    assert list(names.states) == [DEFERRED, DEFERRED, MADE, DEFERRED, DEFERRED]
+    assert (names.sizes[at], names.atimes_ns[at], names.mtimes_ns[at]) == (40, -5, 1 << 62)
     assert {inode: names.find(inode) for inode in expected} == expected
     assert [names.find(inode) for inode in (1, 4, 41, (1 << 40) + 1)] == [None] * 4
