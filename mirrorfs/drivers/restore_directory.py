@@ -90,7 +90,7 @@ class RestoreDirectory:
     # --- names ---------------------------------------------------------------------------------
 
     def make(self, names: Sequence[tuple[int, bytes, InodeRow, bool]]) -> list[int]:
-        """See RestoreTree. Raises: DiskError, DiskFull. DamagedError: a name is none."""
+        """See NameTree. Raises: DiskError, DiskFull. DamagedError: a name is none."""
         return self._maker.make(names)
 
     def made(self) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from enum import Enum
-from os import stat_result
 
 from mirrorfs.format.rows import InodeRow
 
@@ -36,7 +36,7 @@ class InTheWay(Exception):
     """Something is there that no policy replaces; the message says what."""
 
 
-def decide(overwrite: Overwrite, found: stat_result, target: bytes, row: InodeRow) -> Verdict:
+def decide(overwrite: Overwrite, found: os.stat_result, target: bytes, row: InodeRow) -> Verdict:
     """What to do with a name that is there.
 
     Args:
@@ -64,3 +64,13 @@ def decide(overwrite: Overwrite, found: stat_result, target: bytes, row: InodeRo
         case Overwrite.IF_CHANGED if not same:
             return Verdict.REPLACE
     return Verdict.SAME if same else Verdict.KEEP
+
+
+def look(overwrite: Overwrite, directory: int, name: bytes, row: InodeRow) -> Verdict | None:
+    """`decide` for a name in an open directory; None: nothing is there. Raises: InTheWay, OSError."""
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(found.st_mode) else b""
+    except FileNotFoundError:
+        return None
+    return decide(overwrite, found, target, row)

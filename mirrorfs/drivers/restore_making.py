@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mirrorfs.drivers.restore_acl import drop_lists
-from mirrorfs.drivers.restore_existing import InTheWay, Overwrite, Verdict, decide
+from mirrorfs.drivers.restore_existing import InTheWay, Overwrite, Verdict, look
 from mirrorfs.drivers.restore_metadata import DEVICES, FATAL, FULL, Metadata
 from mirrorfs.drivers.restore_names import DEFERRED, MADE, NameTable
 from mirrorfs.drivers.restore_open import DIRECTORY_FLAGS, Descriptor, Directories
@@ -147,15 +147,8 @@ class NameMaker:
         return True
 
     def _look(self, parent: int, name: bytes, row: InodeRow) -> Verdict | None:
-        """What is to become of what has that name; None: nothing has. Raises: InTheWay, OSError."""
         assert self._overwrite is not None
-        directory = self.directories.open(parent)
-        try:
-            found = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-            target = os.readlink(name, dir_fd=directory.fd) if stat.S_ISLNK(found.st_mode) else b""
-        except FileNotFoundError:
-            return None
-        return decide(self._overwrite, found, target, row)
+        return look(self._overwrite, self.directories.open(parent).fd, name, row)
 
     def link(self, first: tuple[int, bytes], parent: int, name: bytes) -> None:
         """Make another name of (parent, name). Raises OSError."""

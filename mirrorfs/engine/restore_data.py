@@ -12,13 +12,12 @@ import logging
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import trio
 
-from mirrorfs.engine.restore_extents import ExtentMap, Piece, Place, passes, unpacked
+from mirrorfs.engine.restore_extents import ExtentMap, Piece, Place, moved_frames, passes, unpacked
 from mirrorfs.engine.restore_spans import Span, WantedFrame, spans
-from mirrorfs.engine.restore_tree import RestoreTree
 from mirrorfs.engine.sources import MAY_ANSWER_LATER, Segments
 from mirrorfs.errors import (
     DamagedError,
@@ -34,7 +33,7 @@ from mirrorfs.format.ids import SegmentId, Stream, frame_id, segment_object_key,
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import Index, ObjectKey, Offload, Store
+from mirrorfs.ports import Index, IndexSnapshot, ObjectKey, Offload, Store
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +100,13 @@ class _Reading:
     """(offset, what is wrong with it) in the copy read last."""
 
 
+class Fillable(Protocol):
+    """What takes contents; blocking, and called from several threads."""
+
+    def write(self, inode: int, data: bytes | memoryview, *, offset: int) -> None:
+        """Take a part of a file."""
+
+
 class DataRestorer:
     """Writes the contents of files from the stores."""
 
@@ -112,7 +118,7 @@ class DataRestorer:
         offload: Offload,
         keys: VolumeKeys,
         writer: WriterPublicKey,
-        tree: RestoreTree,
+        tree: Fillable,
         *,
         open_segment: SegmentId | None,
         in_order: bool = False,
@@ -138,15 +144,19 @@ class DataRestorer:
         self._unreached: set[str] = set()
         self._bad: set[tuple[str, str]] = set()
         self._error: MirrorfsError | None = None
+        self._moved: dict[int, Place] | None = None
 
-    async def run(self, inodes: array[int], *, on_bytes: Callable[[int, int], None]) -> DataResult:
+    async def run(
+        self, inodes: array[int], *, on_bytes: Callable[[int, int], None], chunks: range | None = None
+    ) -> DataResult:
         """Fill the files among some inodes (sorted). `on_bytes(done, total)` hears of each segment.
 
+        May be called again, for other files or for other chunks: the result is of all together.
         Raises: DiskError, DiskFull.
         """
         snapshot = self._index.snapshot()
         try:
-            extents = await self._offload.run(lambda: ExtentMap(snapshot, inodes))
+            extents = await self._extents(snapshot, inodes, chunks)
             counts = await self._offload.run(extents.count)
             on_bytes(0, counts.size_bytes)
             for places in passes(counts.records):
@@ -166,6 +176,28 @@ class DataRestorer:
             frozenset(self._bad),
             {one.store.name: Fetched(one.requests, one.size_bytes) for one in self._sources},
         )
+
+    async def survey(self, inodes: array[int]) -> tuple[int, Fetched]:
+        """(bytes of contents, what `run` would ask the stores for while all copies are good)."""
+        snapshot = self._index.snapshot()
+        try:
+            extents = await self._extents(snapshot, inodes, None)
+            counts = await self._offload.run(extents.count)
+            requests = size_bytes = 0
+            for places in passes(counts.records):
+                records = await self._collect(extents, places)
+                for place in places:
+                    found = spans(list(self._wanted(records[place])))
+                    requests += len(found)
+                    size_bytes += sum(span.end - span.start for span in found)
+        finally:
+            snapshot.close()
+        return counts.size_bytes, Fetched(requests, size_bytes)
+
+    async def _extents(self, snapshot: IndexSnapshot, inodes: array[int], chunks: range | None) -> ExtentMap:
+        if self._moved is None:
+            self._moved = await self._offload.run(lambda: moved_frames(snapshot))
+        return ExtentMap(snapshot, inodes, moved=self._moved, chunks=chunks)
 
     async def _collect(self, extents: ExtentMap, places: Sequence[Place]) -> dict[Place, bytearray]:
         return await self._offload.run(lambda: extents.collect(places))

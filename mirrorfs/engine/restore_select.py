@@ -34,13 +34,12 @@ class _Directory:
     name: bytes
     above: _Directory | None
     path: str
-    depth: int
     selected: bool
     taken: bool
 
 
 class Selection:
-    """A walk over an index, parents before children, in the order of the log within a directory."""
+    """A walk over an index: a directory and then all below it, in the order of the log within each."""
 
     def __init__(self, index: Index, globs: Sequence[str] = ()) -> None:
         """
@@ -54,26 +53,35 @@ class Selection:
     def __iter__(self) -> Iterator[Selected]:
         """All names but the root. Raises: DamagedError: the tree is not one."""
         root = self._index.get_inode(ROOT_INODE)
-        pending = [] if root is None else [_Directory(root, b"", None, "", 0, not self._globs, True)]
+        if root is None:
+            return
+        # In depth: tar sets the times of a directory when it meets the first name that is not below it.
+        pending = [self._below(_Directory(root, b"", None, "", not self._globs, True))]
         while pending:
-            directory = pending.pop()
-            if directory.depth > DEPTH_MAX:
-                raise DamagedError(
-                    "The volume's directories are nested without an end; restore an older moment."
-                )
-            prefix = f"{directory.path}/" if directory.path else ""
-            for name, row in entries(self._index, directory.row.inode):
-                path = prefix + name.decode("utf-8", "surrogateescape")
-                selected = directory.selected or self._matches(path)
-                if stat.S_ISDIR(row.mode):
-                    below = _Directory(row, name, directory, path, directory.depth + 1, selected, False)
-                    if selected:
-                        yield from _with_parents(below)
-                    pending.append(below)
-                elif selected:
-                    if not directory.taken:
-                        yield from _with_parents(directory)
-                    yield Selected(directory.row.inode, name, row, path)
+            found = next(pending[-1], None)
+            if found is None:
+                pending.pop()
+                continue
+            directory, name, row, path = found
+            selected = directory.selected or self._matches(path)
+            if stat.S_ISDIR(row.mode):
+                below = _Directory(row, name, directory, path, selected, False)
+                if selected:
+                    yield from _with_parents(below)
+                pending.append(self._below(below))
+                if len(pending) > DEPTH_MAX:
+                    raise DamagedError(
+                        "The volume's directories are nested without an end; restore an older moment."
+                    )
+            elif selected:
+                if not directory.taken:
+                    yield from _with_parents(directory)
+                yield Selected(directory.row.inode, name, row, path)
+
+    def _below(self, directory: _Directory) -> Iterator[tuple[_Directory, bytes, InodeRow, str]]:
+        prefix = f"{directory.path}/" if directory.path else ""
+        for name, row in entries(self._index, directory.row.inode):
+            yield directory, name, row, prefix + name.decode("utf-8", "surrogateescape")
 
     def _matches(self, path: str) -> bool:
         return any(fnmatchcase(path, glob) for glob in self._globs)

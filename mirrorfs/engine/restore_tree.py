@@ -25,7 +25,21 @@ Finished = tuple[InodeRow, Sequence[tuple[bytes, bytes]]]
 """An inode with its extended attributes."""
 
 
-class RestoreTree(Protocol):
+class NameTree(Protocol):
+    """What takes the names of a restore. Methods block and are thread-safe."""
+
+    def make(self, names: Sequence[NewName]) -> list[int]:
+        """Make names, parents before children, without contents and with private permissions.
+
+        Files may be made as late as their contents come. A second name of an inode becomes a hard link.
+        Returns the inodes that are not to be filled: they cannot be made, or what is there stays.
+        """
+
+    def made(self) -> None:
+        """All names are there: `write` and `path_of` may be called from now on."""
+
+
+class RestoreTree(NameTree, Protocol):
     """A directory that becomes the root of the restored tree. Methods block and are thread-safe.
 
     Nothing that is not made here is ever followed or written to; of what is there before, only files are
@@ -48,16 +62,6 @@ class RestoreTree(Protocol):
     @property
     def kept_count(self) -> int:
         """How many names were there before and stay."""
-
-    def make(self, names: Sequence[NewName]) -> list[int]:
-        """Make names, parents before children, without contents and with private permissions.
-
-        Files may be made as late as their contents come. A second name of an inode becomes a hard link.
-        Returns the inodes that are not to be filled: they cannot be made, or what is there stays.
-        """
-
-    def made(self) -> None:
-        """All names are there: `write` and `path_of` may be called from now on."""
 
     def write(self, inode: int, data: bytes | memoryview, *, offset: int) -> None:
         """Write into a file that `make` made."""
@@ -96,7 +100,7 @@ class TreeMaker:
     def __init__(
         self,
         index: Index,
-        tree: RestoreTree,
+        tree: NameTree,
         offload: Offload,
         *,
         globs: Sequence[str] = (),

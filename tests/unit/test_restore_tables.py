@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from mirrorfs.core.extents import Extent, pack_extents
 from mirrorfs.drivers.restore_names import DEFERRED, MADE, NameTable
-from mirrorfs.engine.restore_extents import ExtentMap, Piece, passes, unpacked
+from mirrorfs.engine.restore_extents import PASSED_MAX, ExtentMap, Piece, moved_frames, passes, unpacked
 from mirrorfs.engine.restore_spans import Span, WantedFrame, spans
 from mirrorfs.format.ids import Stream, frame_id
 from mirrorfs.format.limits import CHUNK_SIZE
@@ -39,7 +39,8 @@ class Rows:
 
 
 def test_extents_by_place() -> None:
-    extents = ExtentMap(Rows(), array("q", [5, 6, 7]))
+    moved = moved_frames(Rows())
+    extents = ExtentMap(Rows(), array("q", [5, 6, 7]), moved=moved)
     counts = extents.count()
     # B was moved: it counts where it lies now. Inode 4 is not wanted.
     assert counts.records == {(1, 9): 1, (1, 1): 3}
@@ -53,7 +54,27 @@ def test_extents_by_place() -> None:
         (A, [Piece(6, 500, 20, 100)]),
     ]
     assert list(unpacked(extents.collect([(1, 9)])[1, 9])) == [(B, [Piece(6, 0, 10, 7)])]
-    assert ExtentMap(Rows(), array("q")).count() == ({}, 0, {})
+    assert ExtentMap(Rows(), array("q"), moved=moved).count() == ({}, 0, {})
+
+
+def test_chunks_of_one_file() -> None:
+    extents = ExtentMap(Rows(), array("q", [6]), moved={}, chunks=range(1, 3))
+    assert list(unpacked(extents.collect([(1, 1)])[1, 1])) == [(C, [Piece(6, 2 * CHUNK_SIZE + 8, 30, 1)])]
+
+
+def test_what_lies_between_is_not_read() -> None:
+    asked = []
+
+    class Many(Rows):
+        def rows(self, table: str, *, first: tuple[int | bytes, ...]) -> Iterator[tuple[object, ...]]:
+            asked.append(first)
+            for inode in range(int(first[0]), 10_000):
+                yield inode, 0, pack_extents([Extent(0, 10, C, 0)])
+
+    inodes = array("q", [3, 5, 4000, 4000 + PASSED_MAX, 9999])
+    counts = ExtentMap(Many(), inodes, moved={}).count()
+    assert counts.records == {(1, 1): 5} and counts.size_bytes == 50
+    assert asked == [(3, 0), (4000, 0), (9999, 0)]
 
 
 def test_far_frames_are_read_apart() -> None:
