@@ -12,12 +12,14 @@ import argparse
 import hashlib
 import os
 import random
+import resource
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -69,24 +71,38 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def timed_restore(tool: Tool, dest: Path, wanted: bytes) -> tuple[float, float]:
-    """(seconds until the command ended, seconds until the disk had all). Raises: BenchError."""
+class Cost(NamedTuple):
+    """What one restore took, in seconds."""
+
+    ended_s: float
+    """Until the command ended."""
+    durable_s: float
+    """Until the disk had all."""
+    cpu_s: float
+    """Of processors, which depends least on what else the machine does."""
+
+
+def timed_restore(tool: Tool, dest: Path, wanted: bytes) -> Cost:
+    """Restore once. Raises: BenchError."""
     drop_caches()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start_s = time.monotonic()
     root = tool.restore(dest)
     ended_s = time.monotonic() - start_s
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     os.sync()
     durable_s = time.monotonic() - start_s
     if digest(root) != wanted:
         raise BenchError(f"{tool.name} restored another tree")
     shutil.rmtree(dest)
-    say(f"{tool.name}: {ended_s:.1f} s, on the disk after {durable_s:.1f} s")
-    return ended_s, durable_s
+    say(f"{tool.name}: {ended_s:.1f} s, on the disk after {durable_s:.1f} s, processors {cpu_s:.1f} s")
+    return Cost(ended_s, durable_s, cpu_s)
 
 
 def first_file(tool: MirrorFs, folder: Path) -> list[tuple[str, float]]:
     """What it takes to read a file of the past on a PC that has never seen the volume, step by step."""
-    position = first_position(tool)
+    moment = tool.moment
     home, mountpoint = folder / "pc", folder / "past"
     for path in (home, home / "config", home / "state", mountpoint):
         path.mkdir(mode=0o700)
@@ -99,47 +115,38 @@ def first_file(tool: MirrorFs, folder: Path) -> list[tuple[str, float]]:
     started_s = time.monotonic()
     tool.command("attach", volume.name, *tool.urls(), "--yes", state=home)
     attached_s = time.monotonic()
-    tool.command("mount", volume.name, str(mountpoint), "--read-only", f"--at={position}", state=home)
+    tool.command("mount", volume.name, str(mountpoint), "--read-only", f"--at={moment}", state=home)
     mounted_s = time.monotonic()
     try:
-        folder = next(path for path in sorted(mountpoint.iterdir()) if path.is_dir())
-        next(path for path in sorted(folder.iterdir()) if path.is_file()).read_bytes()
+        patient = next(path for path in sorted(mountpoint.iterdir()) if path.is_dir())
+        next(path for path in sorted(patient.iterdir()) if path.is_file()).read_bytes()
         read_s = time.monotonic()
     finally:
         tool.command("umount", str(mountpoint), state=home)
         pc.kill()
     return [
         ("attach", attached_s - started_s),
-        (f"mount --read-only --at {position}", mounted_s - attached_s),
+        (f"mount --read-only --at {moment}", mounted_s - attached_s),
         ("listing and reading one file", read_s - mounted_s),
     ]
 
 
-def first_position(tool: MirrorFs) -> str:
-    """A position of about nine tenths of the log: a moment at which most of the tree was there."""
-    segments = len(
-        [path for path in next(iter(tool.volume.stores.values())).glob("segments/**/*") if path.is_file()]
-    )
-    return f"{segments * 9 // 10}.0"
-
-
-def report(times: dict[str, list[tuple[float, float]]], count: int, size_bytes: int) -> str:
-    """The table of medians, and their ratios to MirrorFS."""
-    medians = {
-        name: tuple(statistics.median(each[at] for each in runs) for at in (0, 1))
-        for name, runs in times.items()
-    }
+def report(costs: dict[str, list[Cost]], count: int, size_bytes: int) -> str:
+    """The table of medians; in brackets the ratio to MirrorFS's."""
+    medians = {name: Cost(*map(statistics.median, zip(*runs, strict=True))) for name, runs in costs.items()}
     own = medians.get(MirrorFs.name)
+
+    def beside(value_s: float, own_s: float | None) -> str:
+        return f"{value_s:.1f}" if own_s is None else f"{value_s:.1f} ({value_s / own_s:.2f})"
+
     rows = []
-    for name, (ended_s, durable_s) in medians.items():
-        ratios = ["1", "1"] if own is None else [f"{own[0] / ended_s:.2f}", f"{own[1] / durable_s:.2f}"]
-        rate, size_rate = number(count / ended_s), number(size_bytes / MIB / ended_s)
-        durable = [f"{durable_s:.1f}", number(count / durable_s)]
-        rows.append([name, f"{ended_s:.1f}", rate, size_rate, ratios[0], *durable, ratios[1]])
-    head = [
-        "", "seconds", "files/s", "MiB/s", "rate to mirrorfs's", "seconds until on the disk", "files/s",
-        "rate to mirrorfs's",
-    ]  # fmt: skip
+    for name, cost in medians.items():
+        ended = beside(cost.ended_s, own and own.ended_s)
+        durable = beside(cost.durable_s, own and own.durable_s)
+        cpu = beside(cost.cpu_s, own and own.cpu_s)
+        rate = number(count / cost.durable_s)
+        rows.append([name, ended, durable, rate, number(size_bytes / MIB / cost.durable_s), cpu])
+    head = ["", "command, s", "until on the disk, s", "files/s", "MiB/s", "processor time, s"]
     return table(head, rows)
 
 
@@ -162,15 +169,18 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
             start_s = time.monotonic()
             tools[-1].save(tree)
             say(f"{kind.name}: saved in {time.monotonic() - start_s:.1f} s")
-        times: dict[str, list[tuple[float, float]]] = {tool.name: [] for tool in tools}
+        costs: dict[str, list[Cost]] = {tool.name: [] for tool in tools}
         for _ in range(arguments.rounds):
             for tool in tools:
-                times[tool.name].append(timed_restore(tool, folder / "restored", wanted))
+                costs[tool.name].append(timed_restore(tool, folder / "restored", wanted))
         print(f"{arguments.files} files, {size_bytes / MIB:.0f} MiB, median of {arguments.rounds} rounds.")
+        print("In brackets: the ratio to mirrorfs; more than 1 is slower, or dearer.")
+        load = os.getloadavg()[1]
+        print(f"Load of the machine in the last five minutes: {load:.1f}.")
         print(f"{description(folder)} {'; '.join(tool.version() for tool in tools)}.")
         if not can_drop_caches():
             print("Not root: the kernel's caches were not dropped, so all of it was read from memory.")
-        print(f"\n{report(times, arguments.files, size_bytes)}\n", flush=True)
+        print(f"\n{report(costs, arguments.files, size_bytes)}\n", flush=True)
         for tool in tools:
             if isinstance(tool, MirrorFs):
                 steps = first_file(tool, folder)

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -70,7 +71,8 @@ class MirrorFs(Tool):
         super().__init__(folder)
         self._stack = ExitStack()
         self._volume: Mounted | None = None
-        self.options: list[str] = []
+        self.moment = ""
+        """Local time at which the tree stood; something was changed after it."""
 
     @classmethod
     def is_installed(cls) -> bool:
@@ -94,10 +96,16 @@ class MirrorFs(Tool):
     def save(self, tree: Path) -> None:
         self._volume = volume = self._stack.enter_context(mounted_volume(self.folder))
         call(["cp", "-a", f"{tree}/.", str(volume.mountpoint)], dict(volume.env))
+        volume.flush()
+        time.sleep(1.1)  # moments are named by the second
+        self.moment = time.strftime("%Y-%m-%dT%H:%M:%S")
+        time.sleep(1.1)
+        (volume.mountpoint / "later").mkdir()
+        (volume.mountpoint / "later").rmdir()
         volume.umount()
 
     def restore(self, dest: Path) -> Path:
-        self.command("restore", *self.urls(), "--yes", *self.options, str(dest))
+        self.command("restore", *self.urls(), "--yes", str(dest))
         return dest
 
     def command(self, *arguments: str, state: Path | None = None) -> str:
