@@ -18,7 +18,7 @@ import trio
 from mirrorfs.cli.key_events import note_code_used
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.restore_repair import StoreRepair
-from mirrorfs.cli.restore_report import EXIT_FAILED, date_of, print_plan, print_report, say
+from mirrorfs.cli.restore_report import EXIT_FAILED, Duration, date_of, print_plan, print_report, say
 from mirrorfs.cli.restore_state import LocalState, local_state
 from mirrorfs.cli.restore_stores import (
     NamedStore,
@@ -28,6 +28,7 @@ from mirrorfs.cli.restore_stores import (
     name_stores,
     opened,
 )
+from mirrorfs.cli.restore_target import STREAM, Target, add_target_arguments
 from mirrorfs.cli.restore_unlock import unlock_newest
 from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens, make_tokens
 from mirrorfs.cli.unlock import Unlocked, unlock_header
@@ -36,15 +37,14 @@ from mirrorfs.cli.when import parse_moment
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.drivers.process import harden_process
-from mirrorfs.drivers.restore_directory import RestoreDirectory, check_destination
-from mirrorfs.engine.restore import NEWEST, Moment, Restore, RestoreProgress, RestoreReport
+from mirrorfs.engine.restore import NEWEST, Moment, Restore, RestorePlan, RestoreReport
 from mirrorfs.errors import UsageError
 from mirrorfs.format.kdf import format_fingerprint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `restore`."""
-    parser.add_argument("dest", metavar="DEST", help="an empty or a new directory")
+    add_target_arguments(parser)
     parser.add_argument(
         "--store",
         action="append",
@@ -80,11 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deep", action="store_true", help="with --repair: read and authenticate every byte of every store"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask before restoring")
-    parser.add_argument(
-        "--preserve-special",
-        action="store_true",
-        help="restore device nodes, set-user-ID and set-group-ID bits and capabilities too (root)",
-    )
     parser.add_argument("--password-file", metavar="FILE", help="read the password from its first line")
     parser.add_argument("--pin-file", metavar="FILE", help="read the token's PIN from its first line")
     parser.add_argument("--code-file", metavar="FILE", help="read a recovery code from its first line")
@@ -107,9 +102,11 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     now_ns = time.time_ns()
     moment = NEWEST if arguments.at is None else parse_moment(arguments.at, now_ns=now_ns)
     if arguments.from_state is None:
-        stores = name_stores(arguments.store, destination=arguments.dest)
-    check_destination(arguments.dest)
-    if not arguments.yes and not sys.stdin.isatty():
+        destination = None if arguments.dest == STREAM else arguments.dest
+        stores = name_stores(arguments.store, destination=destination)
+    progress = Progress(sys.stderr)
+    target = Target(arguments, progress)
+    if not arguments.yes and not arguments.dry_run and not sys.stdin.isatty():
         raise UsageError("There is no terminal to ask on; check the volume's fingerprint and use --yes.")
     if arguments.deep and not arguments.repair:
         raise UsageError("--deep says how closely --repair looks; give both, or neither.")
@@ -119,7 +116,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
             raise UsageError("--from-state restores the newest local state; leave out --at.")
         if arguments.repair:
             raise UsageError("--from-state leaves the stores alone; leave out --repair.")
-        return _from_state(arguments, environment, sources, started_s)
+        return _from_state(arguments, environment, sources, target, progress, started_s)
     found = trio.run(find_stores, stores)
     for sentence in found.unreachable:
         say(f"{sentence} Going on without it.")
@@ -128,14 +125,17 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     for sentence in check_members(found.found, unlocked):
         say(sentence)
     note_code_used(unlocked.header, unlocked.slot, environment, "restore")
-    print(f"Volume:      {unlocked.header.volume.hex()}")
-    print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
-    command = _Command(arguments, environment, unlocked, [one.store for one in found.found])
+    command = _Command(arguments, environment, unlocked, [one.store for one in found.found], target, progress)
     return trio.run(command.run, moment, started_s, found if arguments.repair else None)
 
 
 def _from_state(
-    arguments: argparse.Namespace, environment: Mapping[str, str], sources: SecretSources, started_s: float
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str],
+    sources: SecretSources,
+    target: Target,
+    progress: Progress,
+    started_s: float,
 ) -> int:
     tokens = make_tokens(chosen_tokens(arguments.token, arguments.module, ANY_TOKEN), sources)
     with local_state(arguments.from_state, environment) as state:
@@ -143,9 +143,7 @@ def _from_state(
         # What was written here before a rotation elsewhere was heard of is exported, too.
         unlocked = replace(unlocked, keys=unlocked.keys.for_any_place())
         note_code_used(unlocked.header, unlocked.slot, environment, "restore")
-        print(f"Volume:      {unlocked.header.volume.hex()}")
-        print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}")
-        command = _Command(arguments, environment, unlocked, state.stores(arguments.store))
+        command = _Command(arguments, environment, unlocked, state.stores(arguments.store), target, progress)
         return trio.run(command.run_from_state, state, started_s)
 
 
@@ -158,12 +156,18 @@ class _Command:
         environment: Mapping[str, str],
         unlocked: Unlocked,
         stores: list[NamedStore],
+        target: Target,
+        progress: Progress,
     ) -> None:
         self._arguments = arguments
         self._environment = environment
         self._unlocked = unlocked
         self._stores = stores
-        self._progress = Progress(sys.stderr)
+        self._target = target
+        self._progress = progress
+        out = target.messages
+        print(f"Volume:      {unlocked.header.volume.hex()}", file=out)
+        print(f"Fingerprint: {format_fingerprint(unlocked.keys.fingerprint)}", file=out)
 
     async def run(self, moment: Moment, started_s: float, to_repair: StoresFound | None) -> int:
         """Plan, ask, restore, report; and repair the stores, if they are given."""
@@ -185,20 +189,17 @@ class _Command:
                 try:
                     plan = await restore.plan(moment)
                     self._progress.end()
-                    print_plan(plan, moment, has_one_store=len(self._stores) == 1)
-                    if not self._arguments.yes and not confirmed("Restore this? [y/N] "):
-                        print("Nothing was restored.")
-                        return EXIT_FAILED
-                    report = await self._execute(restore)
+                    print_plan(plan, moment, self._target.messages, has_one_store=len(self._stores) == 1)
+                    if (exit_code := await self._ended(restore, plan)) is not None:
+                        return exit_code
+                    execute_s = time.monotonic()
+                    report = await self._target.execute(restore)
                 finally:
                     restore.close()
                     files.remove()
-        duration_s = time.monotonic() - started_s
-        globs = bool(self._arguments.path)
-        exit_code = print_report(
-            report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count,
-            repairs=to_repair is not None,
-        )  # fmt: skip
+        exit_code = self._report(
+            report, plan, started_s, execute_s, warnings.count, repairs=to_repair is not None
+        )
         if to_repair is not None:
             with work_directory(self._environment) as work:
                 repair = StoreRepair(to_repair, self._unlocked, work, self._progress)
@@ -215,30 +216,45 @@ class _Command:
                 try:
                     plan = await state.recover(restore, files, self._unlocked, stores, self._show_replay)
                     self._progress.end()
-                    print_plan(plan, NEWEST, has_one_store=False)
-                    if not self._arguments.yes and not confirmed("Restore this? [y/N] "):
-                        print("Nothing was restored.")
-                        return EXIT_FAILED
-                    report = await self._execute(restore)
+                    print_plan(plan, NEWEST, self._target.messages, has_one_store=False)
+                    if (exit_code := await self._ended(restore, plan)) is not None:
+                        return exit_code
+                    execute_s = time.monotonic()
+                    report = await self._target.execute(restore)
                 finally:
                     restore.close()
-        duration_s = time.monotonic() - started_s
-        globs = bool(self._arguments.path)
-        return print_report(report, plan, globs=globs, duration_s=duration_s, warnings=warnings.count)
+        return self._report(report, plan, started_s, execute_s, warnings.count)
 
-    async def _execute(self, restore: Restore) -> RestoreReport:
-        tree = RestoreDirectory(self._arguments.dest, preserve_special=self._arguments.preserve_special)
-        try:
-            return await restore.execute(tree, globs=self._arguments.path, on_progress=self._show)
-        finally:
-            self._progress.end()
+    async def _ended(self, restore: Restore, plan: RestorePlan) -> int | None:
+        """The exit code where nothing is to be restored."""
+        target = self._target
+        if target.is_rehearsal:
+            return await target.rehearse(restore, plan)
+        if self._arguments.yes or target.confirmed("Restore this? [y/N] "):
+            return None
+        print("Nothing was restored.", file=target.messages)
+        return EXIT_FAILED
+
+    def _report(
+        self,
+        report: RestoreReport,
+        plan: RestorePlan,
+        started_s: float,
+        execute_s: float,
+        warnings: int,
+        *,
+        repairs: bool = False,
+    ) -> int:
+        now_s = time.monotonic()
+        duration = Duration(now_s - started_s, now_s - execute_s)
+        globs = bool(self._arguments.path)
+        return print_report(
+            report, plan, self._target.messages, globs=globs, duration=duration, warnings=warnings,
+            repairs=repairs,
+        )  # fmt: skip
 
     def _show_replay(self, sequence: int, time_ns: int) -> None:
         self._progress.show([ProgressItem("log", 0, 0, note=f"segment {sequence} of {date_of(time_ns)}")])
-
-    def _show(self, state: RestoreProgress) -> None:
-        note = f"{state.finished or state.names} of {state.names} names"
-        self._progress.show([ProgressItem("restore", state.done_bytes, state.total_bytes, note=note)])
 
 
 @contextmanager

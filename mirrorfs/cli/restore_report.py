@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple, TextIO
 
 from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.engine.past import ReadOnlyVolume
-from mirrorfs.engine.restore import NEWEST, Moment, RestorePlan, RestoreReport
+from mirrorfs.engine.restore import NEWEST, Moment, Rehearsal, RestorePlan, RestoreReport
 from mirrorfs.format.ids import format_position
 
 EXIT_FAILED: Final = 1
@@ -17,6 +18,15 @@ EXIT_UNAVAILABLE: Final = 4
 EXIT_DAMAGED: Final = 5
 PATHS_SHOWN_MAX: Final = 50
 _NS_PER_S: Final = 1_000_000_000
+
+
+class Duration(NamedTuple):
+    """What a restore took."""
+
+    whole_s: float
+    """With unlocking, planning and asking."""
+    execute_s: float
+    """From the plan on."""
 
 
 def say(sentence: str) -> None:
@@ -41,15 +51,15 @@ def gap_of(shown: RestorePlan | ReadOnlyVolume) -> str | None:
     )
 
 
-def print_plan(plan: RestorePlan, moment: Moment, *, has_one_store: bool) -> None:
+def print_plan(plan: RestorePlan, moment: Moment, out: TextIO, *, has_one_store: bool) -> None:
     """What is about to be restored, before a person is asked."""
     what = "Newest state" if moment == NEWEST else "State then  "
     if plan.journal_sequence:
-        print(f"{what}: position {format_position(plan.position)} of {date_of(plan.time_ns)}")
-        print(f"Contents:     {plan.inodes} files and directories, {format_bytes(plan.size_bytes)}")
+        print(f"{what}: position {format_position(plan.position)} of {date_of(plan.time_ns)}", file=out)
+        print(f"Contents:     {plan.inodes} files and directories, {format_bytes(plan.size_bytes)}", file=out)
     else:
-        print(f"{what}: the volume is empty; nothing was ever written to it")
-    print(f"Stores:       {', '.join(plan.stores)}")
+        print(f"{what}: the volume is empty; nothing was ever written to it", file=out)
+    print(f"Stores:       {', '.join(plan.stores)}", file=out)
     if (gap := gap_of(plan)) is not None:
         say(gap)
     for name in plan.silent:
@@ -57,39 +67,53 @@ def print_plan(plan: RestorePlan, moment: Moment, *, has_one_store: bool) -> Non
     if plan.damage is not None:
         say(f"There are newer commits that cannot be restored: {plan.damage}.")
     if moment == NEWEST and has_one_store:
-        print("A single store cannot prove that nothing newer exists: compare the date with what you know.")
+        print(
+            "A single store cannot prove that nothing newer exists: compare the date with what you know.",
+            file=out,
+        )
 
 
 def print_report(
     report: RestoreReport,
     plan: RestorePlan,
+    out: TextIO,
     *,
     globs: bool,
-    duration_s: float,
+    duration: Duration,
     warnings: int,
     repairs: bool = False,
 ) -> int:
     """What became of it.
 
     Args:
+        out: where what is not about damage goes.
         globs: whether only some names were asked for.
         warnings: how many there were.
         repairs: whether what is bad is written anew afterwards.
     Returns: the exit code of `restore`.
     """
+    took_s = max(duration.execute_s, 0.001)
     print(
         f"Restored {report.files} files in {report.directories} directories,"
-        f" {format_bytes(report.written_bytes)}, in {duration_s:.0f} s; {warnings} warnings."
+        f" {format_bytes(report.written_bytes)}, in {duration.whole_s:.0f} s; {warnings} warnings.",
+        file=out,
     )
+    rate = f"{report.made_names / took_s:.0f} names/s, {format_bytes(int(report.written_bytes / took_s))}/s"
+    print(f"Rate:         {rate}, from the plan on ({took_s:.1f} s)", file=out)
+    for store, (requests, size_bytes) in sorted(report.fetched.items()):
+        print(f"Read from {store}: {format_bytes(size_bytes)} in {_counted(requests, 'request')}", file=out)
+    if report.kept_count:
+        print(f"Kept:         {_counted(report.kept_count, 'name')} that stood there before", file=out)
     for store, count in sorted(report.bad_copies.items()):
         copies = "1 segment is" if count == 1 else f"{count} segments are"
-        print(f"Store {store}: {copies} damaged or missing there.")
+        print(f"Store {store}: {copies} damaged or missing there.", file=out)
     if report.bad_copies and not repairs:
         print(
-            "`mirrorfs restore --repair` writes them anew, as `mirrorfs repair` on a PC of the volume does."
+            "`mirrorfs restore --repair` writes them anew, as `mirrorfs repair` on a PC of the volume does.",
+            file=out,
         )
     for what, count in sorted(report.left_out.items()):
-        print(f"Not restored: {count} {what}")
+        print(f"Not restored: {count} {what}", file=out)
     refused = [f"{path}: {why}" for path, why in report.refused]
     _print_paths("not made", report.refused_count, refused)
     _print_paths(
@@ -108,10 +132,40 @@ def print_report(
         return EXIT_DAMAGED
     if report.unread_count or plan.damage is not None:
         return EXIT_UNAVAILABLE
-    if globs and not report.made_names:
+    if globs and not report.made_names and not report.kept_count:
         say("Nothing in the volume matches --path; patterns are for whole paths below the root.")
         return EXIT_FAILED
     return EXIT_FAILED if report.refused_count else 0
+
+
+def print_rehearsal(
+    found: Rehearsal,
+    *,
+    kept: int,
+    replaced: int,
+    refused: Sequence[tuple[str, str]],
+    refused_count: int,
+    may_begin: bool,
+) -> None:
+    """What a restore would do."""
+    print(
+        f"Would restore {found.files} files in {found.directories} directories,"
+        f" {format_bytes(found.size_bytes)}."
+    )
+    requests, size_bytes = found.fetched
+    print(f"Would fetch   {format_bytes(size_bytes)} in {_counted(requests, 'request')}.")
+    if kept:
+        print(f"Would keep    {_counted(kept, 'name')} that are there already.")
+    if replaced:
+        print(f"Would replace {_counted(replaced, 'name')} that are there already.")
+    _print_paths("cannot be made", refused_count, [f"{path}: {why}" for path, why in refused])
+    if not may_begin:
+        say("DEST is not empty: say with --overwrite which files may be replaced, or name another one.")
+    print("Nothing was changed.")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _print_paths(what: str, count: int, paths: list[str]) -> None:

@@ -30,6 +30,7 @@ class DrillTree:
 
     refused: Sequence[tuple[str, str]] = ()
     refused_count = 0
+    kept_count = 0
     left_out: Mapping[str, int] = {}
 
     def __init__(self, key: bytes) -> None:
@@ -42,10 +43,10 @@ class DrillTree:
         self.finished = 0
         """Inodes of which all was told."""
 
-    def make(self, names: Sequence[tuple[int, bytes, InodeRow]]) -> list[int]:
+    def make(self, names: Sequence[tuple[int, bytes, InodeRow, bool]]) -> list[int]:
         """See RestoreTree."""
         with self._lock:
-            self._regular.extend(row.inode for _, _, row in names if stat.S_ISREG(row.mode))
+            self._regular.extend(row.inode for _, _, row, _ in names if stat.S_ISREG(row.mode))
         return []
 
     def made(self) -> None:
@@ -70,6 +71,13 @@ class DrillTree:
         with self._lock:
             total = int.from_bytes(self._sums[place], "little") + part
             self._sums[place] = (total % _MODULUS).to_bytes(DIGEST_SIZE_BYTES, "little")
+
+    def give_up(self, inodes: Sequence[int]) -> None:
+        """See RestoreTree: nothing was here before."""
+
+    def unfinished(self, inodes: array[int]) -> array[int]:
+        """See RestoreTree."""
+        return inodes
 
     def finish(self, inodes: Sequence[tuple[InodeRow, Sequence[tuple[bytes, bytes]]]]) -> None:
         """See RestoreTree. Attributes are compared where they come from: in the index."""

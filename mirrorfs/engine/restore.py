@@ -10,75 +10,28 @@ report, never silently left out.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from mirrorfs.engine.moment import NEWEST, Moment
-from mirrorfs.engine.restore_data import DataRestorer, DataResult
+from mirrorfs.engine.restore_archive import Archive, ArchiveRestorer, Parts
+from mirrorfs.engine.restore_data import DataRestorer, Fillable
 from mirrorfs.engine.restore_plan import Planner, RestorePlan
-from mirrorfs.engine.restore_tree import MadeTree, RestoreTree, TreeFinisher, TreeMaker
+from mirrorfs.engine.restore_report import (
+    Rehearsal,
+    RestoreProgress,
+    RestoreReport,
+    archive_report,
+    tree_report,
+)
+from mirrorfs.engine.restore_select import Selection
+from mirrorfs.engine.restore_tree import NameTree, RestoreTree, TreeFinisher, TreeMaker
 from mirrorfs.engine.sources import Segments
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Index, IndexFiles, Offload, Store
 
-__all__ = ["NEWEST", "Moment", "Restore", "RestorePlan", "RestoreProgress", "RestoreReport"]
-
-NAMED_MAX = 1000
-"""Paths of incomplete files that a report names; all of them are counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreProgress:
-    """How far a restore is."""
-
-    done_bytes: int
-    total_bytes: int
-    """Known once the names are made."""
-    names: int
-    """Names made so far."""
-    finished: int
-    """Inodes of which all is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """What a restore did, and what it could not do."""
-
-    files: int
-    """Regular files, hard links counted once."""
-    directories: int
-    made_names: int
-    """Names made below the root, hard links and all kinds of files included."""
-    written_bytes: int
-    lost_bytes: int
-    incomplete_count: int
-    """Files that lack bytes for which no good copy was found."""
-    incomplete: tuple[str, ...]
-    """Paths of up to NAMED_MAX of them: for the person's eyes, not for logs."""
-    unread_bytes: int
-    unread_count: int
-    """Files that lack only bytes that may lie in stores that did not answer when asked for them."""
-    unread: tuple[str, ...]
-    """Paths of up to NAMED_MAX of them."""
-    unreached: tuple[str, ...]
-    """Names of those stores."""
-    refused_count: int
-    refused: tuple[tuple[str, str], ...]
-    """(path, reason) of up to NAMED_MAX names that could not be made; not for logs either."""
-    bad_copies: Mapping[str, int]
-    """By store, how many segments were met that are damaged there or that it lacks."""
-    bad_objects: frozenset[tuple[str, str]]
-    """(store, object key) of these segments."""
-    left_out: Mapping[str, int]
-    """Kinds of things that were not restored, in words, and how many of each."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every file that was asked for is there with all its bytes."""
-        return not self.incomplete_count and not self.unread_count and not self.refused_count
+__all__ = ["NEWEST", "Moment", "Rehearsal", "Restore", "RestorePlan", "RestoreProgress", "RestoreReport"]
 
 
 class Restore:
@@ -146,7 +99,54 @@ class Restore:
 
         maker = TreeMaker(index, tree, self._offload, globs=globs, on_names=lambda count: show(names=count))
         made = await maker.run()
-        restorer = DataRestorer(
+        restorer = await self._restorer(tree)
+        data = await restorer.run(made.files, on_bytes=lambda done, total: show(data=(done, total)))
+        if lacking := [*data.incomplete, *data.unread]:
+            await self._offload.run(lambda: tree.give_up(lacking))
+        finisher = TreeFinisher(index, tree, self._offload)
+        await finisher.run(made, on_done=lambda count: show(finished=count))
+        await self._offload.sync(tree.sync)
+        return tree_report(tree, data, made)
+
+    async def archive(
+        self,
+        archive: Archive,
+        *,
+        globs: Sequence[str] = (),
+        on_progress: Callable[[RestoreProgress], None] = lambda progress: None,
+    ) -> RestoreReport:
+        """Restore what was planned into a stream.
+
+        Args:
+            globs: as of `execute`.
+        Raises: DiskError: nobody reads it. DamagedError.
+        """
+        index, plan = self._index, self._plan
+        assert index is not None and plan is not None
+        total = sum(one.row.allocated for one in Selection(index, globs)) if globs else plan.size_bytes
+
+        def show(done: int, names: int) -> None:
+            on_progress(RestoreProgress(done, max(total, done), names, 0))
+
+        parts = Parts()
+        restorer = ArchiveRestorer(
+            index, archive, self._offload, await self._restorer(parts), parts, globs=globs, on_bytes=show
+        )
+        done = await restorer.run()
+        return archive_report(done, archive.left_out)
+
+    async def rehearse(self, tree: NameTree, *, globs: Sequence[str] = ()) -> Rehearsal:
+        """What `execute` would do, as far as it can be told before. Raises: DamagedError."""
+        index = self._index
+        assert index is not None
+        made = await TreeMaker(index, tree, self._offload, globs=globs).run()
+        size_bytes, fetched = await (await self._restorer(Parts())).survey(made.files)
+        return Rehearsal(made.regular_count, len(made.directories), made.names, size_bytes, fetched)
+
+    async def _restorer(self, tree: Fillable) -> DataRestorer:
+        index, plan = self._index, self._plan
+        assert index is not None and plan is not None
+        return DataRestorer(
             index,
             {Stream.RELOCATED: await relocated_segments(index, self._stores, self._offload)},
             [store for store in self._stores if store.name in plan.stores],
@@ -155,31 +155,6 @@ class Restore:
             self._writer,
             tree,
             open_segment=plan.open_segment,
-        )
-        data = await restorer.run(made.files, on_bytes=lambda done, total: show(data=(done, total)))
-        finisher = TreeFinisher(index, tree, self._offload)
-        await finisher.run(made, on_done=lambda count: show(finished=count))
-        await self._offload.sync(tree.sync)
-        return self._report(tree, data, made)
-
-    def _report(self, tree: RestoreTree, data: DataResult, made: MadeTree) -> RestoreReport:
-        return RestoreReport(
-            files=made.regular_count,
-            directories=len(made.directories),
-            made_names=made.names,
-            written_bytes=data.written_bytes,
-            lost_bytes=data.lost_bytes,
-            incomplete_count=len(data.incomplete),
-            incomplete=tuple(tree.path_of(inode) for inode in data.incomplete[:NAMED_MAX]),
-            unread_bytes=data.unread_bytes,
-            unread_count=len(data.unread),
-            unread=tuple(tree.path_of(inode) for inode in data.unread[:NAMED_MAX]),
-            unreached=tuple(sorted(data.unreached)),
-            refused_count=tree.refused_count,
-            refused=tuple(tree.refused[:NAMED_MAX]),
-            bad_copies=Counter(store for store, _ in data.bad_copies),
-            bad_objects=data.bad_copies,
-            left_out=dict(tree.left_out),
         )
 
     def close(self) -> None:

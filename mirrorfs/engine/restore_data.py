@@ -12,12 +12,12 @@ import logging
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import trio
 
-from mirrorfs.engine.restore_extents import ExtentMap, Piece, Place, passes, unpacked
-from mirrorfs.engine.restore_tree import RestoreTree
+from mirrorfs.engine.restore_extents import ExtentMap, Piece, Place, moved_frames, passes, unpacked
+from mirrorfs.engine.restore_spans import Span, WantedFrame, spans
 from mirrorfs.engine.sources import MAY_ANSWER_LATER, Segments
 from mirrorfs.errors import (
     DamagedError,
@@ -33,7 +33,7 @@ from mirrorfs.format.ids import SegmentId, Stream, frame_id, segment_object_key,
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import Index, ObjectKey, Offload, Store
+from mirrorfs.ports import Index, IndexSnapshot, ObjectKey, Offload, Store
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +45,11 @@ FAILURES_MAX = 3
 """After so many failures in a row a store is asked only for what no other has."""
 
 
-class WantedFrame(NamedTuple):
-    """A frame to read, and what it is for."""
+class Fetched(NamedTuple):
+    """What a store was asked for, or is to be asked for."""
 
-    frame: int
-    ordinal: int
-    offset: int
-    size: int
-    pieces: Sequence[Piece]
+    requests: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +69,8 @@ class DataResult:
     """Names of those stores."""
     bad_copies: frozenset[tuple[str, str]]
     """(store, object key) of copies that were met damaged or not there."""
+    fetched: Mapping[str, Fetched]
+    """By store, what was read from it."""
 
 
 @dataclass(slots=True)
@@ -81,6 +80,8 @@ class _Source:
     store: Store
     busy: int = 0
     failures: int = 0
+    requests: int = 0
+    size_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -99,6 +100,13 @@ class _Reading:
     """(offset, what is wrong with it) in the copy read last."""
 
 
+class Fillable(Protocol):
+    """What takes contents; blocking, and called from several threads."""
+
+    def write(self, inode: int, data: bytes | memoryview, *, offset: int) -> None:
+        """Take a part of a file."""
+
+
 class DataRestorer:
     """Writes the contents of files from the stores."""
 
@@ -110,7 +118,7 @@ class DataRestorer:
         offload: Offload,
         keys: VolumeKeys,
         writer: WriterPublicKey,
-        tree: RestoreTree,
+        tree: Fillable,
         *,
         open_segment: SegmentId | None,
         in_order: bool = False,
@@ -136,19 +144,25 @@ class DataRestorer:
         self._unreached: set[str] = set()
         self._bad: set[tuple[str, str]] = set()
         self._error: MirrorfsError | None = None
+        self._moved: dict[int, Place] | None = None
 
-    async def run(self, inodes: array[int], *, on_bytes: Callable[[int, int], None]) -> DataResult:
+    async def run(
+        self, inodes: array[int], *, on_bytes: Callable[[int, int], None], chunks: range | None = None
+    ) -> DataResult:
         """Fill the files among some inodes (sorted). `on_bytes(done, total)` hears of each segment.
 
+        May be called again, for other files or for other chunks: the result is of all together.
         Raises: DiskError, DiskFull.
         """
         snapshot = self._index.snapshot()
         try:
-            extents = await self._offload.run(lambda: ExtentMap(snapshot, inodes))
+            extents = await self._extents(snapshot, inodes, chunks)
             counts = await self._offload.run(extents.count)
             on_bytes(0, counts.size_bytes)
             for places in passes(counts.records):
-                records = await self._collect(extents, places)
+                records = counts.collected
+                if records is None:
+                    records = await self._collect(extents, places)
                 await self._pass(places, records, lambda done: on_bytes(done, counts.size_bytes))
         finally:
             snapshot.close()
@@ -160,7 +174,30 @@ class DataRestorer:
             tuple(sorted(self._unread - self._incomplete)),
             frozenset(self._unreached),
             frozenset(self._bad),
+            {one.store.name: Fetched(one.requests, one.size_bytes) for one in self._sources},
         )
+
+    async def survey(self, inodes: array[int]) -> tuple[int, Fetched]:
+        """(bytes of contents, what `run` would ask the stores for while all copies are good)."""
+        snapshot = self._index.snapshot()
+        try:
+            extents = await self._extents(snapshot, inodes, None)
+            counts = await self._offload.run(extents.count)
+            requests = size_bytes = 0
+            for places in passes(counts.records):
+                records = await self._collect(extents, places)
+                for place in places:
+                    found = spans(list(self._wanted(records[place])))
+                    requests += len(found)
+                    size_bytes += sum(span.end - span.start for span in found)
+        finally:
+            snapshot.close()
+        return counts.size_bytes, Fetched(requests, size_bytes)
+
+    async def _extents(self, snapshot: IndexSnapshot, inodes: array[int], chunks: range | None) -> ExtentMap:
+        if self._moved is None:
+            self._moved = await self._offload.run(lambda: moved_frames(snapshot))
+        return ExtentMap(snapshot, inodes, moved=self._moved, chunks=chunks)
 
     async def _collect(self, extents: ExtentMap, places: Sequence[Place]) -> dict[Place, bytearray]:
         return await self._offload.run(lambda: extents.collect(places))
@@ -279,19 +316,28 @@ class DataRestorer:
         return source.failures >= FAILURES_MAX, 0 if self._in_order else source.busy
 
     async def _read_whole(self, source: _Source, reading: _Reading) -> None:
-        # From the header to the last frame that is needed; what lies behind it is left.
-        end = max(wanted.offset + wanted.size for wanted in reading.missing)
-        data = await source.store.get_range(ObjectKey(reading.key), offset=0, size_bytes=end)
-        await self._offload.run(lambda: self._write_out(reading, data, base=0, frames=reading.missing))
-        self._report(source, reading)
+        for span in spans(reading.missing):
+            data = await self._get(source, reading.key, span.start, span.end)
+            await self._write_span(reading, data, span)
+            self._report(source, reading)
+            if reading.cipher is None:
+                return
 
     async def _read_singly(self, source: _Source, reading: _Reading) -> None:
         for wanted in list(reading.missing):
-            data = await source.store.get_range(
-                ObjectKey(reading.key), offset=wanted.offset, size_bytes=wanted.size
-            )
+            data = await self._get(source, reading.key, wanted.offset, wanted.offset + wanted.size)
             await self._write_one(reading, data, wanted)
             self._report(source, reading)
+
+    async def _get(self, source: _Source, key: str, start: int, end: int) -> bytes:
+        source.requests += 1
+        data = await source.store.get_range(ObjectKey(key), offset=start, size_bytes=end - start)
+        source.size_bytes += len(data)
+        return data
+
+    async def _write_span(self, reading: _Reading, data: bytes, span: Span) -> None:
+        work = self._write_out
+        await self._offload.run(lambda: work(reading, data, base=span.start, frames=span.frames))
 
     async def _write_one(self, reading: _Reading, data: bytes, wanted: WantedFrame) -> None:
         work = self._write_out

@@ -24,6 +24,9 @@ from mirrorfs.ports import IndexSnapshot
 RECORDS_MAX = 2_000_000
 """64 MiB. One segment may exceed it: its extents are always taken together."""
 
+PASSED_MAX = 100
+"""Rows read that are not wanted, before the next one is looked for by its key."""
+
 _RECORD = struct.Struct("<QQQII")
 
 Place = tuple[int, int]
@@ -46,29 +49,51 @@ class ExtentCounts(NamedTuple):
 
     records: Mapping[Place, int]
     size_bytes: int
+    collected: dict[Place, bytearray] | None
+    """All of them, packed, if they are no more than fit one pass."""
 
 
 class ExtentMap:
     """The extents of some inodes by segment. Blocking; used from one thread at a time."""
 
-    def __init__(self, snapshot: IndexSnapshot, inodes: array[int]) -> None:
-        """`inodes` are those whose contents are wanted, sorted."""
+    def __init__(
+        self,
+        snapshot: IndexSnapshot,
+        inodes: array[int],
+        *,
+        moved: Mapping[int, Place],
+        chunks: range | None = None,
+    ) -> None:
+        """
+        Args:
+            inodes: whose contents are wanted, sorted.
+            moved: as `moved_frames` says.
+            chunks: those of each file that are wanted; None: all.
+        """
         self._snapshot = snapshot
         self._inodes = inodes
-        # The whole map is held: it has rows only for frames that were moved.
-        self._moved: dict[int, Place] = {}
-        for fields in snapshot.rows("relocations", first=()):
-            row = RelocationRow._make(fields)
-            self._moved[row.frame] = (row.stream, row.sequence)
+        self._moved = moved
+        self._chunks = chunks
 
-    def count(self) -> ExtentCounts:
-        """One pass over all extents."""
-        records: dict[Place, int] = {}
-        size_bytes = 0
-        for place, _, piece in self._extents():
-            records[place] = records.get(place, 0) + 1
+    def count(self, *, records_max: int = RECORDS_MAX) -> ExtentCounts:
+        """One pass over all extents; most volumes need no other."""
+        counts: dict[Place, int] = {}
+        collected: dict[Place, bytearray] | None = {}
+        size_bytes = total = 0
+        for place, frame, piece in self._extents():
+            counts[place] = counts.get(place, 0) + 1
             size_bytes += piece.length
-        return ExtentCounts(records, size_bytes)
+            total += 1
+            if collected is None:
+                continue
+            if total > records_max:
+                collected = None
+                continue
+            records = collected.get(place)
+            if records is None:
+                records = collected[place] = bytearray()
+            records += _RECORD.pack(frame, *piece)
+        return ExtentCounts(counts, size_bytes, collected)
 
     def collect(self, places: Sequence[Place]) -> dict[Place, bytearray]:
         """One pass that keeps the extents of some segments, packed; `unpacked` reads them."""
@@ -80,22 +105,46 @@ class ExtentMap:
         return found
 
     def _extents(self) -> Iterator[tuple[Place, int, Piece]]:
-        inodes, moved = self._inodes, self._moved
-        if not inodes:
-            return
-        last, wanted = -1, False
-        for inode, chunk, packed in self._snapshot.rows("extents", first=(inodes[0], 0)):
-            assert isinstance(inode, int) and isinstance(chunk, int) and isinstance(packed, bytes)
-            if inode != last:
-                at = bisect_left(inodes, inode)
-                if at == len(inodes):
-                    return
-                last, wanted = inode, inodes[at] == inode
-            if wanted:
-                base = chunk * CHUNK_SIZE
-                for start, length, frame, frame_offset in unpack_extents(packed):
-                    place = moved.get(frame) or (Stream.MAIN, split_frame_id(frame)[0])
-                    yield place, frame, Piece(inode, base + start, length, frame_offset)
+        moved, main, chunks = self._moved, int(Stream.MAIN), self._chunks
+        for inode, chunk, packed in self._rows():
+            if chunks is not None and chunk not in chunks:
+                continue
+            base = chunk * CHUNK_SIZE
+            for start, length, frame, frame_offset in unpack_extents(packed):
+                place = moved.get(frame) or (main, split_frame_id(frame)[0])
+                yield place, frame, Piece(inode, base + start, length, frame_offset)
+
+    def _rows(self) -> Iterator[tuple[int, int, bytes]]:
+        """The rows of the wanted inodes, those between them passed over: a few in place, many by a seek."""
+        inodes = self._inodes
+        at = 0
+        while at < len(inodes):
+            first_chunk = 0 if self._chunks is None else self._chunks.start
+            passed = 0
+            for inode, chunk, packed in self._snapshot.rows("extents", first=(inodes[at], first_chunk)):
+                assert isinstance(inode, int) and isinstance(chunk, int) and isinstance(packed, bytes)
+                if inode != inodes[at]:
+                    at = bisect_left(inodes, inode, at)
+                    if at == len(inodes):
+                        return
+                if inode == inodes[at]:
+                    yield inode, chunk, packed
+                    passed = 0
+                    continue
+                passed += 1
+                if passed > PASSED_MAX:
+                    break
+            else:
+                return
+
+
+def moved_frames(snapshot: IndexSnapshot) -> dict[int, Place]:
+    """Where each frame lies that was moved. All are held: there are rows only for those."""
+    found = {}
+    for fields in snapshot.rows("relocations", first=()):
+        row = RelocationRow._make(fields)
+        found[row.frame] = (row.stream, row.sequence)
+    return found
 
 
 def passes(counts: Mapping[Place, int], *, records_max: int = RECORDS_MAX) -> list[list[Place]]:

@@ -9,11 +9,9 @@ import stat
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Protocol
 
-from mirrorfs.engine.tree_walk import DEPTH_MAX, entries
-from mirrorfs.errors import DamagedError
+from mirrorfs.engine.restore_select import Selection
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.rows import InodeRow
 from mirrorfs.ports import Index, Offload
@@ -21,16 +19,31 @@ from mirrorfs.ports import Index, Offload
 NAMES_PER_BATCH = 1000
 INODES_PER_BATCH = 500
 
-NewName = tuple[int, bytes, InodeRow]
-"""(inode of the directory, name, the inode itself)"""
+NewName = tuple[int, bytes, InodeRow, bool]
+"""(inode of the directory, name, the inode itself, whether it has extended attributes)"""
 Finished = tuple[InodeRow, Sequence[tuple[bytes, bytes]]]
 """An inode with its extended attributes."""
 
 
-class RestoreTree(Protocol):
-    """An empty directory that becomes the root of the restored tree. Methods block and are thread-safe.
+class NameTree(Protocol):
+    """What takes the names of a restore. Methods block and are thread-safe."""
 
-    Nothing that is not made here is ever followed or written to. What cannot be made or set is noted and
+    def make(self, names: Sequence[NewName]) -> list[int]:
+        """Make names, parents before children, without contents and with private permissions.
+
+        Files may be made as late as their contents come. A second name of an inode becomes a hard link.
+        Returns the inodes that are not to be filled: they cannot be made, or what is there stays.
+        """
+
+    def made(self) -> None:
+        """All names are there: `write` and `path_of` may be called from now on."""
+
+
+class RestoreTree(NameTree, Protocol):
+    """A directory that becomes the root of the restored tree. Methods block and are thread-safe.
+
+    Nothing that is not made here is ever followed or written to; of what is there before, only files are
+    replaced, if the tree was told so. What cannot be made or set is noted and
     passed over; DiskFull and DiskError end the restore.
     """
 
@@ -46,17 +59,18 @@ class RestoreTree(Protocol):
     def left_out(self) -> Mapping[str, int]:
         """What kinds of things were not restored, in words for people, and how many of each."""
 
-    def make(self, names: Sequence[NewName]) -> list[int]:
-        """Make names, parents before children, without contents and with private permissions.
-
-        A second name of an inode becomes a hard link. Returns the inodes that are not there afterwards.
-        """
-
-    def made(self) -> None:
-        """All names are there: `write` and `path_of` may be called from now on."""
+    @property
+    def kept_count(self) -> int:
+        """How many names were there before and stay."""
 
     def write(self, inode: int, data: bytes | memoryview, *, offset: int) -> None:
         """Write into a file that `make` made."""
+
+    def give_up(self, inodes: Sequence[int]) -> None:
+        """Contents of these files are missing: what they were to replace stays; new ones are incomplete."""
+
+    def unfinished(self, inodes: array[int]) -> array[int]:
+        """Those of some inodes, directories not among them, for which `finish` has anything to do."""
 
     def finish(self, inodes: Sequence[Finished]) -> None:
         """Set owner, extended attributes, permissions and times. Directories after all they hold."""
@@ -66,19 +80,6 @@ class RestoreTree(Protocol):
 
     def sync(self) -> None:
         """Make all of it durable."""
-
-
-@dataclass(slots=True)
-class _Directory:
-    """A directory on the walk."""
-
-    row: InodeRow
-    name: bytes
-    above: _Directory | None
-    path: str
-    depth: int
-    selected: bool
-    made: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class TreeMaker:
     def __init__(
         self,
         index: Index,
-        tree: RestoreTree,
+        tree: NameTree,
         offload: Offload,
         *,
         globs: Sequence[str] = (),
@@ -107,14 +108,13 @@ class TreeMaker:
     ) -> None:
         """
         Args:
-            globs: shell patterns for whole paths below the root, in which `*` matches '/' as well. A
-                directory that matches means all it holds. None means everything.
+            globs: as of `Selection`.
             on_names: hears of the number of names made so far.
         """
         self._index = index
         self._tree = tree
         self._offload = offload
-        self._globs = [glob.strip("/") for glob in globs]
+        self._selection = Selection(index, globs)
         self._on_names = on_names
         self._batch: list[NewName] = []
         self._files = array("q")
@@ -126,69 +126,38 @@ class TreeMaker:
 
     async def run(self) -> MadeTree:
         """Make everything. Raises: DamagedError: the tree is not one. DiskError, DiskFull."""
-        root = self._index.get_inode(ROOT_INODE)
-        if root is not None:
-            await self._walk(root)
-            await self._flush()
+        for parent, name, row, _ in self._selection:
+            self._add(parent, name, row)
+            if len(self._batch) >= NAMES_PER_BATCH:
+                await self._flush()
+        await self._flush()
         self._tree.made()
         failed = self._failed
         files = array("q", sorted(inode for inode in self._files if inode not in failed))
         directories = array("q", (inode for inode in self._directories if inode not in failed))
         return MadeTree(files, directories, self._regular, self._names - len(failed))
 
-    async def _walk(self, root: InodeRow) -> None:
-        everything = not self._globs
-        pending = [_Directory(root, b"", None, "", 0, everything, True)]
-        while pending:
-            directory = pending.pop()
-            if directory.depth > DEPTH_MAX:
-                raise DamagedError(
-                    "The volume's directories are nested without an end; restore an older moment."
-                )
-            for name, row in entries(self._index, directory.row.inode):
-                text = name.decode("utf-8", "surrogateescape")
-                path = f"{directory.path}/{text}" if directory.path else text
-                selected = directory.selected or self._matches(path)
-                if stat.S_ISDIR(row.mode):
-                    below = _Directory(row, name, directory, path, directory.depth + 1, selected, False)
-                    if selected:
-                        self._require(below)
-                    pending.append(below)
-                elif selected:
-                    self._require(directory)
-                    self._add(directory.row.inode, name, row)
-                if len(self._batch) >= NAMES_PER_BATCH:
-                    await self._flush()
-
-    def _matches(self, path: str) -> bool:
-        return any(fnmatchcase(path, glob) for glob in self._globs)
-
-    def _require(self, directory: _Directory) -> None:
-        """Directories on the way to what was asked for are made when the first such name is met."""
-        missing = []
-        at: _Directory | None = directory
-        while at is not None and not at.made:
-            missing.append(at)
-            at = at.above
-        for one in reversed(missing):
-            assert one.above is not None
-            self._batch.append((one.above.row.inode, one.name, one.row))
-            self._directories.append(one.row.inode)
-            one.made = True
-
     def _add(self, directory: int, name: bytes, row: InodeRow) -> None:
-        self._batch.append((directory, name, row))
+        inode = row.inode
+        self._batch.append((directory, name, row, bool(self._index.list_xattrs(inode))))
+        if stat.S_ISDIR(row.mode):
+            self._directories.append(inode)
+            return
         if row.nlink > 1:
-            if row.inode in self._linked:
+            if inode in self._linked:
                 return
-            self._linked.add(row.inode)
-        self._files.append(row.inode)
+            self._linked.add(inode)
+        self._files.append(inode)
         self._regular += stat.S_ISREG(row.mode)
 
     async def _flush(self) -> None:
         batch, self._batch = self._batch, []
-        failed = await self._offload.run(lambda: self._tree.make(batch))
-        self._failed.update(failed)
+        failed = set(await self._offload.run(lambda: self._tree.make(batch))) - self._failed
+        if failed:
+            self._failed |= failed
+            self._regular -= len(
+                {row.inode for _, _, row, _ in batch if row.inode in failed and stat.S_ISREG(row.mode)}
+            )
         self._names += len(batch)
         self._on_names(self._names)
 
@@ -203,8 +172,9 @@ class TreeFinisher:
 
     async def run(self, made: MadeTree, *, on_done: Callable[[int], None]) -> None:
         """Files first, then directories from the bottom up. Raises: DiskError, DiskFull."""
-        done = 0
-        for inodes in (made.files, made.directories[::-1]):
+        files = await self._offload.run(lambda: self._tree.unfinished(made.files))
+        done = len(made.files) - len(files)
+        for inodes in (files, made.directories[::-1]):
             for start in range(0, len(inodes), INODES_PER_BATCH):
                 batch = [
                     item for inode in inodes[start : start + INODES_PER_BATCH] for item in self._item(inode)

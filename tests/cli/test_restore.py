@@ -137,6 +137,26 @@ def test_asks_first(mirrored: Mirrored, tmp_path: Path) -> None:
     assert outcome.returncode == 0 and shape(dest) == shape(mirrored.tree)
 
 
+def test_a_rehearsal_then_a_stream_then_the_rest(mirrored: Mirrored, tmp_path: Path) -> None:
+    stores, dest = urls(*mirrored.stores.values()), tmp_path / "dest"
+    outcome = mirrored.run(*stores, "--dry-run", str(dest))
+    assert outcome.returncode == 0 and "Newest state: position " in outcome.stdout, outcome
+    assert "Would restore 41 files in 2 directories" in outcome.stdout and "Would fetch" in outcome.stdout
+    assert not dest.exists()
+    command = [sys.executable, "-m", "mirrorfs", "restore", *stores, "--yes", "-"]
+    done = subprocess.run(command, env=mirrored.environment, capture_output=True, check=False)
+    assert done.returncode == 0 and b"Restored 41 files in 2 directories" in done.stderr, done.stderr
+    dest.mkdir()
+    subprocess.run(["tar", "-C", str(dest), "-xpf", "-"], input=done.stdout, check=True)
+    assert shape(dest) == shape(mirrored.tree)
+    (dest / "papers" / "3.txt").unlink()
+    (dest / "film").write_bytes(b"spoilt")
+    assert mirrored.run(*stores, "--dry-run", str(dest)).returncode == 1
+    outcome = mirrored.run(*stores, "--yes", "--overwrite=if-changed", str(dest))
+    assert outcome.returncode == 0 and "Kept:         40 names" in outcome.stdout, outcome
+    assert "Restored 2 files" in outcome.stdout and shape(dest) == shape(mirrored.tree)
+
+
 def test_the_past(mirrored: Mirrored, tmp_path: Path) -> None:
     store = urls(mirrored.stores["a"])
     for when, exit_code in (("2001-01-01", 2), ("2999-01-01", 2), ("25:20", 2), ("0s", 0)):

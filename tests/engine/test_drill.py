@@ -288,8 +288,14 @@ def row(inode: int, mode: int) -> InodeRow:
 def test_digests() -> None:
     def tree(key: bytes, *parts: tuple[int, bytes | memoryview, int]) -> DrillTree:
         made = DrillTree(key)
-        made.make([(1, b"a", row(7, 0o100644)), (1, b"b", row(5, 0o100644)), (1, b"c", row(6, 0o120777))])
-        made.make([(1, b"d", row(7, 0o100644))])
+        made.make(
+            [
+                (1, b"a", row(7, 0o100644), False),
+                (1, b"b", row(5, 0o100644), False),
+                (1, b"c", row(6, 0o120777), False),
+            ]
+        )
+        made.make([(1, b"d", row(7, 0o100644), False)])
         made.made()
         assert made.regular() == array("q", [5, 7])
         made.expect(made.regular())

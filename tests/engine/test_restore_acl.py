@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mirrorfs.drivers import restore_directory
+from mirrorfs.drivers import restore_metadata
 from mirrorfs.drivers.restore_acl import without_list
-from mirrorfs.drivers.restore_directory import ATTRIBUTES
+from mirrorfs.drivers.restore_metadata import ATTRIBUTES
 from mirrorfs.format.acl import ACL_ACCESS, ACL_DEFAULT, encode_acl
 from tests.engine.test_attributes import TEAM, Seen, fill, look
 from tests.engine.test_restore import Restored
@@ -75,7 +75,7 @@ async def test_where_there_are_no_lists_nobody_gains(tmp_path: Path, monkeypatch
             raise OSError(errno.EOPNOTSUPP, "not supported")
         set_attribute(path, name, *arguments, **options)
 
-    monkeypatch.setattr(restore_directory.os, "setxattr", without_lists)
+    monkeypatch.setattr(restore_metadata.os, "setxattr", without_lists)
     written, restored = await restore(tmp_path, tmp_path)
     seen = found(restored.dest)
     assert not any(LISTS & set(attributes) for _, _, attributes in seen.values())
