@@ -20,9 +20,10 @@ from typing import Final
 
 import trio
 
+from mirrorfs.engine.giving_way import Pause
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, MirrorfsError
-from mirrorfs.format.checkpoint import ChunkRef, Root, decode_fields
+from mirrorfs.format.checkpoint import ChunkRef, Root, Table, decode_fields
 from mirrorfs.format.frame import FrameCipher, Kind, unpack
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
@@ -44,6 +45,9 @@ CHUNKS_AHEAD_MAX: Final = 64
 """Chunks that were asked for and are not in the index yet."""
 COMMIT_CHUNKS: Final = 64
 """The index holds the pages of so many chunks in memory."""
+ROWS_PER_STEP: Final = 1000
+COMMIT_CHUNKS_BESIDE: Final = 8
+"""The same beside a mount, whose requests wait meanwhile."""
 TRIES: Final = 5
 """How often a chunk is asked for of which no copy could be read."""
 AGAIN_S: Final = 2.0
@@ -59,16 +63,19 @@ class CheckpointLoader:
         writer: WriterPublicKey,
         *,
         read_before: Mapping[SegmentId, bytes],
+        pause: Pause | None = None,
     ) -> None:
         """
         Args:
             segments: the checkpoint stream, already looked at.
             read_before: bytes of segments that need not be fetched; not trusted.
+            pause: called between some rows and the next.
         """
         self._segments = segments
         self._keys = keys
         self._writer = writer
         self._read_before = read_before
+        self._pause = pause
         self._ciphers: dict[SegmentId, FrameCipher] = {}
         self._locks: dict[SegmentId, trio.Lock] = {}
 
@@ -119,17 +126,26 @@ class CheckpointLoader:
             payloads = await receiving.receive()
             ask()
             for ref, payload in zip(run, payloads, strict=True):
-                table, rows = decode_fields(payload if payload is not None else await self._search(ref))
+                table, rows = await self._decoded(payload if payload is not None else await self._search(ref))
                 if table.code != ref.table or len(rows) != ref.rows:
                     raise DamagedError("a checkpoint chunk is not the one its root names.")
-                index.load_rows(table.name, rows)
+                for at in range(0, len(rows), ROWS_PER_STEP):
+                    index.load_rows(table.name, rows[at : at + ROWS_PER_STEP])
+                    if self._pause is not None:
+                        await self._pause()
                 loaded += 1
                 ahead -= 1
-                if loaded % COMMIT_CHUNKS == 0:
+                if loaded % (COMMIT_CHUNKS if self._pause is None else COMMIT_CHUNKS_BESIDE) == 0:
                     index.commit()
                 if on_loaded is not None:
                     on_loaded(loaded, len(chunks))
                 await trio.lowlevel.checkpoint()
+
+    async def _decoded(self, payload: bytes) -> tuple[Table, Sequence[tuple[object, ...]]]:
+        if self._pause is None:
+            return decode_fields(payload)
+        # A tenth of a second of work in one piece.
+        return await self._segments.offload.run(partial(decode_fields, payload))
 
     async def _bring(
         self, run: Sequence[ChunkRef], sending: trio.MemorySendChannel[list[bytes | None]]

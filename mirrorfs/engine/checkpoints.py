@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from mirrorfs.engine.checkpoint_loader import CheckpointLoader, OnLoaded
+from mirrorfs.engine.giving_way import Pause
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX, SegmentWriter, WriterIdentity
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import AuthenticationError, DamagedError, LimitError
@@ -213,11 +214,14 @@ def _bytes(snapshot: IndexSnapshot, key: str) -> bytes:
 class CheckpointReader:
     """Finds and loads checkpoints from the local disk or the stores."""
 
-    def __init__(self, segments: Segments, keys: VolumeKeys, writer: WriterPublicKey) -> None:
-        """`segments` is the checkpoint stream, already looked at."""
+    def __init__(
+        self, segments: Segments, keys: VolumeKeys, writer: WriterPublicKey, *, pause: Pause | None = None
+    ) -> None:
+        """`segments` is the checkpoint stream, already looked at. `pause`: for loading beside a mount."""
         self._segments = segments
         self._keys = keys
         self._writer = writer
+        self._pause = pause
         self._vouched: dict[int, list[Previous | None]] = {}
         """By key generation out of use: its checkpoint segments from the newest back, as far as was asked."""
         self._read: dict[SegmentId, bytes] = {}
@@ -303,6 +307,8 @@ class CheckpointReader:
 
         Raises: DamagedError: a chunk has no good copy, and the index is of no use.
         """
-        loader = CheckpointLoader(self._segments, self._keys, self._writer, read_before=self._read)
+        loader = CheckpointLoader(
+            self._segments, self._keys, self._writer, read_before=self._read, pause=self._pause
+        )
         self._read = {}
         await loader.load(root, index, on_loaded)

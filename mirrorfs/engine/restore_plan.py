@@ -15,6 +15,7 @@ from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoints import CheckpointReader
+from mirrorfs.engine.giving_way import Pause
 from mirrorfs.engine.heads import FoundHead, holds_head, is_left_behind, newest_heads, vouched_by
 from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.replay import ReplayEnd, Replayer
@@ -76,6 +77,7 @@ class Planner:
         on_progress: Callable[[int, int], None] | None = None,
         on_loaded: OnLoaded | None = None,
         disk: Disk | None = None,
+        pause: Pause | None = None,
     ) -> None:
         """
         Args:
@@ -84,6 +86,7 @@ class Planner:
             writer_key: the volume's public key of the writer role, 32 bytes.
             on_progress: hears (sequence, time_ns) of each segment replayed.
             on_loaded: hears how much of a checkpoint is loaded.
+            pause: for work beside a mount.
         """
         self._stores = stores
         self._files = files
@@ -94,6 +97,7 @@ class Planner:
         self._on_progress = on_progress
         self._on_loaded = on_loaded
         self._disk = disk
+        self._pause = pause
         self._stopped = False
         self._bad_heads: set[tuple[str, str]] = set()
         self._vouched: list[Previous] = []
@@ -199,7 +203,7 @@ class Planner:
 
     async def _best(self, moment: Moment) -> tuple[Index, ReplayEnd]:
         """Replay from the newest checkpoint that the log continues, or from nothing."""
-        reader = CheckpointReader(self._checkpoints, self._keys, self._writer)
+        reader = CheckpointReader(self._checkpoints, self._keys, self._writer, pause=self._pause)
         tried: set[SegmentId] = set()
         astray: Root | None = None
         alone: Root | None = None
@@ -289,6 +293,7 @@ class Planner:
             stop_after=stop_after,
             vouched=self._vouched,
             on_progress=self._on_progress,
+            pause=self._pause,
         )
         return await replayer.run(keep_tail=self._disk is not None)
 
