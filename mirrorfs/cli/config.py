@@ -199,6 +199,8 @@ class VolumeConfig:
     """Bound of what is kept locally of segments that every store holds."""
     prefetch: bool = True
     """Whether the local cache is filled in the background."""
+    history_directory: bool = True
+    """Whether a mount has its history below `.mirrorfs`."""
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     lock: LockConfig = field(default_factory=LockConfig)
@@ -213,6 +215,7 @@ class VolumeConfig:
             f"mirror_delay_s = {self.mirror_delay_s!r}",
             f"cache_size = {quoted(format_size(self.cache_bytes))}",
             f"prefetch = {str(self.prefetch).lower()}",
+            f"history_directory = {str(self.history_directory).lower()}",
         ]
         for token in self.tokens:
             lines += ["", "[[token]]", f"uri = {quoted(token.uri)}"]
@@ -239,7 +242,16 @@ class VolumeConfig:
         except tomllib.TOMLDecodeError as exc:
             raise ConfigError("The volume's configuration is not valid TOML; correct the file.") from exc
         read = Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
-        read.known |= {"cache_size", "prefetch", "token", "store", "alarm", "limits", "lock"}
+        read.known |= {
+            "cache_size",
+            "prefetch",
+            "history_directory",
+            "token",
+            "store",
+            "alarm",
+            "limits",
+            "lock",
+        }
         read.check()
         version = table.get("format")
         if version != CONFIG_FORMAT:
@@ -257,6 +269,7 @@ class VolumeConfig:
             mirror_delay_s=float(delay_s),
             cache_bytes=read.size("cache_size", default=CACHE_SIZE, least=CACHE_SIZE_MIN),
             prefetch=read.switch("prefetch", default=True),
+            history_directory=read.switch("history_directory", default=True),
             alarm=AlarmConfig.from_table(table.get("alarm")),
             limits=LimitsConfig.from_table(table.get("limits")),
             lock=LockConfig.from_table(table.get("lock")),

@@ -32,6 +32,7 @@ from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.log_ends import LogEnds, log_ends
 from mirrorfs.engine.mend import Mender
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
+from mirrorfs.engine.past_views import PastViews, Sources
 from mirrorfs.engine.prefetch import Prefetcher
 from mirrorfs.engine.pruner import Pruner
 from mirrorfs.engine.publisher import Heads
@@ -316,6 +317,12 @@ class MountedVolume:
     async def clear_burst(self) -> Burst | None:
         """A person looked at the burst that is open. Returns it. Raises: as Bursts.clear."""
         return await self._local.bursts.clear()
+
+    def past_views(self, files: Callable[[int], IndexFiles], writer_key: bytes) -> PastViews:
+        """Moments of the past, to be run beside this session and closed before it; `files` as of Sources."""
+        local, stores = self._local, self._tasks_of_stores.members.stores
+        sources = Sources(self._world, lambda: local.identity.keys, writer_key, stores, files)
+        return PastViews(sources, local.index, local.reader, local.space)
 
     @property
     def header_bytes(self) -> bytes:
