@@ -213,6 +213,14 @@ class NotPermitted(FilesystemError):
     """EPERM."""
 
 
+class AccessDenied(FilesystemError):
+    """EACCES: permissions that the kernel does not see."""
+
+
+class ViewsBusy(FilesystemError):
+    """EBUSY: as many moments of the past as can be are open and in use."""
+
+
 class FileTooLarge(FilesystemError):
     """EFBIG."""
 

@@ -203,6 +203,8 @@ class VolumeConfig:
     """Whether the local cache is filled in the background."""
     deduplicate: bool = True
     """Whether what all stores have is referred to when it is written again."""
+    history_directory: bool = True
+    """Whether a mount has its history below `.mirrorfs`."""
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     lock: LockConfig = field(default_factory=LockConfig)
@@ -220,6 +222,7 @@ class VolumeConfig:
             f"cache_size = {quoted(format_size(self.cache_bytes))}",
             f"prefetch = {str(self.prefetch).lower()}",
             f"deduplicate = {str(self.deduplicate).lower()}",
+            f"history_directory = {str(self.history_directory).lower()}",
         ]
         for token in self.tokens:
             lines += ["", "[[token]]", f"uri = {quoted(token.uri)}"]
@@ -252,7 +255,7 @@ class VolumeConfig:
             raise ConfigError("The volume's configuration is not valid TOML; correct the file.") from exc
         read = Table(table, where="", known={"format", "volume", "fingerprint", "mirror_delay_s"})
         read.known |= {"cache_size", "prefetch", "deduplicate", "token", "store", "alarm", "limits", "lock"}
-        read.known |= {"retention"}
+        read.known |= {"retention", "history_directory"}
         read.check()
         version = table.get("format")
         if version != CONFIG_FORMAT:
@@ -271,6 +274,7 @@ class VolumeConfig:
             cache_bytes=read.size("cache_size", default=CACHE_SIZE, least=CACHE_SIZE_MIN),
             prefetch=read.switch("prefetch", default=True),
             deduplicate=read.switch("deduplicate", default=True),
+            history_directory=read.switch("history_directory", default=True),
             alarm=AlarmConfig.from_table(table.get("alarm")),
             limits=LimitsConfig.from_table(table.get("limits")),
             lock=LockConfig.from_table(table.get("lock")),

@@ -1,4 +1,4 @@
-"""`mirrorfs drill`: restore from one store alone to nowhere, compare, and sign a report; or check a report.
+"""`mirrorfs drill`: restore from one store alone to nowhere, compare, and sign a report; or show reports.
 
 The volume may be mounted or not: like a read-only mount a drill takes no lease, and it writes nothing but its
 report. Restored contents are digested in memory; the indexes of the two sides lie in a temporary directory,
@@ -20,6 +20,7 @@ from typing import Any, Final
 import trio
 
 from mirrorfs.cli.config import StoreConfig, VolumePaths, load_config, make_private_directory
+from mirrorfs.cli.drill_list import list_reports
 from mirrorfs.cli.drill_record import DrillRecord
 from mirrorfs.cli.drill_report import as_json, as_text
 from mirrorfs.cli.drill_session import Drilled, DrillSession
@@ -44,6 +45,7 @@ KEY_SIZE_BYTES: Final = 32
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `drill`."""
     parser.usage = "%(prog)s VOLUME [options]\n       %(prog)s [VOLUME] --check FILE [--key HEX] [--json]"
+    parser.usage += "\n       %(prog)s VOLUME --list [--store NAME] [--json]"
     parser.add_argument("volume", metavar="VOLUME", nargs="?")
     parser.add_argument(
         "--store",
@@ -59,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to", metavar="DIRECTORY", help="put the report, its text and its JSON there, too")
     parser.add_argument("--json", action="store_true", help="machine-readable, as docs/drill-json.md says")
+    parser.add_argument(
+        "--list", action="store_true", help="show the reports kept here, which needs no password or token"
+    )
     parser.add_argument("--check", metavar="FILE", help="check a report, which needs no password or token")
     parser.add_argument(
         "--key", metavar="HEX", help="with --check: the drill key that it must be signed with, 64 digits"
@@ -72,6 +77,8 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     Returns: 0: every drill passed, or the report is genuine; 5: a store failed; 4: one could not be tried.
     Raises: MirrorfsError: nothing could be tried; AuthenticationError: the report is not genuine.
     """
+    if arguments.list and arguments.check is not None:
+        raise UsageError("--list shows all reports and --check one file: give one of them.")
     if arguments.check is not None:
         return _check(arguments, environment)
     if arguments.volume is None:
@@ -81,6 +88,8 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     paths = resolve(arguments.volume, environment)
     if paths.view:
         raise UsageError("A drill is on a volume, not on a read-only view of it; name the volume itself.")
+    if arguments.list:
+        return list_reports(paths, arguments.store, is_json=arguments.json)
     choose = choice(arguments.sample)
     target = _directory(arguments.to)
     stores = _stores(paths, arguments.store)

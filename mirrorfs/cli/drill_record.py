@@ -39,6 +39,16 @@ class LastDrills:
     """The highest one that was ever restored from it."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptReport:
+    """A report whose signature verifies."""
+
+    file: Path
+    report: DrillReport
+    key: bytes
+    """Public key of the drill role under which it does, 32 bytes."""
+
+
 class DrillRecord:
     """The reports in one local state."""
 
@@ -47,7 +57,9 @@ class DrillRecord:
         self._paths = paths
         self._volume = volume
         self._seen: tuple[int, int] | None = None
-        self._reports: list[DrillReport] = []
+        self._reports: list[KeptReport] = []
+        self.unverified = 0
+        """Files among those that `kept` looked at which are no such report."""
 
     def add(self, report: DrillReport, data: bytes) -> Path:
         """Keep a report durably. Returns where. Raises: DiskError."""
@@ -58,11 +70,11 @@ class DrillRecord:
     def newest_digest(self) -> bytes:
         """SHA-256 of the newest report, whatever it is; empty when there is none."""
         names = self._names()
-        return hashlib.sha256(_read(self._directory / names[-1])).digest() if names else b""
+        return hashlib.sha256(_read(self.directory / names[-1])).digest() if names else b""
 
     def last(self, stores: tuple[StoreConfig, ...]) -> dict[str, LastDrills]:
         """Of each store, by name; a place that took a store's name is another store."""
-        reports = self._all()
+        reports = [one.report for one in self.kept()]
         return {store.name: _last(reports, store.instance) for store in stores}
 
     def drill_keys(self) -> list[bytes]:
@@ -71,33 +83,36 @@ class DrillRecord:
         return list(dict.fromkeys(header.public_keys.drill for header in headers))
 
     @property
-    def _directory(self) -> Path:
+    def directory(self) -> Path:
+        """Where they lie."""
         return self._paths.state / DIRECTORY
 
     def _names(self) -> list[str]:
         try:
-            return sorted(name for name in os.listdir(self._directory) if _NAME.fullmatch(name))
+            return sorted(name for name in os.listdir(self.directory) if _NAME.fullmatch(name))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _all(self) -> list[DrillReport]:
-        """Newest first; read again only when a file came or went."""
-        seen = _changed_ns(self._directory), _changed_ns(self._paths.headers)
+    def kept(self) -> list[KeptReport]:
+        """The newest LOOKED_AT_MAX, newest first; read again only when a file came or went."""
+        seen = _changed_ns(self.directory), _changed_ns(self._paths.headers)
         if seen != self._seen:
             keys = self.drill_keys()
             names = self._names()[: -LOOKED_AT_MAX - 1 : -1]
             self._reports = [one for name in names for one in self._verified(name, keys)]
+            self.unverified = len(names) - len(self._reports)
             self._seen = seen
         return self._reports
 
-    def _verified(self, name: str, keys: list[bytes]) -> Iterator[DrillReport]:
+    def _verified(self, name: str, keys: list[bytes]) -> Iterator[KeptReport]:
         try:
-            data = _read(self._directory / name)
+            data = _read(self.directory / name)
         except OSError:
             return
         for key in keys:
             try:
-                yield check_drill_report(data, volume=self._volume, public_key=key)
+                report = check_drill_report(data, volume=self._volume, public_key=key)
+                yield KeptReport(self.directory / name, report, key)
                 return
             except (DamagedError, LimitError):
                 continue

@@ -15,7 +15,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import trio
@@ -30,6 +30,7 @@ from mirrorfs.cli.key_events import EventLog
 from mirrorfs.cli.key_pipe import UnlockedSession
 from mirrorfs.cli.resolve import fsname
 from mirrorfs.cli.session_control import SessionControl
+from mirrorfs.cli.session_history import IndexPlace, start_history
 from mirrorfs.cli.session_lock import Locking
 from mirrorfs.cli.store_adoption import read_change
 from mirrorfs.cli.stores import ONCE, open_store, system_random
@@ -41,13 +42,16 @@ from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.drivers.process import boot_id, write_back_here
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.guarded_store import GuardedStore
+from mirrorfs.engine.history import History
 from mirrorfs.engine.lease_taker import RELEASE_S, VolumeSettings
 from mirrorfs.engine.limits import Limits, patient
 from mirrorfs.engine.local import World
+from mirrorfs.engine.past_views import PastViews
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import MirrorfsError
 from mirrorfs.format.header import StoreEntry, verify_header
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.fuse.history_operations import HistoryOperations
 from mirrorfs.fuse.kernel_mount import Mounter
 from mirrorfs.fuse.mount import serve
 from mirrorfs.fuse.operations import MirrorOperations
@@ -73,6 +77,22 @@ class Opened:
     """Hears of exceptions in requests that nobody foresaw; it must not raise."""
     follows: bool = False
     """Another machine makes the changes."""
+    history: History | None = None
+    """What is below `.mirrorfs`; None: there is none."""
+
+    def operations(self) -> MirrorOperations:
+        """The request handlers of its mount."""
+        if self.history is None:
+            return MirrorOperations(self.filesystem, on_unexpected=self.on_unexpected, follows=self.follows)
+        return HistoryOperations(
+            self.filesystem, self.history, on_unexpected=self.on_unexpected, follows=self.follows
+        )
+
+
+async def with_history(opened: Opened, views: PastViews, nursery: trio.Nursery) -> Opened:
+    """The same with its history, which is closed before it."""
+    history, close = await start_history(nursery, views, opened.close)
+    return replace(opened, history=history, close=close)
 
 
 class Session:
@@ -299,7 +319,11 @@ class Session:
         )
         self._locking.on_lock = alarm.locked
         nursery.start_soon(alarm.run)
-        return Opened(volume.filesystem, lambda: self._close(volume, files), volume.unforeseen)
+        opened = Opened(volume.filesystem, lambda: self._close(volume, files), volume.unforeseen)
+        if not self._config.history_directory:
+            return opened
+        views = volume.past_views(IndexPlace(self._paths).files, header.public_keys.writer)
+        return await with_history(opened, views, nursery)
 
     async def _write_back(self) -> None:
         """Have the kernel hand over what it holds of the mount, for at most WRITE_BACK_S."""
@@ -323,9 +347,7 @@ class Session:
         try:
             with self._serving:
                 await serve(
-                    MirrorOperations(
-                        opened.filesystem, on_unexpected=opened.on_unexpected, follows=opened.follows
-                    ),
+                    opened.operations(),
                     request.mountpoint,
                     allow_other=request.allow_other,
                     read_only=request.read_only,

@@ -15,12 +15,15 @@ import trio
 from mirrorfs.cli.control import Connection
 from mirrorfs.cli.control_protocol import Message
 from mirrorfs.cli.restore_report import gap_of
-from mirrorfs.cli.session import Opened, Session
+from mirrorfs.cli.session import Opened, Session, with_history
 from mirrorfs.cli.session_control import SessionControl
+from mirrorfs.cli.session_history import IndexPlace
 from mirrorfs.cli.stores import system_random
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.engine.moment import Moment
 from mirrorfs.engine.past import ReadOnlyVolume
+from mirrorfs.engine.past_views import PastViews, Sources
+from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.errors import UsageError
 from mirrorfs.format.header import verify_header
 from mirrorfs.ports import Store
@@ -122,7 +125,15 @@ class ViewSession(Session):
             volume.close()
             await trio.to_thread.run_sync(files.remove)
 
-        return Opened(volume.filesystem, close, follows=volume.follower is not None)
+        opened = Opened(volume.filesystem, close, follows=volume.follower is not None)
+        if volume.follower is None or not self._config.history_directory:
+            return opened
+        world = self._world()
+        sources = Sources(
+            world, lambda: keys, header.public_keys.writer, lambda: stores, IndexPlace(self._paths).files
+        )
+        views = PastViews(sources, volume.index, volume.reader, SpaceGuard(world.disk, world.clock))
+        return await with_history(opened, views, nursery)
 
 
 def session_kind(view: str) -> type[Session]:

@@ -6,7 +6,7 @@ import hmac
 import os
 from pathlib import Path
 
-from mirrorfs.drivers.index_connection import closed_digest, remove_index
+from mirrorfs.drivers.index_connection import CACHE_KIB, closed_digest, remove_index
 from mirrorfs.drivers.index_sqlite import SqliteIndex
 from mirrorfs.drivers.local_disk import fsync_directory
 from mirrorfs.errors import DiskError, IndexDamaged
@@ -19,10 +19,11 @@ class SqliteIndexFiles:
     unmount leaves a keyed hash of the closed file beside it; the next opening compares and removes it.
     """
 
-    def __init__(self, path: str, key: bytes, *, digest_key: bytes) -> None:
-        """`digest_key` is a key of its own, not the one that encrypts."""
+    def __init__(self, path: str, key: bytes, *, digest_key: bytes, cache_kib: int = CACHE_KIB) -> None:
+        """`digest_key` is a key of its own, not the one that encrypts. `cache_kib`: of pages in memory."""
         self._path = path
         self._key = key
+        self._cache_kib = cache_kib
         self._digest_key = digest_key
         self._digest_path = Path(path + ".clean")
 
@@ -41,7 +42,7 @@ class SqliteIndexFiles:
                 raise IndexDamaged("The index was removed while it was closed.")
             if not hmac.compare_digest(expected, closed_digest(self._path, self._digest_key)):
                 raise IndexDamaged("The index was changed while it was closed.")
-        return SqliteIndex.open(self._path, self._key)
+        return SqliteIndex.open(self._path, self._key, cache_kib=self._cache_kib)
 
     def seal(self) -> None:
         """After a clean close: leave the keyed hash. Raises DiskError.

@@ -57,11 +57,11 @@ class SqliteIndex(UncachedTables):
     closes the index for good.
     """
 
-    def __init__(self, path: str, key: bytes) -> None:
+    def __init__(self, path: str, key: bytes, *, cache_kib: int) -> None:
         """Use `open`."""
         self._path = path
         self._key = key
-        self._connection = connect(path, key, cache_kib=CACHE_KIB)
+        self._connection = connect(path, key, cache_kib=cache_kib)
         self._execute = self._connection.cursor().execute
         self._inodes: WriteBack[int, InodeRow] = self._cache(
             schema.INODES, InodeRow, clean_max=INODES_KEPT, dirty_max=DIRTY_ROWS_MAX
@@ -87,15 +87,16 @@ class SqliteIndex(UncachedTables):
         self._snapshots = OpenCount()
 
     @classmethod
-    def open(cls, path: str, key: bytes) -> Self:
+    def open(cls, path: str, key: bytes, *, cache_kib: int = CACHE_KIB) -> Self:
         """Open the index at path, creating an empty one (0600) where there is none.
 
         Args:
             key: 32 bytes.
+            cache_kib: of pages in memory.
         Raises: IndexDamaged: wrong key, damage or an older layout: remove_index, then rebuild.
             UsageError: a newer program's index. DiskError, DiskFull.
         """
-        index = cls(path, key)
+        index = cls(path, key, cache_kib=cache_kib)
         try:
             ensure_schema(index._connection)
             index._start()

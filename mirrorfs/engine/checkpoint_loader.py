@@ -20,6 +20,7 @@ from typing import Final
 
 import trio
 
+from mirrorfs.engine.giving_way import Pause
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, MirrorfsError
 from mirrorfs.format.checkpoint import ChunkRef, Fields, Root, Table, decode_fields
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 OnLoaded = Callable[[int, int], None]
 """Hears (chunks loaded, all chunks)."""
 OnRows = Callable[[Table, list[Fields]], None]
-"""Takes the rows of one chunk."""
+"""Takes rows of one chunk, all or some that follow one another."""
 
 RUN_CHUNKS_MAX: Final = 16
 """Chunks of one request; 8 MiB of rows."""
@@ -46,6 +47,9 @@ CHUNKS_AHEAD_MAX: Final = 64
 """Chunks that were asked for and are not in the index yet."""
 COMMIT_CHUNKS: Final = 64
 """The index holds the pages of so many chunks in memory."""
+ROWS_PER_STEP: Final = 1000
+COMMIT_CHUNKS_BESIDE: Final = 8
+"""The same beside a mount, whose requests wait meanwhile."""
 TRIES: Final = 5
 """How often a chunk is asked for of which no copy could be read."""
 AGAIN_S: Final = 2.0
@@ -61,31 +65,36 @@ class CheckpointLoader:
         writer: WriterPublicKey,
         *,
         read_before: Mapping[SegmentId, bytes],
+        pause: Pause | None = None,
     ) -> None:
         """
         Args:
             segments: the checkpoint stream, already looked at.
             read_before: bytes of segments that need not be fetched; not trusted.
+            pause: called between some rows and the next.
         """
         self._segments = segments
         self._keys = keys
         self._writer = writer
         self._read_before = read_before
+        self._pause = pause
         self._ciphers: dict[SegmentId, FrameCipher] = {}
         self._locks: dict[SegmentId, trio.Lock] = {}
 
     async def load(self, root: Root, index: Index, on_loaded: OnLoaded | None) -> None:
         """Raises DamagedError when a chunk has no good copy; the index is of no use then."""
-        loaded = 0
+        commit_chunks = COMMIT_CHUNKS if self._pause is None else COMMIT_CHUNKS_BESIDE
 
         def put_rows(table: Table, rows: list[Fields]) -> None:
-            nonlocal loaded
             index.load_rows(table.name, rows)
-            loaded += 1
-            if loaded % COMMIT_CHUNKS == 0:
-                index.commit()
 
-        await self.read(root.chunks, put_rows, on_loaded)
+        def note_loaded(loaded: int, count: int) -> None:
+            if loaded % commit_chunks == 0:
+                index.commit()
+            if on_loaded is not None:
+                on_loaded(loaded, count)
+
+        await self.read(root.chunks, put_rows, note_loaded)
         put = index.put_meta
         put("position", root.position)
         put("journal_sequence", root.journal_sequence)
@@ -98,7 +107,7 @@ class CheckpointLoader:
         index.commit()
 
     async def read(self, chunks: Sequence[ChunkRef], take: OnRows, on_loaded: OnLoaded | None = None) -> None:
-        """Have the rows of some chunks of one checkpoint taken, chunk by chunk in the order given.
+        """Have the rows of some chunks of one checkpoint taken, some at a time, in the order given.
 
         Raises DamagedError: one has no good copy; those before it were taken.
         """
@@ -137,15 +146,24 @@ class CheckpointLoader:
             payloads = await receiving.receive()
             ask()
             for ref, payload in zip(run, payloads, strict=True):
-                table, rows = decode_fields(payload if payload is not None else await self._search(ref))
+                table, rows = await self._decoded(payload if payload is not None else await self._search(ref))
                 if table.code != ref.table or len(rows) != ref.rows:
                     raise DamagedError("a checkpoint chunk is not the one its root names.")
-                take(table, rows)
+                for at in range(0, len(rows), ROWS_PER_STEP):
+                    take(table, rows[at : at + ROWS_PER_STEP])
+                    if self._pause is not None:
+                        await self._pause()
                 loaded += 1
                 ahead -= 1
                 if on_loaded is not None:
                     on_loaded(loaded, len(chunks))
                 await trio.lowlevel.checkpoint()
+
+    async def _decoded(self, payload: bytes) -> tuple[Table, list[Fields]]:
+        if self._pause is None:
+            return decode_fields(payload)
+        # A tenth of a second of work in one piece.
+        return await self._segments.offload.run(partial(decode_fields, payload))
 
     async def _bring(
         self, run: Sequence[ChunkRef], sending: trio.MemorySendChannel[list[bytes | None]]

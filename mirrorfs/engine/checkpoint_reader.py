@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from mirrorfs.engine.checkpoint_loader import CheckpointLoader, OnLoaded, OnRows
+from mirrorfs.engine.giving_way import Pause
 from mirrorfs.engine.kept import root_segment
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import AuthenticationError, DamagedError
@@ -30,8 +31,11 @@ LOOKS_MAX: Final = 8
 class CheckpointReader:
     """Finds and loads checkpoints from the local disk or the stores."""
 
-    def __init__(self, segments: Segments, keys: VolumeKeys, writer: WriterPublicKey) -> None:
-        """`segments` is the checkpoint stream, already looked at."""
+    def __init__(
+        self, segments: Segments, keys: VolumeKeys, writer: WriterPublicKey, *, pause: Pause | None = None
+    ) -> None:
+        """`segments` is the checkpoint stream, already looked at. `pause`: for loading beside a mount."""
+        self._pause = pause
         self._segments = segments
         self._keys = keys
         self._writer = writer
@@ -230,7 +234,9 @@ class CheckpointReader:
         await loader.load(root, index, on_loaded)
 
     def _loader(self) -> CheckpointLoader:
-        return CheckpointLoader(self._segments, self._keys, self._writer, read_before=self._read)
+        return CheckpointLoader(
+            self._segments, self._keys, self._writer, read_before=self._read, pause=self._pause
+        )
 
     async def read(self, root: Root, names: Collection[str], take: OnRows) -> None:
         """Have the rows of some tables of a checkpoint taken, chunk by chunk. Raises: DamagedError."""

@@ -9,6 +9,7 @@ from functools import partial
 from mirrorfs.core.retention import DAY_NS, STEP_DAYS_MAX, Policy, kept_moments, wanted_times, window_start
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.checkpointer import Checkpointer
+from mirrorfs.engine.giving_way import GiveWay
 from mirrorfs.engine.holding import Holding
 from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.moment import Moment
@@ -189,7 +190,7 @@ class Moments:
         try:
             planner = Planner(
                 stores, files, self._world.offload, self._local.identity.keys, self._public_key,
-                disk=self._world.disk,
+                disk=self._world.disk, pause=GiveWay(),
             )  # fmt: skip
             try:
                 index, plan = await index_at(planner, moment)

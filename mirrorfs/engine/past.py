@@ -54,6 +54,16 @@ class ReadOnlyVolume:
         """RestorePlan.next_ns."""
 
     @property
+    def index(self) -> Index:
+        """Of the state that is shown."""
+        return self._index
+
+    @property
+    def reader(self) -> Reader:
+        """Reads its files."""
+        return self._reader
+
+    @property
     def position(self) -> int:
         """Of the last change that is shown."""
         return self._position if self.follower is None else self.follower.position

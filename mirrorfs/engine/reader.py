@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 
 import trio
 
@@ -93,6 +94,8 @@ class Reader:
             throttle: what the stores keep to.
         """
         self._state = state
+        self._index = state.index
+        """Knows the frames; `_state` the files."""
         self._disk = disk
         self._offload = offload
         self._log = log
@@ -108,6 +111,17 @@ class Reader:
             is_expected=is_expected, is_current=self._still_lie_there, throttle=throttle,
         )  # fmt: skip
         self._ahead = ReadAhead(state.index, is_wanted=self._is_wanted, start=self._start_loading)
+
+    def beside(self, state: VolumeState) -> Reader:
+        """Reads the files of another state of the same log, older than this one.
+
+        Frames have their names for ever, so that this one finds them: what is read through either is kept
+        once, and counts once.
+        """
+        other = copy(self)
+        other._state = state
+        other._ahead = ReadAhead(state.index, is_wanted=self._is_wanted, start=self._start_loading)
+        return other
 
     def is_fetching(self, *, within_s: float) -> bool:
         """Whether a reader waits for a store, or did a moment ago."""
@@ -187,7 +201,7 @@ class Reader:
     def _start_loading(self, frames: Sequence[int]) -> None:
         if self._nursery is None:
             return
-        rows = (self._state.index.get_frame(frame) for frame in frames)
+        rows = (self._index.get_frame(frame) for frame in frames)
         for run in runs(self._place(row) for row in rows if row is not None):
             # Marked before any await, so that nobody else loads them.
             for place in run:
@@ -233,7 +247,7 @@ class Reader:
 
     def _place(self, row: FrameRow) -> Place:
         """Where a frame lies now."""
-        moved = self._state.index.get_relocation(row.frame)
+        moved = self._index.get_relocation(row.frame)
         if moved is not None:
             return Place._make(moved)
         sequence, ordinal = split_frame_id(row.frame)
@@ -250,7 +264,7 @@ class Reader:
         return log.held(frame) if log is not None else None
 
     async def _fetch(self, frame: int) -> bytes:
-        row = self._state.index.get_frame(frame)
+        row = self._index.get_frame(frame)
         if row is None:
             raise ReadFailed("the index names a frame that is in no segment.")
         body = self._held(frame)
@@ -304,7 +318,7 @@ class Reader:
         current = log.current if log is not None else None
         if current is not None and current.segment.sequence == sequence:
             return current.key, 0
-        row = self._state.index.get_segment(sequence)
+        row = self._index.get_segment(sequence)
         if row is None:
             raise ReadFailed("the index names a segment that it does not know.")
         return key_of(Stream.MAIN, row), row.size

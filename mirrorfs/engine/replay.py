@@ -17,6 +17,7 @@ from typing import Protocol
 from mirrorfs.core.scan import ScannedFrame, ScannedJournal, ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.apply import Applier
 from mirrorfs.engine.branches import Branches, HeaderSource, begins_as, contradicts
+from mirrorfs.engine.giving_way import Pause
 from mirrorfs.errors import ChainError, DamagedError, StoreTooNew
 from mirrorfs.format.ids import Previous, SegmentId, Stream, segment_object_key, split_frame_id
 from mirrorfs.format.journal import GENESIS_HASH, Journal
@@ -29,6 +30,7 @@ from mirrorfs.ports import Index
 logger = logging.getLogger(__name__)
 
 COMMITS_PER_TRANSACTION = 2000
+RECORDS_PER_PAUSE = 50
 
 
 class SegmentSource(HeaderSource, Protocol):
@@ -82,11 +84,13 @@ class Replayer:
         vouched: Collection[Previous] = (),
         whole: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
+        pause: Pause | None = None,
     ) -> None:
         """`stop_after(position, journal)` is asked before a commit is applied; True ends replay before it.
 
         `vouched`: segments as heads name them. `whole`: a last segment with damage that nobody vouches for
         is not applied: who wrote on would vouch for it. `on_progress(sequence, time_ns)` hears of each one.
+        `pause`, also within a commit: of an index that nobody looks at yet.
         """
         self._index = index
         self._source = source
@@ -97,6 +101,7 @@ class Replayer:
         self._vouched = vouched
         self._whole = whole
         self._on_progress = on_progress
+        self._pause = pause
         self._applier = Applier(index)
         self._group: list[ScannedJournal] = []
         self._frames: list[tuple[int, ScannedFrame]] = []  # (sequence, frame) since the last commit
@@ -184,7 +189,7 @@ class Replayer:
                 break
             if not whole:
                 logger.warning("Segment %d: %s", current.segment.sequence, current.scan.fault)
-            damage = self._apply_segment(current, end.size)
+            damage = await self._apply_segment(current, end.size)
             if damage is not None or self._stopped:
                 break
             if tail is None:
@@ -272,7 +277,7 @@ class Replayer:
                 return None, end
         return None
 
-    def _apply_segment(self, loaded: _Loaded, end: int) -> str | None:
+    async def _apply_segment(self, loaded: _Loaded, end: int) -> str | None:
         """Apply the commits of a segment up to `end`. Returns why the journal breaks off, if it does."""
         sequence = loaded.segment.sequence
         rest = list(loaded.scan.rest)
@@ -303,7 +308,7 @@ class Replayer:
                     self._group.clear()
                     self._frames.clear()
                     return None
-                self._apply_commit()
+                await self._apply_commit()
         self._frames += [(sequence, frame) for frame in rest if frame.offset + frame.size <= end]
         cut_short = loaded.scan.trailer is None and loaded.scan.end < end
         if loaded.scan.fault is not None and (cut_short or not loaded.scan.journal_whole):
@@ -330,12 +335,14 @@ class Replayer:
                 RelocationRow(frame.frame, Stream.MAIN, sequence, frame.ordinal, frame.offset, frame.size)
             )
 
-    def _apply_commit(self) -> None:
+    async def _apply_commit(self) -> None:
         applier, last = self._applier, self._group[-1]
         applier.emptied |= self._put_frames()
         for found in self._group:
-            for record in decode_records(found.journal.records):
+            for count, record in enumerate(decode_records(found.journal.records)):
                 applier.apply(record)
+                if self._pause is not None and count % RECORDS_PER_PAUSE == 0:
+                    await self._pause()
         applier.settle(last.position)
         self.position, self.time_ns = last.position, last.journal.time_ns
         self.journal_sequence, self.journal_hash = last.journal.sequence, last.digest

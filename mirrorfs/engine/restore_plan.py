@@ -15,6 +15,7 @@ from mirrorfs.core.scan import scan_segment
 from mirrorfs.engine.branches import Branches
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.giving_way import Pause
 from mirrorfs.engine.heads import holds_head, is_left_behind, newest_heads, usable_heads, vouched_by
 from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.replay import ReplayEnd, Replayer
@@ -80,6 +81,7 @@ class Planner:
         on_progress: Callable[[int, int], None] | None = None,
         on_loaded: OnLoaded | None = None,
         disk: Disk | None = None,
+        pause: Pause | None = None,
     ) -> None:
         """
         Args:
@@ -88,6 +90,7 @@ class Planner:
             writer_key: the volume's public key of the writer role, 32 bytes.
             on_progress: hears (sequence, time_ns) of each segment replayed.
             on_loaded: hears how much of a checkpoint is loaded.
+            pause: for work beside a mount.
         """
         self._stores = stores
         self._files = files
@@ -98,6 +101,7 @@ class Planner:
         self._on_progress = on_progress
         self._on_loaded = on_loaded
         self._disk = disk
+        self._pause = pause
         self._stopped = False
         self._bad_heads: set[tuple[str, str]] = set()
         self._vouched: list[Previous] = []
@@ -211,7 +215,7 @@ class Planner:
 
     async def _best(self, moment: Moment) -> tuple[Index, ReplayEnd]:
         """The index at a moment: by replay, or before the base from the checkpoint of a kept moment."""
-        reader = CheckpointReader(self._checkpoints, self._keys, self._writer)
+        reader = CheckpointReader(self._checkpoints, self._keys, self._writer, pause=self._pause)
         self._kept = KeptMoments(reader, self.main, self._keys, self._writer)
         await self._kept.learn(self._named_roots)
         self._stopped, self.left_out_ns, self._next_ns = False, None, None
@@ -322,6 +326,7 @@ class Planner:
             stop_after=stop_after,
             vouched=self._vouched,
             on_progress=self._on_progress,
+            pause=self._pause,
         )
         return await replayer.run(keep_tail=self._disk is not None)
 

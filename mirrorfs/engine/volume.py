@@ -33,6 +33,7 @@ from mirrorfs.engine.local import LocalVolume, World
 from mirrorfs.engine.log_ends import LogEnds, log_ends
 from mirrorfs.engine.mend import Mender
 from mirrorfs.engine.objects import LocalObjects, ObjectSource, SegmentAges
+from mirrorfs.engine.past_views import PastViews, Sources
 from mirrorfs.engine.prefetch import Prefetcher
 from mirrorfs.engine.pruner import Pruner
 from mirrorfs.engine.publisher import Heads
@@ -41,7 +42,7 @@ from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.store_records import StoreRecords
 from mirrorfs.engine.store_tasks import StoreChange, StoreTasks
 from mirrorfs.engine.torn_checkpoints import remove_torn
-from mirrorfs.engine.volume_status import VolumeStatus
+from mirrorfs.engine.volume_status import VolumeStatus, status_of
 from mirrorfs.errors import DamagedError, StoreUnavailable, WritesStopped
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
@@ -278,25 +279,7 @@ class MountedVolume:
 
     def status(self) -> VolumeStatus:
         """The state now; cheap."""
-        local = self._local
-        files, allocated = local.index.totals()
-        return VolumeStatus(
-            position=local.committer.durable_position,
-            durable_ns=local.committer.durable_ns,
-            dirty_bytes=local.state.dirty_bytes,
-            pending_records_bytes=local.state.pending_bytes,
-            open_since_ns=self._ages.open_since_ns(oldest_ns) if (oldest_ns := local.log.oldest_ns) else 0,
-            log_bytes_appended=local.log.bytes_appended,
-            commits=local.committer.commits,
-            files=files,
-            allocated_bytes=allocated,
-            free_bytes=local.space.free_bytes(),
-            stalled=local.state.stalled,
-            fatal=local.state.fatal,
-            stores=tuple(one.snapshot() for one in self._stores),
-            fenced=self._tasks_of_stores.members.fenced(),
-            burst=local.bursts.open,
-        )
+        return status_of(self._local, self._ages, self._tasks_of_stores.members)
 
     async def ends(self) -> LogEnds:
         """What a rotation of the keys attests of everything until now; after `flush`. Raises: as log_ends."""
@@ -324,6 +307,12 @@ class MountedVolume:
     async def clear_burst(self) -> Burst | None:
         """A person looked at the burst that is open. Returns it. Raises: as Bursts.clear."""
         return await self._local.bursts.clear()
+
+    def past_views(self, files: Callable[[int], IndexFiles], writer_key: bytes) -> PastViews:
+        """Moments of the past, to be run beside this session and closed before it; `files` as of Sources."""
+        local, stores = self._local, self._tasks_of_stores.members.stores
+        sources = Sources(self._world, lambda: local.identity.keys, writer_key, stores, files)
+        return PastViews(sources, local.index, local.reader, local.space)
 
     @property
     def header_bytes(self) -> bytes:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mirrorfs.core.sense import Burst
+from mirrorfs.engine.attached import StoreSet
+from mirrorfs.engine.local import LocalVolume
 from mirrorfs.engine.mirror_state import MirrorState
+from mirrorfs.engine.objects import SegmentAges
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +33,25 @@ class VolumeStatus:
     fenced: str | None
     burst: Burst | None
     """Files that were replaced by what looks encrypted, until a person cleared it."""
+
+
+def status_of(local: LocalVolume, ages: SegmentAges, stores: StoreSet) -> VolumeStatus:
+    """The state now; cheap."""
+    files, allocated = local.index.totals()
+    return VolumeStatus(
+        position=local.committer.durable_position,
+        durable_ns=local.committer.durable_ns,
+        dirty_bytes=local.state.dirty_bytes,
+        pending_records_bytes=local.state.pending_bytes,
+        open_since_ns=ages.open_since_ns(oldest_ns) if (oldest_ns := local.log.oldest_ns) else 0,
+        log_bytes_appended=local.log.bytes_appended,
+        commits=local.committer.commits,
+        files=files,
+        allocated_bytes=allocated,
+        free_bytes=local.space.free_bytes(),
+        stalled=local.state.stalled,
+        fatal=local.state.fatal,
+        stores=tuple(one.snapshot() for one in stores.members),
+        fenced=stores.fenced(),
+        burst=local.bursts.open,
+    )

@@ -37,6 +37,8 @@ ERRNO: Final[Mapping[type[errors.MirrorfsError], int]] = {
     errors.NoAttribute: errno.ENODATA,
     errors.AttributeTooBig: errno.E2BIG,
     errors.NotPermitted: errno.EPERM,
+    errors.AccessDenied: errno.EACCES,
+    errors.ViewsBusy: errno.EBUSY,
     errors.FileTooLarge: errno.EFBIG,
     errors.TooManyLinks: errno.EMLINK,
     errors.ReadOnlyVolume: errno.EROFS,

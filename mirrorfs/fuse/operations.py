@@ -42,12 +42,12 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from mirrorfs.errors import AttributeTooBig, NoEntry
+from mirrorfs.errors import NoEntry
 from mirrorfs.fuse.attributes import Answers, dot_attributes
 from mirrorfs.fuse.errno_table import async_handler, handler, log_unexpected
 from mirrorfs.fuse.filesystem_port import FileSystemPort, Inode
 from mirrorfs.fuse.references import References
-from mirrorfs.fuse.xattrs import ACL_ACCESS, XATTR_NAME_MAX, XATTR_VALUE_MAX, check_namespace, is_stranger
+from mirrorfs.fuse.xattrs import ACL_ACCESS, check_namespace, check_sizes, is_stranger, shown_xattrs
 
 log = logging.getLogger(__name__)
 
@@ -265,8 +265,7 @@ class MirrorOperations(pyfuse3.Operations):
         # pyfuse3 has carried out XATTR_CREATE and XATTR_REPLACE through getxattr; the kernel holds the
         # inode's lock meanwhile.
         check_namespace(name)
-        if len(name) > XATTR_NAME_MAX or len(value) > XATTR_VALUE_MAX:
-            raise AttributeTooBig("An extended attribute is too long; store the value in a file.")
+        check_sizes(name, value)
         if name == ACL_ACCESS:
             self._fs.setxattr(inode, name, value, drop_setgid=is_stranger(self._fs.getattr(inode), ctx))
         else:
@@ -276,10 +275,7 @@ class MirrorOperations(pyfuse3.Operations):
     def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         if not self._fs.has_xattrs():
             return []
-        names = [XAttrNameT(name) for name in self._fs.listxattr(inode)]
-        if ctx.uid != 0:  # trusted.* does not exist for the unprivileged, as on ext4
-            names = [name for name in names if not name.startswith(b"trusted.")]
-        return names
+        return shown_xattrs(self._fs.listxattr(inode), ctx)
 
     @handler
     def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:

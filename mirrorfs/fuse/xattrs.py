@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import pyfuse3
-from pyfuse3 import FUSEError, RequestContext
+from pyfuse3 import FUSEError, RequestContext, XAttrNameT
 
+from mirrorfs.errors import AttributeTooBig
 from mirrorfs.fuse.filesystem_port import Inode
 
 ACL_ACCESS: Final = b"system.posix_acl_access"
@@ -27,6 +29,12 @@ def check_namespace(name: bytes) -> None:
         raise FUSEError(errno.EINVAL)
 
 
+def check_sizes(name: bytes, value: bytes) -> None:
+    """Raises AttributeTooBig."""
+    if len(name) > XATTR_NAME_MAX or len(value) > XATTR_VALUE_MAX:
+        raise AttributeTooBig("An extended attribute is too long; store the value in a file.")
+
+
 def is_stranger(row: Inode, ctx: RequestContext) -> bool:
     """Whether the caller is outside the group of a setgid inode: chmod would take that bit away.
 
@@ -35,7 +43,17 @@ def is_stranger(row: Inode, ctx: RequestContext) -> bool:
     """
     if not row.mode & S_ISGID or ctx.uid == 0 or ctx.gid == row.gid:
         return False
+    return row.gid not in supplementary_groups(ctx)
+
+
+def supplementary_groups(ctx: RequestContext) -> Collection[int]:
+    """Of the caller; none where they cannot be seen."""
     try:
-        return row.gid not in pyfuse3.get_sup_groups(ctx.pid)
+        return pyfuse3.get_sup_groups(ctx.pid)
     except (OSError, RuntimeError):  # the process is gone, or not visible from here
-        return True
+        return ()
+
+
+def shown_xattrs(names: Iterable[bytes], ctx: RequestContext) -> list[XAttrNameT]:
+    """Names of attributes for a caller: trusted.* does not exist for the unprivileged, as on ext4."""
+    return [XAttrNameT(name) for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorfs.core.acl import inherited, is_minimal, permission_bits, with_mode
+from mirrorfs.core.acl import inherited, is_minimal, permission_bits, permits, with_mode
 from mirrorfs.errors import FormatError
 from mirrorfs.format.acl import (
     GROUP,
@@ -166,3 +166,33 @@ def test_what_is_inherited_grants_no_more_than_the_mode_nor_the_list(value: Acl,
     bits = permission_bits(inherited(value, mode))
     assert bits & ~mode == 0
     assert bits & ~permission_bits(value) == 0
+
+
+LISTED = acl("u6 u7:4 g4 g50:6 m6 o0")
+
+
+@pytest.mark.parametrize(
+    ("user", "groups", "mode", "listed", "granted"),
+    [
+        (0, (), 0o000, None, 7),
+        (5, (), 0o640, None, 6),
+        (5, (9,), 0o047, None, 0),  # the owner's bits alone, whatever others may
+        (6, (9,), 0o640, None, 4),
+        (6, (9,), 0o607, None, 0),
+        (6, (8,), 0o604, None, 4),
+        (7, (50,), 0o660, LISTED, 4),  # who is named is not asked for his groups
+        (8, (50,), 0o660, LISTED, 6),
+        (8, (9,), 0o660, LISTED, 4),
+        (8, (9, 50), 0o660, LISTED, 6),
+        (8, (3,), 0o660, LISTED, 0),
+        (8, (50,), 0o640, acl("u6 g4 g50:6 m4 o7"), 4),  # no more than the mask
+        (8, (9,), 0o607, acl("u6 g0 g50:6 m6 o7"), 0),  # of the group, and so no other
+        (5, (), 0o060, acl("u0 u5:7 g0 m6 o0"), 0),
+    ],
+)
+def test_permits(user: int, groups: tuple[int, ...], mode: int, listed: Acl | None, granted: int) -> None:
+    """Of an inode of user 5 and group 9."""
+    for wanted in range(8):
+        assert permits(
+            wanted, user=user, is_in=lambda gid: gid in groups, mode=mode, uid=5, gid=9, acl=listed
+        ) is (not wanted & ~granted)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mirrorfs.cli.config import StoreConfig, VolumePaths
+from mirrorfs.cli.config import StoreConfig, TokenConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.drill import choice
+from mirrorfs.cli.drill_list import list_reports
 from mirrorfs.cli.drill_record import DrillRecord, LastDrills, last_drills
 from mirrorfs.cli.drill_report import as_json, as_text
 from mirrorfs.errors import UsageError
@@ -29,7 +30,7 @@ NOTHING = {"home": LastDrills(), "s3": LastDrills()}
 FAILED = replace(DRILL, damaged_files=2, object_count=30, faults=(DrillFault.BEHIND, DrillFault.DAMAGED))
 
 
-def at(seconds: int, report: DrillReport = DRILL, **changes: int) -> DrillReport:
+def at(seconds: int, report: DrillReport = DRILL, **changes: int | str) -> DrillReport:
     """The report of a drill that began then."""
     return replace(report, started_ns=seconds * 10**9, ended_ns=(seconds + 1) * 10**9, **changes)
 
@@ -165,3 +166,31 @@ def test_samples() -> None:
 def test_what_is_no_sample(text: str) -> None:
     with pytest.raises(UsageError, match="percentage or a number"):
         choice(text)
+
+
+def test_reports_are_listed(state: State, capsys: pytest.CaptureFixture[str]) -> None:
+    def listed(*stores: str, is_json: bool = False) -> str:
+        assert list_reports(state.paths, stores, is_json=is_json) == 0
+        return capsys.readouterr().out
+
+    state.paths.config.parent.chmod(0o700)
+    write_config(state.paths, VolumeConfig(VOLUME, KEYS.fingerprint, STORES, (TokenConfig("pkcs11:"),)))
+    assert "no reports" in listed() and json.loads(listed(is_json=True))["reports"] == []
+    state.add(at(100, FAILED))
+    state.add(at(200, store="s3"))
+    lines = listed().splitlines()
+    assert len(lines) == 6 and lines[0].endswith("  s3  passed")
+    assert lines[3].endswith(f"  {DRILL.store}  FAILED (behind, damaged)")
+    assert Path(lines[2].strip()).read_bytes() and f"{DRILL.drilled_files} of {DRILL.files} files" in lines[1]
+    assert listed(DRILL.store).splitlines() == lines[3:]
+    told = json.loads(listed(is_json=True))
+    assert told["schema"] == 1 and [one["store"] for one in told["reports"]] == ["s3", DRILL.store]
+    assert (
+        told["reports"][1]["faults"] == ["behind", "damaged"]
+        and told["reports"][0]["file"] == lines[2].strip()
+    )
+    # One that somebody else signed, or changed, counts for nothing.
+    state.add(at(300), seed=b"\x66" * 32)
+    assert list_reports(state.paths, (), is_json=False) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == lines and "1 of the files" in said.err
