@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol, TypeVar
 
+from mirrorfs.format.object_lock import ObjectLock
 from mirrorfs.format.rows import (
     CondemnedRow,
     ContentRow,
@@ -36,6 +37,9 @@ Sealed = NewType("Sealed", bytes)
 Version = NewType("Version", str)
 """Opaque version of a mutable object, as `read_mutable` and `compare_and_swap` return it."""
 
+ObjectVersion = NewType("ObjectVersion", str)
+"""Opaque version of an immutable object, as `versions` returns it."""
+
 OBJECT_SIZE_MAX = 32 * 1024 * 1024
 LIST_PAGE_MAX = 1000
 THROTTLE_PIECE = 64 * 1024
@@ -47,6 +51,9 @@ class ObjectInfo:
 
     key: ObjectKey
     size_bytes: int
+    """Of the newest version."""
+    is_hidden: bool = False
+    """It was deleted in a store that keeps versions: `get` does not find it, `versions` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ class StoreTraits:
 
     conditional_put: bool
     """The store honours put-if-absent and compare-and-swap; without it fencing is weak."""
+    can_delete: bool = True
+    """These credentials can remove objects for good, as far as no lock is on them."""
 
 
 class Store(Protocol):
@@ -66,6 +75,8 @@ class Store(Protocol):
     """
 
     name: str
+    lock: ObjectLock | None
+    """How `put` locks what it sends; None: not at all."""
 
     async def put(self, key: ObjectKey, data: Sealed) -> None:
         """Make data durable under key before returning; never replace other bytes.
@@ -74,11 +85,41 @@ class Store(Protocol):
         Raises: ObjectExists: the key holds other bytes; nothing changed.
         """
 
-    async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
-        """Return the whole object. Raises ObjectNotFound; LimitError when it exceeds size_max."""
+    async def put_over(self, key: ObjectKey, data: Sealed) -> bool:
+        """Put data on top of what is under the key, which stays beneath it as an earlier version.
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+        Returns: False: the store keeps no versions, and nothing was done.
+        """
+
+    async def get(
+        self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX, version: ObjectVersion | None = None
+    ) -> bytes:
+        """Return the whole object, by default its newest version.
+
+        Raises ObjectNotFound, also where it is hidden; LimitError when it exceeds size_max.
+        """
+
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         """Return size_bytes from offset, fewer only where the object ends. Raises ObjectNotFound."""
+
+    async def versions(self, key: ObjectKey) -> Sequence[ObjectVersion]:
+        """The versions beneath the one that `get` finds, if any; none where the store keeps none.
+
+        In the order in which to try them: what was there first cannot have been put by who came later. Of
+        very many only some are told.
+        """
+
+    async def lock_until(self, key: ObjectKey, *, until_ns: int, size_bytes: int | None) -> None:
+        """Have an object locked until a time (CLOCK_REALTIME) at least; never shortens a lock.
+
+        Args:
+            size_bytes: of the object, by which its versions are told from what somebody put over it; None:
+                not known.
+        Raises: ObjectNotFound: there is no version of that size. StoreDenied: the store has no locks, or the
+            credentials may not set them.
+        """
 
     async def head(self, key: ObjectKey) -> ObjectInfo:
         """Look at one object without reading it. Raises ObjectNotFound."""
@@ -86,7 +127,7 @@ class Store(Protocol):
     async def list(self, prefix: str, *, start_after: str = "") -> Sequence[ObjectInfo]:
         """Up to LIST_PAGE_MAX objects whose key starts with prefix and is > start_after, in key order.
 
-        An empty page means the end. Unfinished uploads are never listed.
+        An empty page means the end. Unfinished uploads are never listed; hidden objects are.
         """
 
     async def delete(self, key: ObjectKey) -> None:
