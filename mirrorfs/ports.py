@@ -7,10 +7,13 @@ tests/ can stand in for each. A driver translates foreign errors into mirrorfs.e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NewType, Protocol, TypeVar
 
 from mirrorfs.format.object_lock import ObjectLock
+from mirrorfs.format.objects import ObjectInfo as ObjectInfo
+from mirrorfs.format.objects import ObjectKey as ObjectKey
+from mirrorfs.format.objects import ObjectVersion as ObjectVersion
+from mirrorfs.format.objects import StoreTraits as StoreTraits
 from mirrorfs.format.rows import (
     CondemnedRow,
     ContentRow,
@@ -28,42 +31,15 @@ from mirrorfs.format.rows import (
 
 T = TypeVar("T")
 
-ObjectKey = NewType("ObjectKey", str)
-"""Key of an object relative to the store's root: ASCII [a-z0-9/-], at most 200 characters."""
-
 Sealed = NewType("Sealed", bytes)
 """Bytes that may leave the machine: already encrypted or authenticated. Plaintext does not type-check."""
 
 Version = NewType("Version", str)
 """Opaque version of a mutable object, as `read_mutable` and `compare_and_swap` return it."""
 
-ObjectVersion = NewType("ObjectVersion", str)
-"""Opaque version of an immutable object, as `versions` returns it."""
-
 OBJECT_SIZE_MAX = 32 * 1024 * 1024
 LIST_PAGE_MAX = 1000
 THROTTLE_PIECE = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """What a listing or a head tells of one object."""
-
-    key: ObjectKey
-    size_bytes: int
-    """Of the newest version."""
-    is_hidden: bool = False
-    """It was deleted in a store that keeps versions: `get` does not find it, `versions` does."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreTraits:
-    """What `probe` found out about a store."""
-
-    conditional_put: bool
-    """The store honours put-if-absent and compare-and-swap; without it fencing is weak."""
-    can_delete: bool = True
-    """These credentials can remove objects for good, as far as no lock is on them."""
 
 
 class Store(Protocol):
@@ -131,7 +107,10 @@ class Store(Protocol):
         """
 
     async def delete(self, key: ObjectKey) -> None:
-        """Remove the object; removing one that is not there is success."""
+        """Remove the object with all its versions; removing one that is not there is success.
+
+        Raises: ObjectLocked: its lock is not over yet; it stays as it is.
+        """
 
     async def read_mutable(self, key: ObjectKey) -> tuple[bytes, Version]:
         """Return a small mutable object (at most 64 KiB) and its version. Raises ObjectNotFound."""
