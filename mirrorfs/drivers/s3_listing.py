@@ -131,14 +131,11 @@ def versions_of(bucket: S3Bucket, key: ObjectKey) -> Sequence[FoundVersion]:
     """
     if not bucket.keeps_versions():
         return []
-    full = bucket.base + key
     latest: list[FoundVersion] = []
     newest: list[FoundVersion] = []
     oldest: deque[FoundVersion] = deque(maxlen=OLDEST_MAX)
     try:
-        for found in _all_versions(bucket, full, after=None, skip_seen=False):
-            if found.key != full:
-                break
+        for found in every_version(bucket, key):
             if found.is_latest:
                 latest.append(found)
             elif found.size_bytes is None:
@@ -151,6 +148,15 @@ def versions_of(bucket: S3Bucket, key: ObjectKey) -> Sequence[FoundVersion]:
         # Credentials without ListBucketVersions have only what there is to see.
         return []
     return [*latest, *reversed(oldest), *reversed(newest)]
+
+
+def every_version(bucket: S3Bucket, key: ObjectKey) -> Iterator[FoundVersion]:
+    """All versions and delete markers of one object, however many. Raises: StoreError."""
+    full = bucket.base + key
+    for found in _all_versions(bucket, full, after=None, skip_seen=False):
+        if found.key != full:
+            return
+        yield found
 
 
 def _all_versions(

@@ -10,6 +10,7 @@ All of it runs in worker threads.
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,8 +18,8 @@ from botocore.exceptions import ClientError
 
 from mirrorfs.drivers.s3_bucket import S3Bucket
 from mirrorfs.drivers.s3_errors import FOREIGN_ERRORS, error_code, status, translate
-from mirrorfs.drivers.s3_listing import FoundVersion, versions_of
-from mirrorfs.errors import ObjectNotFound, StoreDenied, UsageError
+from mirrorfs.drivers.s3_listing import FoundVersion, every_version, versions_of
+from mirrorfs.errors import ObjectLocked, ObjectNotFound, StoreDenied, UsageError
 from mirrorfs.ports import ObjectKey
 
 LOCKED_VERSIONS_MAX: Final = 4
@@ -63,6 +64,22 @@ def _lock_version(bucket: S3Bucket, mode: str, key: ObjectKey, found: FoundVersi
             if _is_locked(bucket, place, until):
                 return
             raise may_not_lock(bucket.store, key) from exc
+
+
+def delete_versions(bucket: S3Bucket, key: ObjectKey) -> None:
+    """Remove an object for good, with its delete markers in the end: of a locked one these stay, too.
+
+    Raises: ObjectLocked: a version of it is. StoreError.
+    """
+    for found in sorted(every_version(bucket, key), key=lambda one: one.size_bytes is None):
+        place = bucket.place(key, found.version)
+        with contextlib.suppress(ObjectNotFound), bucket.translated(key, writes=True):
+            try:
+                bucket.client().delete_object(**place)
+            except ClientError as exc:
+                if status(exc) == 403 and _is_locked(bucket, place, datetime.now(UTC)):
+                    raise ObjectLocked(f"Object {key} of store {bucket.store} is still locked.") from exc
+                raise
 
 
 def may_not_lock(store: str, key: ObjectKey) -> StoreDenied:

@@ -34,7 +34,7 @@ from mirrorfs.drivers.s3_client import S3Target, body_of, size_is_whole, whole_t
 from mirrorfs.drivers.s3_errors import condition_failed, error_code, status
 from mirrorfs.drivers.s3_line import S3Line
 from mirrorfs.drivers.s3_listing import list_page, versions_of
-from mirrorfs.drivers.s3_lock import check_bucket_lock, lock_fields, lock_until, may_not_lock
+from mirrorfs.drivers.s3_lock import check_bucket_lock, delete_versions, lock_fields, lock_until, may_not_lock
 from mirrorfs.drivers.s3_probe import probe
 from mirrorfs.errors import (
     LimitError,
@@ -148,7 +148,7 @@ class S3Store:
         return await self._run(lambda: list_page(self._bucket, prefix, start_after))
 
     async def delete(self, key: ObjectKey) -> None:
-        """See Store.delete. In a versioned bucket older versions stay."""
+        """See Store.delete. In a versioned bucket it needs s3:DeleteObjectVersion."""
         check_key(key)
         await self._run(lambda: self._delete_blocking(key))
 
@@ -279,6 +279,9 @@ class S3Store:
         raise ObjectExists(f"Store {self.name} holds other bytes under {key}.")
 
     def _delete_blocking(self, key: ObjectKey) -> None:
+        if self._bucket.keeps_versions():
+            delete_versions(self._bucket, key)
+            return
         with contextlib.suppress(ObjectNotFound), self._bucket.translated(key, writes=True):
             self._bucket.client().delete_object(**self._bucket.place(key))
 

@@ -5,8 +5,8 @@ that is needed locks each for as many days from then on, but what was sent latel
 of the days since the last one are over, and paced to take a small part of them: so an object costs two
 renewals per span of the lock, of two requests each. A round that is broken off goes on where it was.
 
-Needed is what the chain and the local disk name; of heads only the newest, which alone say how far the log
-goes. It takes no lease: a lock that is longer harms no other writer.
+Needed is what the chain and the local disk name, unless it is condemned; of heads only the newest, which say
+how far the log goes. It takes no lease: a lock that is longer harms no other writer.
 """
 
 from __future__ import annotations
@@ -175,6 +175,7 @@ class LockKeeper:
                     yield found
 
     async def _needed(self) -> AsyncGenerator[LocalObject, None]:
+        condemned = self._objects.condemned()
         for prefix in sorted((*MIRRORED_PREFIXES, INSTANCE_KEY)):
             if prefix == INSTANCE_KEY:
                 yield LocalObject(INSTANCE_KEY, -1, 0)
@@ -184,7 +185,7 @@ class LockKeeper:
                 first = min((await self._objects.keys(prefix))[-HEADS_LOCKED:], default="")
             async with aclosing(self._objects.under(prefix)) as objects:
                 async for found in objects:
-                    if found.key >= first and self._is_held(found.key):
+                    if found.key >= first and self._is_held(found.key) and found.key not in condemned:
                         yield found
 
     # --- the record --------------------------------------------------------------------------

@@ -166,6 +166,14 @@ class LocalObjects:
             for key in some:
                 yield LocalObject(key, sizes.get(key, -1), 0)
 
+    def condemned(self) -> frozenset[str]:
+        """Keys of what nobody needs any more, and is still to be deleted somewhere."""
+        rows = self._index.list_condemned(after=(0, 0), limit=1 << 62)
+        return frozenset(
+            segment_object_key(Stream(row.stream), SegmentId(row.sequence, row.epoch, row.writer))
+            for row in rows
+        )
+
     async def sizes_of(self, keys: Sequence[str]) -> dict[str, int]:
         """Bytes of those of the objects that are on the disk. At most PAGE keys."""
 

@@ -61,6 +61,7 @@ class Segments:
         self._by_sequence: dict[int, set[SegmentId]] = {}
         self._places: dict[SegmentId, list[Store]] = {}
         self._local: set[SegmentId] = set()
+        self._hidden: dict[SegmentId, int] = {}
         self.unreached: set[str] = set()
         """Names of stores that did not answer when they were asked for a segment."""
         self.passed_over: set[tuple[str, str]] = set()
@@ -117,6 +118,8 @@ class Segments:
                 segment = self._parse(info.key)
                 if segment is not None and not self._is_another_end(segment):
                     found.append(segment)
+                    if info.is_hidden:
+                        self._hidden[segment] = self._hidden.get(segment, 0) + 1
             if len(page) < LIST_PAGE_MAX:
                 return
             after = page[-1].key
@@ -154,6 +157,11 @@ class Segments:
         return sorted(
             found, key=lambda segment: (segment.epoch, segment.sequence, segment.writer), reverse=True
         )
+
+    def is_deleted(self, segment: SegmentId) -> bool:
+        """Whether it is only beneath delete markers, in stores that keep versions, and nowhere else."""
+        count = self._hidden.get(segment, 0)
+        return 0 < count == len(self._places.get(segment, ())) and segment not in self._local
 
     def stores_of(self, segment: SegmentId) -> list[str]:
         """Names of the stores that list a segment."""

@@ -13,7 +13,7 @@ import pytest
 
 from mirrorfs.drivers.s3_client import S3Target
 from mirrorfs.drivers.store_s3 import S3Store
-from mirrorfs.errors import ObjectExists, ObjectNotFound, StoreDenied, UsageError
+from mirrorfs.errors import ObjectExists, ObjectLocked, ObjectNotFound, StoreDenied, UsageError
 from mirrorfs.format.object_lock import DAY_NS, LONG_LIVED_DAYS, LockMode, ObjectLock
 from mirrorfs.ports import LIST_PAGE_MAX, ObjectKey, Sealed
 from tests.support.s3_policy import PolicyServer, policy_server
@@ -188,6 +188,29 @@ async def test_locks_are_extended_and_never_shortened(place: Place) -> None:
     assert "ObjectLockMode" not in place.head(KEY), "what somebody put over it is not locked for him"
     with pytest.raises(ObjectNotFound):
         await store.lock_until(KEY, until_ns=now_ns, size_bytes=1)
+
+
+async def test_what_is_deleted_is_gone_but_for_what_is_locked(place: Place) -> None:
+    for lock, key in ((None, "segments/1"), (LOCK, "segments/2")):
+        store = place.open(lock)
+        await store.put(ObjectKey(key), GOOD)
+        for _ in range(2):
+            place.client.put_object(**place.of(key), Body=GARBAGE)
+            place.client.delete_object(**place.of(key))
+    locked = place.open()
+    await locked.delete(KEY)
+    await locked.delete(KEY)
+    assert "Versions" not in place.client.list_object_versions(**listing(place, KEY))
+    assert "DeleteMarkers" not in place.client.list_object_versions(**listing(place, KEY))
+    kept = ObjectKey("segments/2")
+    with pytest.raises(ObjectLocked):
+        await locked.delete(kept)
+    (version,) = await locked.versions(kept)
+    assert await locked.get(kept, version=version) == GOOD
+
+
+def listing(place: Place, key: str) -> dict[str, str]:
+    return {"Bucket": place.bucket, "Prefix": place.of(key)["Key"]}
 
 
 async def test_credentials_that_may_not_lock_are_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,10 @@ class Objects:
 
     def __init__(self) -> None:
         self.all: dict[str, LocalObject] = {}
+        self.useless: set[str] = set()
+
+    def condemned(self) -> frozenset[str]:
+        return frozenset(self.useless)
 
     async def keys(self, prefix: str) -> list[str]:
         return sorted(key for key in self.all if key.startswith(prefix))
@@ -108,11 +112,14 @@ async def test_what_is_needed_stays_locked_at_few_requests(it: Practice, autojum
 
 async def test_the_first_round_locks_what_was_there_before(it: Practice, autojump_clock: MockClock) -> None:
     await it.send("segments/old", locked=False)
+    await it.send("segments/useless")
+    it.objects.useless.add("segments/useless")
     it.objects.all["segments/on-its-way"] = LocalObject("segments/on-its-way", 4, 0)
     assert it.keeper.state().until_ns is None
     await it.run(0.1)
     assert it.left_days("segments/old") > DAYS - 1
     assert "segments/on-its-way" not in it.store.locked
+    assert "segments/0" in it.store.locked and "segments/useless" not in it.store.locked
     assert it.keeper.state().until_ns is not None
 
 
