@@ -102,6 +102,10 @@ class StoreDenied(StoreError):
     """The store refuses these credentials, or cannot be written to."""
 
 
+class ObjectLocked(StoreDenied):
+    """The store keeps the object until its lock is over, whoever wants it removed."""
+
+
 class StoreFull(StoreError):
     """The store has no space left."""
 

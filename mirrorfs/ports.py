@@ -7,9 +7,13 @@ tests/ can stand in for each. A driver translates foreign errors into mirrorfs.e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NewType, Protocol, TypeVar
 
+from mirrorfs.format.object_lock import ObjectLock
+from mirrorfs.format.objects import ObjectInfo as ObjectInfo
+from mirrorfs.format.objects import ObjectKey as ObjectKey
+from mirrorfs.format.objects import ObjectVersion as ObjectVersion
+from mirrorfs.format.objects import StoreTraits as StoreTraits
 from mirrorfs.format.rows import (
     CondemnedRow,
     ContentRow,
@@ -27,9 +31,6 @@ from mirrorfs.format.rows import (
 
 T = TypeVar("T")
 
-ObjectKey = NewType("ObjectKey", str)
-"""Key of an object relative to the store's root: ASCII [a-z0-9/-], at most 200 characters."""
-
 Sealed = NewType("Sealed", bytes)
 """Bytes that may leave the machine: already encrypted or authenticated. Plaintext does not type-check."""
 
@@ -41,22 +42,6 @@ LIST_PAGE_MAX = 1000
 THROTTLE_PIECE = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """What a listing or a head tells of one object."""
-
-    key: ObjectKey
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoreTraits:
-    """What `probe` found out about a store."""
-
-    conditional_put: bool
-    """The store honours put-if-absent and compare-and-swap; without it fencing is weak."""
-
-
 class Store(Protocol):
     """One remote place that keeps objects. Every method is a trio checkpoint and may be cancelled.
 
@@ -66,6 +51,8 @@ class Store(Protocol):
     """
 
     name: str
+    lock: ObjectLock | None
+    """How `put` locks what it sends; None: not at all."""
 
     async def put(self, key: ObjectKey, data: Sealed) -> None:
         """Make data durable under key before returning; never replace other bytes.
@@ -74,11 +61,41 @@ class Store(Protocol):
         Raises: ObjectExists: the key holds other bytes; nothing changed.
         """
 
-    async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
-        """Return the whole object. Raises ObjectNotFound; LimitError when it exceeds size_max."""
+    async def put_over(self, key: ObjectKey, data: Sealed) -> bool:
+        """Put data on top of what is under the key, which stays beneath it as an earlier version.
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+        Returns: False: the store keeps no versions, and nothing was done.
+        """
+
+    async def get(
+        self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX, version: ObjectVersion | None = None
+    ) -> bytes:
+        """Return the whole object, by default its newest version.
+
+        Raises ObjectNotFound, also where it is hidden; LimitError when it exceeds size_max.
+        """
+
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         """Return size_bytes from offset, fewer only where the object ends. Raises ObjectNotFound."""
+
+    async def versions(self, key: ObjectKey) -> Sequence[ObjectVersion]:
+        """The versions beneath the one that `get` finds, if any; none where the store keeps none.
+
+        In the order in which to try them: what was there first cannot have been put by who came later. Of
+        very many only some are told.
+        """
+
+    async def lock_until(self, key: ObjectKey, *, until_ns: int, size_bytes: int | None) -> None:
+        """Have an object locked until a time (CLOCK_REALTIME) at least; never shortens a lock.
+
+        Args:
+            size_bytes: of the object, by which its versions are told from what somebody put over it; None:
+                not known.
+        Raises: ObjectNotFound: there is no version of that size. StoreDenied: the store has no locks, or the
+            credentials may not set them.
+        """
 
     async def head(self, key: ObjectKey) -> ObjectInfo:
         """Look at one object without reading it. Raises ObjectNotFound."""
@@ -86,11 +103,14 @@ class Store(Protocol):
     async def list(self, prefix: str, *, start_after: str = "") -> Sequence[ObjectInfo]:
         """Up to LIST_PAGE_MAX objects whose key starts with prefix and is > start_after, in key order.
 
-        An empty page means the end. Unfinished uploads are never listed.
+        An empty page means the end. Unfinished uploads are never listed; hidden objects are.
         """
 
     async def delete(self, key: ObjectKey) -> None:
-        """Remove the object; removing one that is not there is success."""
+        """Remove the object with all its versions; removing one that is not there is success.
+
+        Raises: ObjectLocked: its lock is not over yet; it stays as it is.
+        """
 
     async def read_mutable(self, key: ObjectKey) -> tuple[bytes, Version]:
         """Return a small mutable object (at most 64 KiB) and its version. Raises ObjectNotFound."""

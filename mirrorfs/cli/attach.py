@@ -38,13 +38,13 @@ from mirrorfs.cli.key_record import read_record
 from mirrorfs.cli.restore import confirmed
 from mirrorfs.cli.restore_stores import StoreFound, check_members, find_stores, name_stores, newest_published
 from mirrorfs.cli.restore_unlock import unlock_newest
+from mirrorfs.cli.stores import first_good
 from mirrorfs.cli.tokens import ANY_TOKEN, SecretSources, chosen_tokens, tokens_to_keep
 from mirrorfs.cli.unlock import Unlocked, is_of
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.engine.heads import FoundHead
 from mirrorfs.errors import DamagedError, LimitError, StoreMismatch, UsageError, WrongVolume
-from mirrorfs.format.control import open_instance
 from mirrorfs.format.header import header_key
 from mirrorfs.format.ids import format_position
 from mirrorfs.format.kdf import format_fingerprint
@@ -139,11 +139,9 @@ def _stores(
     stores: dict[str, StoreConfig] = {}
     for one in found:
         try:
-            if one.instance is None:
+            if not one.instances:
                 raise DamagedError("it has no instance document.")
-            instance = open_instance(
-                one.instance, keys=unlocked.keys, public_key=unlocked.header.public_keys.writer
-            )
+            instance = first_good(one.instances, unlocked.keys, unlocked.header.public_keys.writer)
         except (DamagedError, LimitError):
             _say(f"Store {one.store.name} cannot prove which store it is, and is left out: replace it later.")
             continue

@@ -28,7 +28,7 @@ from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.restore_report import date_of
 from mirrorfs.cli.restore_state import STATE_NAME
 from mirrorfs.cli.restore_stores import LOOK_DEADLINE_S
-from mirrorfs.cli.stores import ONCE, open_store
+from mirrorfs.cli.stores import ONCE, first_good, instance_documents, open_store
 from mirrorfs.drivers.drill_tree import KEY_SIZE_BYTES as DIGEST_KEY_SIZE_BYTES
 from mirrorfs.drivers.drill_tree import DrillTree
 from mirrorfs.drivers.index_files import SqliteIndexFiles
@@ -37,11 +37,9 @@ from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.engine.drill import Drill, DrillProgress, DrillResult, Reference
 from mirrorfs.engine.retry import RetryingStore
 from mirrorfs.errors import DamagedError, LimitError, ObjectNotFound, StoreMismatch, StoreUnavailable
-from mirrorfs.format.control import INSTANCE_KEY, open_instance
-from mirrorfs.format.document import DOCUMENT_SIZE_MAX
 from mirrorfs.format.drill import HOST_SIZE_MAX_BYTES, OBJECTS_MAX, DrillFault, DrillReport, seal_drill_report
 from mirrorfs.format.header import verify_header
-from mirrorfs.ports import ObjectKey, Store
+from mirrorfs.ports import Store
 
 STORE_CLOSE_S: Final = 2.0
 _NS_PER_S: Final = 1_000_000_000
@@ -145,9 +143,8 @@ class DrillSession:
         """Whether the store lacks the newest header; it must answer, and be the one that is meant."""
         with trio.move_on_after(LOOK_DEADLINE_S):
             try:
-                data = await tried.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
-                public_key = self._header.public_keys.writer
-                found = open_instance(data, keys=self._keys, public_key=public_key).instance
+                documents = await instance_documents(tried)
+                found = first_good(documents, self._keys, self._header.public_keys.writer).instance
             except (ObjectNotFound, DamagedError, LimitError) as exc:
                 if store.rotating and isinstance(exc, ObjectNotFound):
                     raise StoreUnavailable(f"Store {store.name} is away; plug it in.") from exc

@@ -6,16 +6,19 @@ Nothing here is authenticated by the volume's keys; `unlock.unlock_header` does 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import trio
 
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths
 from mirrorfs.cli.stores import LOOK_DEADLINE_S, ONCE, check_version, open_store
+from mirrorfs.engine.versions import get_good
 from mirrorfs.errors import (
     AuthenticationError,
     ChainError,
     DamagedError,
     LimitError,
+    ObjectNotFound,
     StoreError,
     StoreUnavailable,
 )
@@ -84,13 +87,20 @@ async def store_headers(store: Store, *, above: int = 0, known: Collection[str] 
     headers = []
     for _, key in _newest_first([info.key for info in page if info.key not in known])[:HEADERS_MAX]:
         try:
-            data = await store.get(ObjectKey(key), size_max=DOCUMENT_SIZE_MAX)
-            check_version(data, store=store.name)
-            parse_header(data, key=key)
-        except (DamagedError, LimitError):
+            check = partial(_named, key, store.name)
+            headers.append(await get_good(store, ObjectKey(key), check, size_max=DOCUMENT_SIZE_MAX))
+        except (DamagedError, LimitError, ObjectNotFound):
             continue
-        headers.append(data)
     return headers
+
+
+def _named(key: str, store: str, data: bytes) -> bytes:
+    """The bytes of a header. Raises: DamagedError, LimitError: not those that its key names. StoreTooNew."""
+    if header_key(parse_header_key(key)[0], data) != key:
+        raise DamagedError("the bytes of a header are not those that its key names.")
+    check_version(data, store=store)
+    parse_header(data, key=key)
+    return data
 
 
 async def find_header(paths: VolumePaths, config: VolumeConfig) -> bytes:

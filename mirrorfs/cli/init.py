@@ -19,10 +19,18 @@ from mirrorfs.cli.config import (
     volume_paths,
 )
 from mirrorfs.cli.kdf_option import add_kdf_argument, check_kdf_argument, new_kdf
-from mirrorfs.cli.new_volume import AnyStore, NewVolume, PlannedStore, make_volume, write_volume
+from mirrorfs.cli.new_volume import (
+    AnyStore,
+    NewVolume,
+    PlannedStore,
+    is_in_the_way,
+    make_volume,
+    write_volume,
+)
 from mirrorfs.cli.stores import bare_store, check_version, directory_of
 from mirrorfs.cli.tokens import SecretSources, check_present, make_token
 from mirrorfs.drivers.process import harden_process
+from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.errors import ObjectNotFound, StoreMismatch, UsageError
 from mirrorfs.format.control import INSTANCE_KEY
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
@@ -187,9 +195,10 @@ async def _check_store(store: AnyStore, place: Path | None, *, create: bool) -> 
     else:
         check_version(document, store=store.name)
         raise _occupied(store.name)
-    # A header without `instance` and without data is what an init left that was cut short.
-    if any(not info.key.startswith("header/") for info in await store.list("")):
+    if any(is_in_the_way(info) for info in await store.list("")):
         raise _occupied(store.name)
+    if isinstance(store, S3Store):
+        await store.check_lock()
     await store.probe()
 
 

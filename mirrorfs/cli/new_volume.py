@@ -20,6 +20,7 @@ import trio
 from mirrorfs.cli.config import StoreConfig, TokenConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.stores import bare_store
 from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.drivers.s3_probe import SCRATCH_PREFIX
 from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.engine.own_writers import CREATED_PATH
 from mirrorfs.errors import LimitError, ObjectNotFound, StoreError, UsageError
@@ -33,11 +34,12 @@ from mirrorfs.format.header import (
     header_key,
     seal_header,
 )
+from mirrorfs.format.ids import STREAM_PREFIX
 from mirrorfs.format.kdf import ROOT_SIZE_BYTES, VolumeKeys
 from mirrorfs.format.slot import KdfParameters, KeySet, Role
 from mirrorfs.keys.slots import make_slot
 from mirrorfs.keys.token import Enrolment
-from mirrorfs.ports import ObjectKey, Sealed
+from mirrorfs.ports import ObjectInfo, ObjectKey, Sealed
 
 if TYPE_CHECKING:
     from mirrorfs.drivers.store_s3 import S3Store
@@ -171,10 +173,23 @@ async def _write_stores(stores: Sequence[AnyStore], new: NewVolume, key: ObjectK
             await store.create_root()
         for residue in await store.list("header/"):
             # Of an init that was cut short: the checks saw that there is neither instance nor data.
-            await store.delete(residue.key)
+            if not residue.is_hidden:
+                await store.delete(residue.key)
         await store.put(key, Sealed(new.header))
     for store in stores:
         await store.put(ObjectKey(INSTANCE_KEY), Sealed(new.instances[store.name]))
+
+
+def is_in_the_way(info: ObjectInfo) -> bool:
+    """Whether an object of a place without an instance document forbids to make a store there.
+
+    A header without data is what an init left that was cut short, and a scratch object what a probe left that
+    may not delete. In a place that keeps versions the same is left beneath what shows; a log there was
+    deleted, and can be restored.
+    """
+    if info.is_hidden:
+        return info.key.startswith(("heads/", *STREAM_PREFIX.values()))
+    return not info.key.startswith(("header/", SCRATCH_PREFIX))
 
 
 async def _clean_stores(stores: Sequence[AnyStore], new: NewVolume, key: ObjectKey) -> None:

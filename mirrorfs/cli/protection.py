@@ -14,6 +14,7 @@ from mirrorfs.cli.progress import format_bytes
 from mirrorfs.cli.shown_times import local_time, timestamp
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.format.ids import format_position
+from mirrorfs.format.object_lock import DAY_NS
 
 DAY_S: Final = 24 * 3600
 COPIES_ENOUGH: Final = 2
@@ -73,6 +74,10 @@ class StoreProtection:
     """When a rotating store that is away was last there."""
     filling: bool
     """It is new, and has never held everything yet."""
+    can_delete: bool | None
+    """This PC's credentials can remove objects for good; None: not known."""
+    lock: Mapping[str, Any] | None
+    """Fields of engine.mirror_state.LockState; None: nothing is locked there."""
     drilled_ns: int | None
     """When the last restore drill that passed began; None when none is known here."""
     drill_failed_ns: int | None
@@ -198,6 +203,9 @@ def _passed(
         if store.drill_failed_ns is not None:
             ago = span(max(0.0, (now_ns - store.drill_failed_ns) / 1e9))
             return f"Store {store.name} failed a restore drill {ago} ago; repair it, and run the drill again."
+        if (lock := store.lock) is not None and _is_running_out(lock, now_ns):
+            why = lock["error"] or "it has not been there for long enough."
+            return f"The locks of store {store.name} end, or have ended, and are not renewed: {why}"
         if store.rotating:
             absent_s = max(
                 store.lag_s, 0.0 if store.away_since_ns is None else (now_ns - store.away_since_ns) / 1e9
@@ -217,6 +225,14 @@ def _passed(
     if thresholds.min_free_bytes > 0 and status["free_bytes"] < thresholds.min_free_bytes:
         return f"Only {format_bytes(status['free_bytes'])} are free on the local disk."
     return None
+
+
+def _is_running_out(lock: Mapping[str, Any], now_ns: int) -> bool:
+    """Whether locks have ended, or soon do because they cannot be renewed."""
+    if lock["until_ns"] is None:
+        return lock["error"] is not None
+    left_ns = lock["until_ns"] - now_ns
+    return left_ns < 0 or (lock["error"] is not None and left_ns < lock["days"] * DAY_NS // 4)
 
 
 def _untested(stores: Sequence[StoreProtection], thresholds: Thresholds, now_ns: int) -> str | None:
@@ -265,6 +281,8 @@ def _store(
         rotating=bool(store["rotating"]),
         away_since_ns=store["away_since_ns"],
         filling=bool(store["filling"]),
+        can_delete=store.get("can_delete"),  # a mount of an earlier version does not know of it
+        lock=store.get("lock"),
         drilled_ns=None if drill is None else drill.good_ns,
         drill_failed_ns=None if drill is None else drill.failed_ns,
     )

@@ -27,7 +27,7 @@ from mirrorfs.cli.failures import single_error
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.restore_report import say
 from mirrorfs.cli.restore_stores import StoresFound, newest_published
-from mirrorfs.cli.stores import ONCE, open_store, system_random
+from mirrorfs.cli.stores import ONCE, first_good, open_store, system_random
 from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.cli.waiting import Patience, lacking, watched
 from mirrorfs.drivers.index_files import SqliteIndexFiles
@@ -42,7 +42,6 @@ from mirrorfs.engine.scrub import DEEP, BadObject, Fault
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.engine.volume_status import VolumeStatus
 from mirrorfs.errors import DamagedError, LimitError, MirrorfsError, ObjectExists, StoreMismatch
-from mirrorfs.format.control import open_instance
 from mirrorfs.format.header import header_key
 from mirrorfs.ports import LIST_PAGE_MAX
 
@@ -105,9 +104,9 @@ class StoreRepair:
         instances: dict[str, bytes] = {}
         for one in self._found.found:
             try:
-                if one.instance is None:
+                if not one.instances:
                     continue
-                document = open_instance(one.instance, keys=keys, public_key=header.public_keys.writer)
+                document = first_good(one.instances, keys, header.public_keys.writer)
             except (DamagedError, LimitError):
                 continue
             silent = one.store.name in (*plan.silent, *plan.unreached)

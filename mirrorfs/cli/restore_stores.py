@@ -16,7 +16,7 @@ import trio
 
 from mirrorfs.cli.headers import store_headers
 from mirrorfs.cli.restore_report import say
-from mirrorfs.cli.stores import bare_store, check_version, directory_of, open_store
+from mirrorfs.cli.stores import bare_store, directory_of, first_good, instance_documents, open_store
 from mirrorfs.cli.unlock import Unlocked
 from mirrorfs.drivers.object_keys import is_key
 from mirrorfs.engine.heads import FoundHead, newest_head
@@ -32,10 +32,7 @@ from mirrorfs.errors import (
     UnknownOutcome,
     UsageError,
 )
-from mirrorfs.format.control import INSTANCE_KEY, open_instance
-from mirrorfs.format.document import DOCUMENT_SIZE_MAX
 from mirrorfs.format.header import parse_header, verify_header
-from mirrorfs.ports import ObjectKey
 
 LOOK_DEADLINE_S: Final = 30.0
 """How long a store may take to show what it is, retries included."""
@@ -57,7 +54,8 @@ class StoreFound:
     store: NamedStore
     headers: tuple[bytes, ...]
     """Newest generation first."""
-    instance: bytes | None
+    instances: tuple[bytes, ...]
+    """What it shows as its instance document, and the versions beneath that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +141,12 @@ async def find_stores(stores: Sequence[NamedStore]) -> StoresFound:
 
 async def _look(named: NamedStore, store: RetryingStore) -> StoreFound:
     try:
-        instance: bytes | None = await store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
+        instances = tuple(await instance_documents(store))
     except (ObjectNotFound, LimitError):
-        instance = None
-    if instance is not None:
-        check_version(instance, store=named.name)
+        instances = ()
     headers = await store_headers(store)
-    if headers or instance is not None:
-        return StoreFound(named, tuple(headers), instance)
+    if headers or instances:
+        return StoreFound(named, tuple(headers), instances)
     if any(is_key(info.key) for info in await store.list("")):
         raise StoreMismatch(
             f"Store {named.name} holds other things, but no header of a MirrorFS volume: check its URL."
@@ -198,11 +194,9 @@ def check_members(found: Sequence[StoreFound], unlocked: Unlocked) -> list[str]:
     for one in found:
         name = one.store.name
         try:
-            if one.instance is None:
+            if not one.instances:
                 raise DamagedError("it has no instance document.")
-            instance = open_instance(
-                one.instance, keys=unlocked.keys, public_key=unlocked.header.public_keys.writer
-            )
+            instance = first_good(one.instances, unlocked.keys, unlocked.header.public_keys.writer)
             known = {entry.instance for entry in unlocked.header.stores}
             if instance.instance not in known:
                 notes.append(f"Store {name} is not on the volume's list of stores; it was replaced.")

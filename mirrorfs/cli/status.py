@@ -17,6 +17,7 @@ from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.key_status import KeyStatus, key_lines, keys_json, read_key_status
 from mirrorfs.cli.lock_note import LockNote, read_note
 from mirrorfs.cli.lock_status import lock_lines, locked_json, locked_line
+from mirrorfs.cli.object_lock_status import lock_json, lock_words
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.cli.protection import Light, Protection, StoreProtection, burst_json, judge, span
 from mirrorfs.cli.resolve import mounts_of, resolve
@@ -180,6 +181,8 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
                 "eta_s": None if store.eta_s is None else round(store.eta_s),
                 "blocked": store.blocked,
                 "weak_fencing": store.weak_fencing,
+                "can_delete": store.can_delete,
+                "lock": None if store.lock is None else lock_json(store.lock),
                 "rotating": store.rotating,
                 "away_since": None if store.away_since_ns is None else timestamp(store.away_since_ns),
                 "filling": store.filling,
@@ -275,6 +278,10 @@ def _store_line(store: StoreProtection, *, now_ns: int) -> str:
         safe += f"; {store.state}{since}: {store.last_error}"
     if store.drilled_ns is not None:
         safe += f"; last drill that passed: {local_time(store.drilled_ns, now_ns=now_ns)}"
+    if store.lock is not None:
+        safe += lock_words(store.lock, now_ns=now_ns)
+    if store.can_delete is False:
+        safe += "; credentials here cannot delete"
     if store.weak_fencing:
         safe += "; weak fencing: this store cannot keep a second writer out"
     return safe

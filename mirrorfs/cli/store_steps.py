@@ -8,15 +8,18 @@ from typing import Final
 
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.header_change import publish_header
+from mirrorfs.cli.new_volume import is_in_the_way
 from mirrorfs.cli.stores import bare_store, check_version
 from mirrorfs.cli.unlock import Unlocked
+from mirrorfs.drivers.s3_probe import SCRATCH_PREFIX
 from mirrorfs.drivers.store_directory import DirectoryStore
+from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.errors import DamagedError, InUseError, LimitError, ObjectNotFound, StoreMismatch
 from mirrorfs.format.control import INSTANCE_KEY, LEASE_KEY, Instance, open_instance, seal_control
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
 from mirrorfs.format.header import INSTANCE_SIZE_BYTES, StoreEntry
 from mirrorfs.format.ids import STREAM_PREFIX
-from mirrorfs.ports import ObjectKey, Sealed
+from mirrorfs.ports import ObjectInfo, ObjectKey, Sealed
 
 _HEADER: Final = "header/"
 _OURS: Final = (_HEADER, "heads/", *STREAM_PREFIX.values())
@@ -31,8 +34,11 @@ async def claim_place(name: str, url: str, unlocked: Unlocked, create: bool, rot
         try:
             document = await store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
         except ObjectNotFound:
-            if found := await store.list(""):
-                raise StoreMismatch(_not_empty(name, [info.key for info in found])) from None
+            found = [info.key for info in await store.list("") if not _is_residue(info)]
+            if found:
+                raise StoreMismatch(_not_empty(name, found)) from None
+            if isinstance(store, S3Store):
+                await store.check_lock()
             await store.probe()
             instance = secrets.token_bytes(INSTANCE_SIZE_BYTES)
             sealed = seal_control(
@@ -44,6 +50,11 @@ async def claim_place(name: str, url: str, unlocked: Unlocked, create: bool, rot
         return StoreConfig(name, url, _own_instance(document, name, unlocked), rotating)
     finally:
         await store.aclose()
+
+
+def _is_residue(info: ObjectInfo) -> bool:
+    """What an earlier try left that may not delete, or in a place that keeps versions."""
+    return info.key.startswith(SCRATCH_PREFIX) or (info.is_hidden and not is_in_the_way(info))
 
 
 def _not_empty(name: str, keys: Sequence[str]) -> str:

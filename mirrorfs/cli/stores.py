@@ -10,6 +10,7 @@ import json
 import secrets
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,7 @@ from mirrorfs.engine.retry import RetryingStore, RetryPolicy
 from mirrorfs.errors import (
     DamagedError,
     LimitError,
+    MirrorfsError,
     ObjectNotFound,
     StoreError,
     StoreMismatch,
@@ -32,7 +34,7 @@ from mirrorfs.errors import (
     StoreUnavailable,
     UnknownOutcome,
 )
-from mirrorfs.format.control import INSTANCE_KEY, open_instance
+from mirrorfs.format.control import INSTANCE_KEY, Instance, open_instance
 from mirrorfs.format.document import (
     BODY_SIZE_MAX,
     DOCUMENT_SIZE_MAX,
@@ -41,7 +43,7 @@ from mirrorfs.format.document import (
 )
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.limits import FORMAT_VERSION
-from mirrorfs.ports import ObjectKey, Throttle
+from mirrorfs.ports import ObjectKey, Store, Throttle
 
 if TYPE_CHECKING:
     from mirrorfs.drivers.store_s3 import S3Store
@@ -101,6 +103,8 @@ class StoreLook:
     instance: bytes | None
     unreachable: str | None
     """One sentence; None when the store answered."""
+    earlier: tuple[bytes, ...] = ()
+    """Versions beneath it, if any: what shows may have been put there by anybody."""
     is_missing: bool = False
     """It answered, and is not a store."""
 
@@ -152,7 +156,7 @@ async def look_at_stores(stores: Sequence[StoreConfig]) -> list[StoreLook]:
 
 async def _look(store: RetryingStore, config: StoreConfig) -> StoreLook:
     try:
-        data = await store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
+        data, *earlier = await instance_documents(store)
     except ObjectNotFound:
         return StoreLook(
             config,
@@ -166,8 +170,27 @@ async def _look(store: RetryingStore, config: StoreConfig) -> StoreLook:
         raise _foreign(config.name) from exc
     except (StoreUnavailable, UnknownOutcome) as exc:
         return StoreLook(config, None, str(exc))
-    check_version(data, store=config.name)
-    return StoreLook(config, data, None)
+    return StoreLook(config, data, None, earlier=tuple(earlier))
+
+
+async def instance_documents(store: Store) -> list[bytes]:
+    """What a store shows as its instance document, and the versions beneath it; nothing is authenticated.
+
+    Raises: ObjectNotFound, LimitError: there is none at all. StoreTooNew: all are. StoreError.
+    """
+    found: list[bytes] = []
+    failures: list[MirrorfsError] = []
+    for version in (None, *await store.versions(ObjectKey(INSTANCE_KEY))):
+        try:
+            data = await store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX, version=version)
+            check_version(data, store=store.name)
+        except (ObjectNotFound, LimitError, StoreTooNew) as exc:
+            failures.append(exc)
+        else:
+            found.append(data)
+    if not found:
+        raise failures[0]
+    return found
 
 
 def check_version(document: bytes, *, store: str) -> None:
@@ -209,7 +232,7 @@ def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: byt
             continue
         name = look.store.name
         try:
-            found = open_instance(look.instance, keys=keys, public_key=writer)
+            found = first_good((look.instance, *look.earlier), keys, writer)
         except (DamagedError, LimitError) as exc:
             if _is_of_another(look.instance, keys.volume):
                 raise StoreMismatch(
@@ -225,6 +248,17 @@ def check_instances(looks: Sequence[StoreLook], *, keys: VolumeKeys, writer: byt
     if notes and not good:
         raise StoreMismatch(notes[0])
     return notes
+
+
+def first_good(documents: Sequence[bytes], keys: VolumeKeys, writer: bytes) -> Instance:
+    """The first instance document that verifies. If several do, they are the same: a store gets one.
+
+    Raises: DamagedError, LimitError: what is wrong with the first, where none verifies.
+    """
+    for data in documents:
+        with suppress(DamagedError, LimitError):
+            return open_instance(data, keys=keys, public_key=writer)
+    return open_instance(documents[0], keys=keys, public_key=writer)
 
 
 def _is_of_another(document: bytes, volume: bytes) -> bool:

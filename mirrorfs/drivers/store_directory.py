@@ -41,6 +41,7 @@ from mirrorfs.drivers.directory_tree import (
     write_all,
 )
 from mirrorfs.drivers.object_keys import MUTABLE_SIZE_MAX, check_key, check_listing, check_mutable_size
+from mirrorfs.drivers.unversioned import Unversioned
 from mirrorfs.errors import (
     LimitError,
     ObjectExists,
@@ -54,6 +55,7 @@ from mirrorfs.ports import (
     OBJECT_SIZE_MAX,
     ObjectInfo,
     ObjectKey,
+    ObjectVersion,
     Sealed,
     StoreTraits,
     Version,
@@ -77,7 +79,7 @@ _LOCK = "lock"
 _OBJECT_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class DirectoryStore:
+class DirectoryStore(Unversioned):
     """`Store` on a directory; see `mirrorfs.ports.Store` for the contract of each method."""
 
     def __init__(self, name: str, root: Path, *, parallel: int = PARALLEL) -> None:
@@ -100,13 +102,19 @@ class DirectoryStore:
             raise LimitError(f"Object {key} of store {self.name} would exceed {OBJECT_SIZE_MAX} bytes.")
         await self._run(lambda: self._put_blocking(key, data), subject=f"object {key}")
 
-    async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
+    async def get(
+        self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX, version: ObjectVersion | None = None
+    ) -> bytes:
         """See Store.get."""
+        assert version is None, "`versions` told of none"
         check_key(key)
         return await self._run(lambda: self._get_blocking(key, size_max), subject=f"object {key}")
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         """See Store.get_range."""
+        assert version is None, "`versions` told of none"
         check_key(key)
         return await self._run(
             lambda: self._get_range_blocking(key, offset=offset, size_bytes=size_bytes),

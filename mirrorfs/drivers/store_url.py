@@ -3,6 +3,7 @@
     file:///absolute/path
     s3://bucket/prefix?endpoint=https://host:port&region=R&profile=P&allow_http=1
         &proxy=http://host:port&ca_bundle=/path&addressing=path&connect_timeout_s=10&read_timeout_s=60&limits=0
+        &lock=compliance&lock_days=60
 
 All that is needed to reach a store is in its URL: `restore` and `attach` have nothing else.
 Error messages never repeat the URL: someone may have put a secret into it.
@@ -18,6 +19,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from mirrorfs.drivers.s3_line import PARALLEL, S3Line
 from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.errors import UsageError
+from mirrorfs.format.object_lock import LockMode, ObjectLock
 from mirrorfs.ports import Throttle
 
 if TYPE_CHECKING:
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
 URL_LENGTH_MAX = 2048
 
 TIMEOUT_MAX_S = 600.0
+LOCK_DAYS_MAX = 36500
 
 _S3_OPTIONS = frozenset({"endpoint", "region", "profile", "allow_http", "proxy", "ca_bundle", "addressing"})
-_S3_OPTIONS |= {"connect_timeout_s", "read_timeout_s", "limits"}
+_S3_OPTIONS |= {"connect_timeout_s", "read_timeout_s", "limits", "lock", "lock_days"}
+_DAYS = re.compile(r"[1-9][0-9]{0,4}")
 _SECONDS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3})?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
@@ -110,7 +114,21 @@ def _s3_store(name: str, parts: SplitResult, parallel: int, throttle: Throttle |
         ca_bundle=options.get("ca_bundle"),
         addressing=options.get("addressing", "auto"),
     )
-    return S3Store(name, bucket=parts.netloc, prefix=prefix, target=target, line=line)
+    lock = _lock(name, options)
+    return S3Store(name, bucket=parts.netloc, prefix=prefix, target=target, line=line, lock=lock)
+
+
+def _lock(name: str, options: dict[str, str]) -> ObjectLock | None:
+    mode, days = options.get("lock"), options.get("lock_days")
+    if mode is None and days is None:
+        return None
+    if mode not in list(LockMode):
+        raise UsageError(f"Option lock in the URL of store {name} is governance or compliance.")
+    if days is None or _DAYS.fullmatch(days) is None or int(days) > LOCK_DAYS_MAX:
+        raise UsageError(
+            f"The URL of store {name} needs lock_days=: how long objects are locked, 1 to {LOCK_DAYS_MAX}."
+        )
+    return ObjectLock(LockMode(mode), int(days))
 
 
 def _seconds(name: str, options: dict[str, str], option: str, default: float) -> float:

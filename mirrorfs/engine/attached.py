@@ -17,9 +17,11 @@ import trio
 
 from mirrorfs.core.held import HeldKeys
 from mirrorfs.engine.deleting import Deletion, delete_objects
+from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import LocalVolume, Mirrors, World
+from mirrorfs.engine.lock_keeper import LockKeeper, forget_locks
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState, StateWord
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
@@ -39,10 +41,19 @@ class AttachedStore:
     """One store of a mounted volume."""
 
     def __init__(
-        self, store: Store, lease: LeaseKeeper, mirror: Mirror, *, instance: str, rotating: bool, filled: bool
+        self,
+        store: Store,
+        lease: LeaseKeeper,
+        mirror: Mirror,
+        locks: LockKeeper | None,
+        *,
+        instance: str,
+        rotating: bool,
+        filled: bool,
     ) -> None:
         """
         Args:
+            locks: of a store that locks objects.
             instance: UUID (hex) of the store's instance.
             rotating: it may be away for long, and that is no fault.
             filled: it has held everything at some time.
@@ -50,6 +61,7 @@ class AttachedStore:
         self.store = store
         self.lease = lease
         self.mirror = mirror
+        self.locks = locks
         self.instance = instance
         self.rotating = rotating
         self.filled = filled
@@ -72,8 +84,14 @@ class AttachedStore:
         if lease.missing and state.state is not StateWord.CONFLICT:
             # The mirror of a store that has everything asks it for nothing.
             state = replace(state, state=StateWord.MISSING, last_error=lease.last_error)
+        traits = self.store.traits if isinstance(self.store, GuardedStore) else None
         state = replace(
-            state, weak_fencing=lease.weak_fencing, rotating=self.rotating, filling=not self.filled
+            state,
+            weak_fencing=lease.weak_fencing,
+            rotating=self.rotating,
+            filling=not self.filled,
+            can_delete=None if traits is None else traits.can_delete,
+            lock=None if self.locks is None else self.locks.state(),
         )
         if not self.rotating:
             return state
@@ -223,7 +241,25 @@ class Attaching:
             parallel=self.parallel,
             may_be_away=rotating,
         )
-        return AttachedStore(store, lease, mirror, instance=instance, rotating=rotating, filled=filled)
+        return AttachedStore(
+            store,
+            lease,
+            mirror,
+            self._lock_keeper(store, mirror, instance),
+            instance=instance,
+            rotating=rotating,
+            filled=filled,
+        )
+
+    def _lock_keeper(self, store: Store, mirror: Mirror, instance: str) -> LockKeeper | None:
+        disk = self.world.disk
+        if store.lock is None:
+            forget_locks(disk, instance)
+            return None
+        objects = LocalObjects(disk, self.index, self.world.offload)
+        return LockKeeper(
+            store, store.lock, objects, disk, self.world.clock, instance=instance, is_held=mirror.is_held
+        )
 
     def _reader_for(self, name: str) -> Callable[[str], Awaitable[bytes]]:
         async def read(key: str) -> bytes:

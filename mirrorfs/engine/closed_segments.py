@@ -8,13 +8,14 @@ and the newest local head one of them, both with size and digest; a store that t
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
 from mirrorfs.core.genuine import check_object
 from mirrorfs.engine.objects import LocalObjects, is_segment
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
+from mirrorfs.engine.versions import get_checked
 from mirrorfs.errors import DamagedError, LimitError, StoreError
 from mirrorfs.format.control import Head, open_head, parse_head_key
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, parse_segment_object_key
@@ -74,14 +75,18 @@ async def mend_youngest(
             continue
         for store in stores:
             try:
-                data = await store.get(ObjectKey(key))
-                await offload.run(partial(check, data))
+                data = await get_checked(store, ObjectKey(key), partial(_checked, offload, check))
             except (StoreError, DamagedError, LimitError) as exc:
                 logger.info("Store %s has no copy of %s to mend it with: %s", store.name, key, exc)
                 continue
             logger.warning("Object %s is damaged on the local disk; taken from store %s.", key, store.name)
             await offload.sync(partial(disk.write_whole, LOCAL_PREFIX + key, data))
             break
+
+
+async def _checked(offload: Offload, check: Callable[[bytes], None], data: bytes) -> bytes:
+    await offload.run(partial(check, data))
+    return data
 
 
 def _row_of(head: Head) -> SegmentRow:

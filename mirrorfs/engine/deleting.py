@@ -19,7 +19,7 @@ import trio
 
 from mirrorfs.engine.guarded_store import verify_place
 from mirrorfs.engine.mirror import Mirror
-from mirrorfs.errors import StoreDenied, StoreError
+from mirrorfs.errors import ObjectLocked, StoreDenied, StoreError
 from mirrorfs.ports import ObjectKey
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Deletion:
     gone: tuple[str, ...]
     """Keys under which the store has nothing any more."""
     fault: StoreError | None
-    """Why it ended before the last of them; None: all are gone."""
+    """Why not all are gone; None: they are."""
 
     @property
     def denied(self) -> bool:
@@ -46,7 +46,7 @@ class Deletion:
 async def delete_objects(
     mirror: Mirror, keys: Sequence[str], *, on_deleted: Callable[[int], None] = lambda count: None
 ) -> Deletion:
-    """Delete objects, one after the other, until the store refuses or fails.
+    """Delete objects, one after the other, until the store refuses or fails; what is locked is passed over.
 
     `on_deleted` hears how many are gone.
     Raises: InUseError: the volume is another writer's. DamagedError: its lease cannot be read.
@@ -59,7 +59,11 @@ async def delete_objects(
             if gone:
                 await trio.sleep(PAUSE_S)
             await mirror.lease_fresh()
-            await mirror.store.delete(ObjectKey(key))
+            try:
+                await mirror.store.delete(ObjectKey(key))
+            except ObjectLocked as exc:
+                fault = exc  # until its lock is over; it holds no other one up
+                continue
             gone.append(key)
             on_deleted(len(gone))
     except StoreError as exc:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -17,6 +18,7 @@ import trio
 from mirrorfs.engine.hedge import HEDGE_S, first_good
 from mirrorfs.engine.range_files import BLOCK_BYTES, RangeFiles
 from mirrorfs.engine.read_ahead import Place
+from mirrorfs.engine.versions import NOT_GOOD
 from mirrorfs.errors import (
     DamagedError,
     LimitError,
@@ -31,7 +33,7 @@ from mirrorfs.format.ids import frame_id, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import HEADER_SIZE, decode_header
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import ObjectKey, Offload, Store, Throttle
+from mirrorfs.ports import ObjectKey, ObjectVersion, Offload, Store, Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +137,8 @@ class Fetcher:
         self._health: dict[str, _Health] = {}
         self._under_way = 0
         self._asked_s = float("-inf")
-        self._bad: OrderedDict[tuple[str, str], None] = OrderedDict()
-        """(store, key) of copies found bad or gone: said once, and asked for last."""
+        self._bad: OrderedDict[tuple[str, str], ObjectVersion | None] = OrderedDict()
+        """(store, key) of copies found bad or gone: said once, and asked for last; what was good there."""
 
     async def load(self, key: str, run: Sequence[Place], *, size_bytes: int) -> list[bytes]:
         """Plaintexts of frames that lie next to one another.
@@ -227,23 +229,18 @@ class Fetcher:
     async def _from_store(self, store: Store, key: str, run: Sequence[Place], size_bytes: int) -> list[bytes]:
         started_s = trio.current_time()
         start, end = _blocks(run, size_bytes)
-        parts: dict[int, bytes] = {}
+        version = self._bad.get((store.name, key))
         try:
-            await self._get(store, key, parts, start, end)
-            if key not in self._ciphers:
-                self._ciphers.learn(key, parts[0][:HEADER_SIZE])
-            plains = await self._offload.run(partial(self._ciphers.open, key, run, parts[start], start))
-        except (DamagedError, LimitError, ObjectNotFound) as exc:
-            if isinstance(exc, ObjectNotFound) and not (
-                self._is_expected(store.name, key) and self._is_current(run)
-            ):
-                raise
-            if (store.name, key) not in self._bad:
-                logger.warning("Store %s, object %s, offset %d: %s", store.name, key, run[0].offset, exc)
-            self._bad[store.name, key] = None
-            if len(self._bad) > BAD_MAX:
-                self._bad.popitem(last=False)
-            self._on_bad_copy(store.name, key)
+            try:
+                plains, parts = await self._open(store, key, run, start, end, version)
+            except NOT_GOOD as exc:
+                if isinstance(exc, ObjectNotFound) and not (
+                    self._is_expected(store.name, key) and self._is_current(run)
+                ):
+                    raise
+                self._note_bad(store.name, key, run[0].offset, exc)
+                plains, parts = await self._from_earlier(store, key, run, start, end, exc)
+        except NOT_GOOD:
             raise
         except StoreError as exc:
             logger.warning("Store %s, object %s, offset %d: %s", store.name, key, run[0].offset, exc)
@@ -256,11 +253,56 @@ class Fetcher:
             await self._ranges.keep(key, {0: self._ciphers.header(key)} | parts)
         return plains
 
-    async def _get(self, store: Store, key: str, parts: dict[int, bytes], start: int, end: int) -> None:
+    async def _from_earlier(
+        self, store: Store, key: str, run: Sequence[Place], start: int, end: int, newest: MirrorfsError
+    ) -> tuple[list[bytes], dict[int, bytes]]:
+        """As `_open`, from a version beneath the newest. Raises: StoreError; `newest`: none is good."""
+        for version in await store.versions(ObjectKey(key)):
+            with suppress(*NOT_GOOD):
+                opened = await self._open(store, key, run, start, end, version)
+                self._bad[store.name, key] = version
+                return opened
+        raise newest
+
+    def _note_bad(self, store: str, key: str, offset: int, exc: MirrorfsError) -> None:
+        if (store, key) not in self._bad:
+            logger.warning("Store %s, object %s, offset %d: %s", store, key, offset, exc)
+        self._bad[store, key] = None
+        if len(self._bad) > BAD_MAX:
+            self._bad.popitem(last=False)
+        self._on_bad_copy(store, key)
+
+    async def _open(
+        self,
+        store: Store,
+        key: str,
+        run: Sequence[Place],
+        start: int,
+        end: int,
+        version: ObjectVersion | None,
+    ) -> tuple[list[bytes], dict[int, bytes]]:
+        """Plaintexts of frames, and what was fetched by its offset. Raises: NOT_GOOD, StoreError."""
+        parts: dict[int, bytes] = {}
+        await self._get(store, key, parts, start, end, version)
+        if key not in self._ciphers:
+            self._ciphers.learn(key, parts[0][:HEADER_SIZE])
+        return await self._offload.run(partial(self._ciphers.open, key, run, parts[start], start)), parts
+
+    async def _get(
+        self,
+        store: Store,
+        key: str,
+        parts: dict[int, bytes],
+        start: int,
+        end: int,
+        version: ObjectVersion | None,
+    ) -> None:
         """The range, and the header beside it where that is needed: two requests at the same time."""
 
         async def get(offset: int, size_bytes: int) -> None:
-            parts[offset] = await store.get_range(ObjectKey(key), offset=offset, size_bytes=size_bytes)
+            parts[offset] = await store.get_range(
+                ObjectKey(key), offset=offset, size_bytes=size_bytes, version=version
+            )
 
         if start == 0 or key in self._ciphers:
             await get(start, end - start)

@@ -26,6 +26,7 @@ from typing import Final
 
 import trio
 
+from mirrorfs.engine.versions import get_good
 from mirrorfs.errors import (
     DamagedError,
     LimitError,
@@ -42,6 +43,7 @@ from mirrorfs.ports import (
     Clock,
     ObjectInfo,
     ObjectKey,
+    ObjectVersion,
     Sealed,
     Store,
     StoreTraits,
@@ -80,6 +82,9 @@ class GuardedStore:
             seed: of that role; without it no instance document can be written anew.
         """
         self.name = store.name
+        self.lock = store.lock
+        self.traits: StoreTraits | None = None
+        """What the last probe found out."""
         self._store = store
         self._instance = instance
         self._keys = keys
@@ -136,8 +141,9 @@ class GuardedStore:
 
     async def _check_instance(self) -> None:
         try:
-            data = await self._store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
-            found = open_instance(data, keys=self._keys, public_key=self._public_key)
+            found = await get_good(
+                self._store, ObjectKey(INSTANCE_KEY), self._open_instance, size_max=DOCUMENT_SIZE_MAX
+            )
         except ObjectNotFound as exc:
             raise StoreMismatch(
                 f"Store {self.name} is empty, or its disk is not there: nothing is sent to it."
@@ -153,6 +159,9 @@ class GuardedStore:
             raise StoreMismatch(
                 f"In the place of store {self.name} is another store of this volume: check its URL."
             )
+
+    def _open_instance(self, data: bytes) -> Instance:
+        return open_instance(data, keys=self._keys, public_key=self._public_key)
 
     async def reclaim(
         self, *, is_held: Callable[[str], bool], check: Callable[[str, bytes], Awaitable[None]]
@@ -174,18 +183,20 @@ class GuardedStore:
                 if not await self._holds_ours(prefix, is_held, check):
                     raise
         else:
-            return False
+            # It is the right one; a version beneath what was put there, or deleted, may have said so.
+            if self._seed is None or not await self._is_rotten():
+                return False
         document = seal_control(Instance(self.name, self._instance), keys=self._keys, seed=self._seed)
-        await self._store.delete(ObjectKey(INSTANCE_KEY))
-        await self._store.put(ObjectKey(INSTANCE_KEY), Sealed(document))
+        if not await self._store.put_over(ObjectKey(INSTANCE_KEY), Sealed(document)):
+            await self._store.delete(ObjectKey(INSTANCE_KEY))
+            await self._store.put(ObjectKey(INSTANCE_KEY), Sealed(document))
         await self._check()
         return True
 
     async def _is_rotten(self) -> bool:
-        """Whether there is no instance document that verifies: one that does is another store's."""
+        """Whether what shows is no instance document that verifies: one that does is another store's."""
         try:
-            data = await self._store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX)
-            open_instance(data, keys=self._keys, public_key=self._public_key)
+            self._open_instance(await self._store.get(ObjectKey(INSTANCE_KEY), size_max=DOCUMENT_SIZE_MAX))
         except (ObjectNotFound, DamagedError, LimitError):
             return True
         return False
@@ -218,17 +229,38 @@ class GuardedStore:
         await self._check()
         await self._store.put(key, data)
 
-    async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
+    async def put_over(self, key: ObjectKey, data: Sealed) -> bool:
+        """See Store.put_over."""
+        await self._check()
+        return await self._store.put_over(key, data)
+
+    async def get(
+        self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX, version: ObjectVersion | None = None
+    ) -> bytes:
         """See Store.get."""
         await self._check()
         with self._noting_silence():
-            return await self._store.get(key, size_max=size_max)
+            return await self._store.get(key, size_max=size_max, version=version)
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         """See Store.get_range."""
         await self._check()
         with self._noting_silence():
-            return await self._store.get_range(key, offset=offset, size_bytes=size_bytes)
+            return await self._store.get_range(key, offset=offset, size_bytes=size_bytes, version=version)
+
+    async def versions(self, key: ObjectKey) -> Sequence[ObjectVersion]:
+        """See Store.versions."""
+        await self._check()
+        with self._noting_silence():
+            return await self._store.versions(key)
+
+    async def lock_until(self, key: ObjectKey, *, until_ns: int, size_bytes: int | None) -> None:
+        """See Store.lock_until."""
+        await self._check()
+        with self._noting_silence():
+            await self._store.lock_until(key, until_ns=until_ns, size_bytes=size_bytes)
 
     async def head(self, key: ObjectKey) -> ObjectInfo:
         """See Store.head."""
@@ -275,7 +307,8 @@ class GuardedStore:
         """See Store.probe."""
         await self._check()
         with self._noting_silence():
-            return await self._store.probe()
+            self.traits = await self._store.probe()
+            return self.traits
 
     async def aclose(self) -> None:
         """See Store.aclose."""

@@ -16,9 +16,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from mirrorfs.engine.branches import End, end_at
 from mirrorfs.engine.kept import kept_of
+from mirrorfs.engine.versions import get_good
 from mirrorfs.errors import (
     AuthenticationError,
     DamagedError,
@@ -217,18 +219,16 @@ async def newest_head(
         for info in reversed(page):
             if len(rejected) + past_count >= HEADS_TRIED_MAX:
                 break
-            data = b""
+            opened = partial(_open, info.key, keys, public_key, with_past)
             try:
-                data = await store.get(info.key, size_max=DOCUMENT_SIZE_MAX)
-                head = open_head(data, key=info.key, keys=keys, public_key=public_key, with_past=with_past)
+                data, head = await get_good(store, info.key, opened, size_max=DOCUMENT_SIZE_MAX)
             except (DamagedError, LimitError, ObjectNotFound) as exc:
-                if _is_out_of_use(data, info.key, keys, public_key):
-                    past_count += 1
-                    continue
                 _logger.warning("store %s: head %s is passed over: %s", store.name, info.key, exc)
                 rejected.append(info.key)
-            else:
+                continue
+            if head is not None:
                 return FoundHead(head, info.key, hashlib.sha256(data).digest(), data, tuple(rejected))
+            past_count += 1
         is_end = not page or len(rejected) + past_count >= HEADS_TRIED_MAX
         if is_end and not rejected:
             # None at all, or none since the keys were rotated: the first after that comes behind all others.
@@ -241,15 +241,20 @@ async def newest_head(
         below = page[0].key
 
 
-def _is_out_of_use(data: bytes, key: ObjectKey, keys: VolumeKeys, public_key: bytes) -> bool:
-    """Whether a head was made before the keys were rotated: genuine, and no word on where the log ends."""
-    if not keys.past:
-        return False
+def _open(
+    key: ObjectKey, keys: VolumeKeys, public_key: bytes, with_past: bool, data: bytes
+) -> tuple[bytes, Head | None]:
+    """The bytes of a head, and the head; None: it was made before the keys were rotated.
+
+    Such a one is genuine, and no word on where the log ends. Raises: DamagedError, LimitError.
+    """
     try:
-        open_head(data, key=key, keys=keys, public_key=public_key, with_past=True)
+        return data, open_head(data, key=key, keys=keys, public_key=public_key, with_past=with_past)
     except (DamagedError, LimitError):
-        return False
-    return True
+        if not keys.past:
+            raise
+        open_head(data, key=key, keys=keys, public_key=public_key, with_past=True)
+        return data, None
 
 
 async def _last_page(store: Store, *, below: str) -> Sequence[ObjectInfo]:

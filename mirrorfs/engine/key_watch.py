@@ -7,7 +7,9 @@ anew; so before that its store is asked for a header to whose keys ours have led
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+from mirrorfs.engine.versions import get_good
 from mirrorfs.errors import AuthenticationError, DamagedError, InUseError, LimitError, ObjectNotFound
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
 from mirrorfs.format.generation import check_descent
@@ -32,7 +34,8 @@ async def check_keys_are_in_use(stores: Sequence[Store], keys: VolumeKeys, write
         for info in list(reversed(page))[:HEADERS_MAX]:
             try:
                 parse_header_key(info.key)
-                header = parse_header(await store.get(info.key, size_max=DOCUMENT_SIZE_MAX), key=info.key)
+                parse = partial(parse_header, key=info.key)
+                header = await get_good(store, info.key, parse, size_max=DOCUMENT_SIZE_MAX)
             except (DamagedError, LimitError, ObjectNotFound):
                 continue
             if _follows(header, keys, writer_key):

@@ -56,7 +56,8 @@ async def list_around(store: Store, keys: Sequence[str], on_found: Callable[[str
             page = await store.list(prefix, start_after=start_after)
             await verify_place(store)
             for count, info in enumerate(page, 1):
-                on_found(info.key, info.size_bytes)
+                if not info.is_hidden:  # it is sent again, which shows it
+                    on_found(info.key, info.size_bytes)
                 if count % TOLD_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
             if len(page) == 0 or page[-1].key >= last:
@@ -79,7 +80,7 @@ async def _list_sizes(store: Store, prefix: str, keys: Sequence[str]) -> dict[st
     while position < len(keys):
         # The key less its last character sorts just before it: the page begins with this object.
         page = await store.list(prefix, start_after=keys[position][:-1])
-        sizes.update((info.key, info.size_bytes) for info in page)
+        sizes.update((info.key, info.size_bytes) for info in page if not info.is_hidden)
         if len(page) < LIST_PAGE_MAX:
             break
         position += 1
@@ -105,6 +106,6 @@ class ListedSizes:
             page = await self._store.list(self._prefix, start_after=max(self._after, key[:-1]))
             self._ended = not page
             if page:
-                self._page = {info.key: info.size_bytes for info in page}
+                self._page = {info.key: info.size_bytes for info in page if not info.is_hidden}
                 self._after = page[-1].key
         return self._page.get(key)

@@ -4,7 +4,8 @@ Order at a store, each step of which may be the last before a crash:
 1. the store counts as not holding the object, so that the cache keeps what is here of it;
 2. a verified copy lies on the local disk, else nothing is removed: two stores may be mended at once, and
    neither may count on the other;
-3. step 1 is durable; then damaged bytes are deleted, under the lease;
+3. step 1 is durable; then damaged bytes are deleted, under the lease. In a store that keeps versions the good
+   ones are put on top of them instead, for which no right to delete is needed;
 4. the mirror sends the object like any other: lease, back-off, confirmation.
 After a crash from 3 on the object is one of those that the store lacks, and is sent by the next mount; if
 damaged bytes are still in the way then, that is a conflict, which status shows.
@@ -27,7 +28,7 @@ from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.standing import WHAT_NEXT
 from mirrorfs.errors import MirrorfsError, StoreError, StoreMismatch
 from mirrorfs.format.rows import SegmentRow
-from mirrorfs.ports import Clock, Disk, ObjectKey, Offload
+from mirrorfs.ports import Clock, Disk, ObjectKey, Offload, Sealed
 
 logger = logging.getLogger(__name__)
 
@@ -247,8 +248,14 @@ class Mender:
             if one.fault is not Fault.MISSING and self._mirrors().get(one.place) is mirror:
                 try:
                     await mirror.lease_fresh()
-                    await mirror.store.delete(ObjectKey(one.key))
+                    await self._clear(ObjectKey(one.key), mirror)
                 except MirrorfsError as exc:
                     results[one] = f"what is there could not be removed: {exc}"
             # In any case: what is still in the way is a conflict, and shown.
             self._offer(one.key, mirror, size_bytes, now_ns)
+
+    async def _clear(self, key: ObjectKey, mirror: Mirror) -> None:
+        """Have the way free for a good copy, or put it there. Raises: MirrorfsError."""
+        data = await self._objects.read(key)
+        if not await mirror.store.put_over(key, Sealed(data)):
+            await mirror.store.delete(key)

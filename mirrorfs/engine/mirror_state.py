@@ -39,6 +39,20 @@ def fault_word(fault: MirrorfsError) -> StateWord:
 
 
 @dataclass(frozen=True, slots=True)
+class LockState:
+    """How the objects of a store are locked (engine/lock_keeper.py)."""
+
+    mode: str
+    days: int
+    until_ns: int | None
+    """CLOCK_REALTIME until which everything that is needed is locked at least; None: not known yet."""
+    behind_count: int
+    """Objects whose locks are being renewed, and have not been yet."""
+    error: str | None
+    """Why locks cannot be renewed."""
+
+
+@dataclass(frozen=True, slots=True)
 class MirrorState:
     """A moment of one store's mirror."""
 
@@ -73,6 +87,10 @@ class MirrorState:
     """CLOCK_REALTIME when a rotating store that is away was last there."""
     filling: bool = False
     """It is new, and has never held everything yet."""
+    can_delete: bool | None = None
+    """Whether this PC's credentials can remove objects for good; None: not known."""
+    lock: LockState | None = None
+    """How it locks objects; None: not at all."""
 
 
 @dataclass(frozen=True, slots=True)

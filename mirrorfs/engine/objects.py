@@ -14,6 +14,7 @@ import trio
 from mirrorfs.core.genuine import check_object, is_another_state
 from mirrorfs.core.salvage import combine_copies
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
+from mirrorfs.engine.versions import NOT_GOOD
 from mirrorfs.errors import (
     DamagedError,
     DiskError,
@@ -145,6 +146,34 @@ class LocalObjects:
                 yield [found for found in page if found.key in keys]
                 await trio.lowlevel.checkpoint()
 
+    async def under(self, prefix: str, *, lost: Iterable[str] = ()) -> AsyncGenerator[LocalObject, None]:
+        """Everything under a prefix that the chain or the disk names, in key order.
+
+        Args:
+            lost: keys that are to be here and are not; they come with size -1.
+        """
+        if (segments := self.in_use(prefix)) is not None:
+            while page := list(islice(segments, PAGE)):
+                for found in page:
+                    yield found
+                await trio.lowlevel.checkpoint()
+            return
+        keys = await self.keys(prefix)
+        keys = sorted({*keys, *lost}) if lost else keys
+        for at in range(0, len(keys), PAGE):
+            some = keys[at : at + PAGE]
+            sizes = await self.sizes_of(some)
+            for key in some:
+                yield LocalObject(key, sizes.get(key, -1), 0)
+
+    def condemned(self) -> frozenset[str]:
+        """Keys of what nobody needs any more, and is still to be deleted somewhere."""
+        rows = self._index.list_condemned(after=(0, 0), limit=1 << 62)
+        return frozenset(
+            segment_object_key(Stream(row.stream), SegmentId(row.sequence, row.epoch, row.writer))
+            for row in rows
+        )
+
     async def sizes_of(self, keys: Sequence[str]) -> dict[str, int]:
         """Bytes of those of the objects that are on the disk. At most PAGE keys."""
 
@@ -273,9 +302,24 @@ class ObjectSource:
                 damaged.append(data)
                 continue
             return data
+        if (earlier := await self._from_earlier(key, stores)) is not None:
+            return earlier
         if len(damaged) > 1 and (combined := await self._combined(key, damaged)) is not None:
             return combined
         raise failure or ObjectNotFound(f"No copy of the object {key} was found.")
+
+    async def _from_earlier(self, key: str, stores: Sequence[Store]) -> bytes | None:
+        """An earlier version in a store, verified: somebody put something else over it, or deleted it."""
+        for store in stores:
+            try:
+                for version in await store.versions(ObjectKey(key)):
+                    with suppress(*NOT_GOOD):
+                        data = await store.get(ObjectKey(key), version=version)
+                        await self.check(key, data)
+                        return data
+            except StoreError as exc:
+                logger.info("store %s does not show earlier versions of %s: %s", store.name, key, exc)
+        return None
 
     async def _combined(self, key: str, copies: Sequence[bytes]) -> bytes | None:
         """A segment that is damaged in every copy, in different places."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -33,7 +34,7 @@ from mirrorfs.format.ids import SegmentId, Stream, frame_id, segment_object_key,
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import Index, IndexSnapshot, ObjectKey, Offload, Store
+from mirrorfs.ports import Index, IndexSnapshot, ObjectKey, ObjectVersion, Offload, Store
 
 logger = logging.getLogger(__name__)
 
@@ -235,6 +236,8 @@ class DataRestorer:
             key = segment_object_key(Stream(place[0]), segment)
             reading = _Reading(segment, key, missing)
             await self._read(reading)
+            if reading.missing:
+                await self._read_earlier(reading)
             self._written += reading.written_bytes
             missing = reading.missing
             unreached |= reading.unreached
@@ -312,12 +315,25 @@ class DataRestorer:
             finally:
                 source.busy -= 1
 
+    async def _read_earlier(self, reading: _Reading) -> None:
+        """Read what is missing from versions beneath those that stores show, one after the other."""
+        for source in self._sources:
+            try:
+                for version in await source.store.versions(ObjectKey(reading.key)):
+                    if reading.missing:
+                        with suppress(ObjectNotFound, LimitError):
+                            await self._read_whole(source, reading, version)
+            except StoreError as exc:
+                logger.warning("Store %s, object %s: %s", source.store.name, reading.key, exc)
+
     def _rank(self, source: _Source) -> tuple[bool, int]:
         return source.failures >= FAILURES_MAX, 0 if self._in_order else source.busy
 
-    async def _read_whole(self, source: _Source, reading: _Reading) -> None:
+    async def _read_whole(
+        self, source: _Source, reading: _Reading, version: ObjectVersion | None = None
+    ) -> None:
         for span in spans(reading.missing):
-            data = await self._get(source, reading.key, span.start, span.end)
+            data = await self._get(source, reading.key, span.start, span.end, version)
             await self._write_span(reading, data, span)
             self._report(source, reading)
             if reading.cipher is None:
@@ -329,9 +345,13 @@ class DataRestorer:
             await self._write_one(reading, data, wanted)
             self._report(source, reading)
 
-    async def _get(self, source: _Source, key: str, start: int, end: int) -> bytes:
+    async def _get(
+        self, source: _Source, key: str, start: int, end: int, version: ObjectVersion | None = None
+    ) -> bytes:
         source.requests += 1
-        data = await source.store.get_range(ObjectKey(key), offset=start, size_bytes=end - start)
+        data = await source.store.get_range(
+            ObjectKey(key), offset=start, size_bytes=end - start, version=version
+        )
         source.size_bytes += len(data)
         return data
 

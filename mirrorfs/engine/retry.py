@@ -22,6 +22,7 @@ from mirrorfs.ports import (
     OBJECT_SIZE_MAX,
     ObjectInfo,
     ObjectKey,
+    ObjectVersion,
     Sealed,
     Store,
     StoreTraits,
@@ -67,11 +68,11 @@ class StoreMetrics:
     """Counts since the store was made; attempts count, not calls."""
 
     puts: int = 0
-    """Attempts to write: put, compare_and_swap."""
+    """Attempts to write: put, put_over, compare_and_swap."""
     gets: int = 0
     """Attempts to read: get, get_range, read_mutable."""
     others: int = 0
-    """Attempts of head, list, delete, probe."""
+    """Attempts of head, list, versions, lock_until, delete, probe."""
     bytes_up: int = 0
     """Bytes of confirmed writes."""
     bytes_down: int = 0
@@ -91,6 +92,7 @@ class RetryingStore:
     ) -> None:
         """Wrap a store, which this one closes. random returns numbers in [0, 1)."""
         self.name = store.name
+        self.lock = store.lock
         self.metrics = StoreMetrics()
         self._store = store
         self._random = random
@@ -106,23 +108,58 @@ class RetryingStore:
 
         await self._repeat(attempt, size_bytes=len(data), writes=True)
 
-    async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
+    async def put_over(self, key: ObjectKey, data: Sealed) -> bool:
+        """See Store.put_over."""
+
+        async def attempt() -> bool:
+            self.metrics.puts += 1
+            done = await self._store.put_over(key, data)
+            self.metrics.bytes_up += len(data) * done
+            return done
+
+        return await self._repeat(attempt, size_bytes=len(data), writes=True)
+
+    async def get(
+        self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX, version: ObjectVersion | None = None
+    ) -> bytes:
         """See Store.get."""
 
         async def attempt() -> bytes:
             self.metrics.gets += 1
-            return self._count_down(await self._store.get(key, size_max=size_max))
+            return self._count_down(await self._store.get(key, size_max=size_max, version=version))
 
         return await self._repeat(attempt, size_bytes=size_max)
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         """See Store.get_range."""
 
         async def attempt() -> bytes:
             self.metrics.gets += 1
-            return self._count_down(await self._store.get_range(key, offset=offset, size_bytes=size_bytes))
+            return self._count_down(
+                await self._store.get_range(key, offset=offset, size_bytes=size_bytes, version=version)
+            )
 
         return await self._repeat(attempt, size_bytes=size_bytes)
+
+    async def versions(self, key: ObjectKey) -> Sequence[ObjectVersion]:
+        """See Store.versions."""
+
+        async def attempt() -> Sequence[ObjectVersion]:
+            self.metrics.others += 1
+            return await self._store.versions(key)
+
+        return await self._repeat(attempt)
+
+    async def lock_until(self, key: ObjectKey, *, until_ns: int, size_bytes: int | None) -> None:
+        """See Store.lock_until."""
+
+        async def attempt() -> None:
+            self.metrics.others += 1
+            await self._store.lock_until(key, until_ns=until_ns, size_bytes=size_bytes)
+
+        await self._repeat(attempt, writes=True)
 
     async def head(self, key: ObjectKey) -> ObjectInfo:
         """See Store.head."""

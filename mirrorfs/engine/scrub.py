@@ -12,10 +12,9 @@ last object it was done with; a sample goes on where the last sample ended.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final
 
 import trio
@@ -23,7 +22,7 @@ import trio
 from mirrorfs.engine.look import ListedSizes, size_at
 from mirrorfs.engine.lost_here import find_lost
 from mirrorfs.engine.mirror import Mirror
-from mirrorfs.engine.objects import PAGE, SMALL_PREFIXES, LocalObject, LocalObjects, ObjectSource
+from mirrorfs.engine.objects import SMALL_PREFIXES, LocalObjects, ObjectSource
 from mirrorfs.engine.scrub_state import DEEP, LOCAL, SIZES, BadObject, Depth, Fault, ScrubState
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
 from mirrorfs.errors import DamagedError, DiskError, LimitError, ObjectNotFound, StoreError, StoreUnavailable
@@ -260,7 +259,8 @@ class Scrubber:
         mirror = self._mirror(place)
         for prefix in sorted(MIRRORED_PREFIXES):
             listing = ListedSizes(mirror.store, prefix)
-            async with aclosing(self._expected(prefix, lost_here)) as expected:
+            lost = [key for key in lost_here if prefix_of(key) == prefix]
+            async with aclosing(self._objects.under(prefix, lost=lost)) as expected:
                 async for item in expected:
                     if not mirror.is_held(item.key):
                         found.pending += 1
@@ -282,20 +282,3 @@ class Scrubber:
                     else:
                         wanted = f" instead of {item.size}" * (item.size >= 0)
                         note(BadObject(place, item.key, Fault.SIZE, f"it has {size_bytes} bytes{wanted}."))
-
-    async def _expected(self, prefix: str, lost_here: set[str]) -> AsyncGenerator[LocalObject, None]:
-        """Everything under a prefix that a store must hold, in key order; of what is not here size -1."""
-        if (segments := self._objects.in_use(prefix)) is not None:
-            while page := list(islice(segments, PAGE)):
-                for found in page:
-                    yield found
-                await trio.lowlevel.checkpoint()
-            return
-        keys = await self._objects.keys(prefix)
-        lost = [key for key in lost_here if prefix_of(key) == prefix]
-        keys = sorted({*keys, *lost}) if lost else keys
-        for at in range(0, len(keys), PAGE):
-            some = keys[at : at + PAGE]
-            sizes = await self._objects.sizes_of(some)
-            for key in some:
-                yield LocalObject(key, sizes.get(key, -1), 0)

@@ -24,7 +24,7 @@ from mirrorfs.errors import (
 from mirrorfs.format.ids import STREAM_PREFIX, SegmentId, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import HEADER_SIZE
-from mirrorfs.ports import LIST_PAGE_MAX, Disk, ObjectKey, Offload, Store
+from mirrorfs.ports import LIST_PAGE_MAX, Disk, ObjectKey, ObjectVersion, Offload, Store
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Segments:
         self._by_sequence: dict[int, set[SegmentId]] = {}
         self._places: dict[SegmentId, list[Store]] = {}
         self._local: set[SegmentId] = set()
+        self._hidden: dict[SegmentId, int] = {}
         self.unreached: set[str] = set()
         """Names of stores that did not answer when they were asked for a segment."""
         self.passed_over: set[tuple[str, str]] = set()
@@ -117,6 +118,8 @@ class Segments:
                 segment = self._parse(info.key)
                 if segment is not None and not self._is_another_end(segment):
                     found.append(segment)
+                    if info.is_hidden:
+                        self._hidden[segment] = self._hidden.get(segment, 0) + 1
             if len(page) < LIST_PAGE_MAX:
                 return
             after = page[-1].key
@@ -154,6 +157,11 @@ class Segments:
         return sorted(
             found, key=lambda segment: (segment.epoch, segment.sequence, segment.writer), reverse=True
         )
+
+    def is_deleted(self, segment: SegmentId) -> bool:
+        """Whether it is only beneath delete markers, in stores that keep versions, and nowhere else."""
+        count = self._hidden.get(segment, 0)
+        return 0 < count == len(self._places.get(segment, ())) and segment not in self._local
 
     def stores_of(self, segment: SegmentId) -> list[str]:
         """Names of the stores that list a segment."""
@@ -195,12 +203,14 @@ class Segments:
             finally:
                 file.close()
 
-        def from_store(store: Store) -> Callable[[], Awaitable[bytes]]:
+        def from_store(store: Store, version: ObjectVersion | None = None) -> Callable[[], Awaitable[bytes]]:
             async def read() -> bytes:
                 try:
                     if size_bytes is None:
-                        return await store.get(ObjectKey(key))
-                    return await store.get_range(ObjectKey(key), offset=offset, size_bytes=size_bytes)
+                        return await store.get(ObjectKey(key), version=version)
+                    return await store.get_range(
+                        ObjectKey(key), offset=offset, size_bytes=size_bytes, version=version
+                    )
                 except MAY_ANSWER_LATER:
                     self.unreached.add(store.name)
                     raise
@@ -209,9 +219,17 @@ class Segments:
 
         if disk is not None and segment in self._local:
             attempts.append(("local log", lambda: self.offload.run(from_disk)))
-        for store in self._places.get(segment, ()):
-            attempts.append((_STORE + store.name, from_store(store)))
-        return _Copies(key, attempts, on_passed_over=self._passed_over)
+        stores = self._places.get(segment, [])
+        attempts += [(_STORE + store.name, from_store(store)) for store in stores]
+
+        async def earlier() -> list[_Attempt]:
+            return [
+                (_STORE + store.name, from_store(store, version))
+                for store in stores
+                for version in await store.versions(ObjectKey(key))
+            ]
+
+        return _Copies(key, attempts, earlier, on_passed_over=self._passed_over)
 
     def _passed_over(self, where: str, key: str) -> None:
         if where.startswith(_STORE):
@@ -223,17 +241,24 @@ _Attempt = tuple[str, Callable[[], Awaitable[bytes]]]
 
 
 class _Copies:
-    """What attempts to read one object yield, those that fail left out.
+    """What attempts to read one object yield, those that fail left out; in the end, of earlier versions.
 
     Not an async generator: readers stop at the first good copy, and an unfinished generator would have to
     be closed at each such place.
     """
 
     def __init__(
-        self, key: str, attempts: Sequence[_Attempt], *, on_passed_over: Callable[[str, str], None]
+        self,
+        key: str,
+        attempts: Sequence[_Attempt],
+        earlier: Callable[[], Awaitable[Sequence[_Attempt]]],
+        *,
+        on_passed_over: Callable[[str, str], None],
     ) -> None:
+        """`earlier` is asked for further attempts once the first have been in vain. Raises StoreError."""
         self._key = key
         self._attempts = iter(attempts)
+        self._earlier: Callable[[], Awaitable[Sequence[_Attempt]]] | None = earlier
         self._on_passed_over = on_passed_over
         self._last: str | None = None
 
@@ -244,14 +269,21 @@ class _Copies:
         if self._last is not None:
             self._on_passed_over(self._last, self._key)
             self._last = None
-        for where, read in self._attempts:
+        while True:
+            for where, read in self._attempts:
+                try:
+                    data = await read()
+                    self._last = where
+                    return where, data
+                except (ObjectNotFound, FileNotFoundError):
+                    self._on_passed_over(where, self._key)
+                    continue
+                except (StoreError, DiskError, LimitError) as exc:
+                    logger.warning("%s, object %s: %s", where, self._key, exc)
+            if self._earlier is None:
+                raise StopAsyncIteration
+            earlier, self._earlier = self._earlier, None
             try:
-                data = await read()
-                self._last = where
-                return where, data
-            except (ObjectNotFound, FileNotFoundError):
-                self._on_passed_over(where, self._key)
-                continue
-            except (StoreError, DiskError, LimitError) as exc:
-                logger.warning("%s, object %s: %s", where, self._key, exc)
-        raise StopAsyncIteration
+                self._attempts = iter(await earlier())
+            except StoreError as exc:
+                logger.warning("object %s: %s", self._key, exc)

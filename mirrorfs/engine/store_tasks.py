@@ -176,6 +176,8 @@ class StoreTasks:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._lasting, partial(self._keep_lease, one), "a lease")
                     nursery.start_soon(self._lasting, partial(self._mirror, one), "a mirror")
+                    if one.locks is not None:
+                        nursery.start_soon(self._lasting, one.locks.run, "the locks of a store")
         finally:
             one.ended.set()
 

@@ -130,7 +130,8 @@ class Sweeper:
             row = self._local.index.get_relocated(segment.sequence)
             is_used = row is not None and (row.epoch, row.writer) == segment[1:]
             # A later epoch is of one who took over: it is for him to say what his objects are for.
-            if not is_used and segment not in named and segment.epoch <= self._local.identity.epoch:
+            is_ours = segment.epoch <= self._local.identity.epoch and not segments.is_deleted(segment)
+            if not is_used and segment not in named and is_ours:
                 found.append(segment)
         return found
 
@@ -165,7 +166,9 @@ class Sweeper:
         unneeded = [
             one
             for one in segments.by_writer()
-            if one not in needed and (one.epoch, one.sequence) < (newest.epoch, newest.sequence)
+            if one not in needed
+            and (one.epoch, one.sequence) < (newest.epoch, newest.sequence)
+            and not segments.is_deleted(one)
         ]
         await self._delete(
             [segment_object_key(Stream.CHECKPOINT, one) for one in unneeded], report, on_progress

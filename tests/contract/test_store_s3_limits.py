@@ -230,7 +230,7 @@ async def test_without_a_limit_the_body_goes_as_it_is(scripted: ScriptedServer) 
     scripted.script = lambda exchange: exchange.answer(200, headers={"ETag": ETAG})
     async with limited(scripted.endpoint, None, parallel=PARALLEL) as store:
         store._conditional = True
-        store._client().meta.events.register_last(
+        store._bucket.client().meta.events.register_last(
             "before-send.s3.PutObject", lambda request, **_: sizes.append(type(request.body))
         )
         await store.put(KEY, DATA)

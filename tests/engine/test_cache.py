@@ -14,7 +14,7 @@ from mirrorfs.engine import fetch
 from mirrorfs.engine.reader import FrameCache
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import ReadFailed, StoreUnavailable
-from mirrorfs.ports import ObjectKey, Sealed
+from mirrorfs.ports import ObjectKey, ObjectVersion, Sealed
 from tests.support.machine import Machine, read_file, write_file
 from tests.support.store_memory import MemoryStore
 
@@ -31,9 +31,11 @@ class CountingStore(MemoryStore):
         self.reads = 0
         self.away = False
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         self._count()
-        return await super().get_range(key, offset=offset, size_bytes=size_bytes)
+        return await super().get_range(key, offset=offset, size_bytes=size_bytes, version=version)
 
     async def put(self, key: ObjectKey, data: Sealed) -> None:
         if self.away:

@@ -23,7 +23,7 @@ from mirrorfs.format.checkpoint import TABLES, ChunkRef
 from mirrorfs.format.ids import SegmentId, Stream
 from mirrorfs.format.rows import DentryRow, InodeRow
 from mirrorfs.format.signing import load_public_key, load_signer
-from mirrorfs.ports import Index, ObjectKey
+from mirrorfs.ports import Index, ObjectKey, ObjectVersion
 from tests.sim.world import InlineOffload
 from tests.support.built_volume import WRITER_KEY, BuiltVolume
 from tests.support.store_memory import MemoryStore
@@ -40,7 +40,9 @@ class WatchedStore(MemoryStore):
         super().__init__(name, objects)
         self.requests = self.failures = self.under_way = self.most = 0
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         self.requests += 1
         self.under_way += 1
         self.most = max(self.most, self.under_way)
@@ -51,7 +53,7 @@ class WatchedStore(MemoryStore):
         if self.failures:
             self.failures -= 1
             raise StoreUnavailable(f"Store {self.name} does not answer.")
-        return await super().get_range(key, offset=offset, size_bytes=size_bytes)
+        return await super().get_range(key, offset=offset, size_bytes=size_bytes, version=version)
 
 
 class Written:

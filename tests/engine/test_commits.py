@@ -24,7 +24,7 @@ from mirrorfs.engine.tree_walk import find_row
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.record import Create
 from mirrorfs.format.signing import load_public_key
-from mirrorfs.ports import Disk, Index, ObjectKey, Store
+from mirrorfs.ports import Disk, Index, ObjectKey, ObjectVersion, Store
 from tests.engine.test_restore import DIRECTORY, flip, journal_frames, segments, write_file
 from tests.support.built_volume import WRITER_KEY, BuiltVolume
 from tests.support.store_memory import MemoryStore
@@ -38,13 +38,17 @@ class CountingStore(MemoryStore):
 
     read_bytes = 0
 
-    async def get(self, key: ObjectKey, *, size_max: int = 1 << 25) -> bytes:
-        data = await super().get(key, size_max=size_max)
+    async def get(
+        self, key: ObjectKey, *, size_max: int = 1 << 25, version: ObjectVersion | None = None
+    ) -> bytes:
+        data = await super().get(key, size_max=size_max, version=version)
         self.read_bytes += len(data)
         return data
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
-        data = await super().get_range(key, offset=offset, size_bytes=size_bytes)
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
+        data = await super().get_range(key, offset=offset, size_bytes=size_bytes, version=version)
         self.read_bytes += len(data)
         return data
 

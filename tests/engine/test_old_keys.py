@@ -32,7 +32,7 @@ from mirrorfs.format.journal import decode_journal, encode_journal
 from mirrorfs.format.limits import EPOCH_MAX
 from mirrorfs.format.segment import check_sealed
 from mirrorfs.format.signing import load_public_key, load_signer
-from mirrorfs.ports import OBJECT_SIZE_MAX, ObjectKey
+from mirrorfs.ports import OBJECT_SIZE_MAX, ObjectKey, ObjectVersion
 from tests.sim.world import InlineOffload
 from tests.support.machine import write_file
 from tests.support.rotated import Objects, Rotated, contents, names
@@ -297,10 +297,12 @@ class Counting(SimulatedStore):
         super().__init__(name, seed=5, objects=objects)
         self.whole: list[str] = []
 
-    async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
+    async def get(
+        self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX, version: ObjectVersion | None = None
+    ) -> bytes:
         if key.startswith("segments/"):
             self.whole.append(key)
-        return await super().get(key, size_max=size_max)
+        return await super().get(key, size_max=size_max, version=version)
 
 
 async def test_another_pc_does_not_read_all_of_the_log_again(

@@ -13,7 +13,7 @@ from mirrorfs.engine import lease, lease_watch
 from mirrorfs.engine.scrub import DEEP
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import ChainError, InUseError, ReadOnlyVolume, StoreUnavailable
-from mirrorfs.ports import ObjectKey
+from mirrorfs.ports import ObjectKey, ObjectVersion
 from tests.support.machine import Machine, read_file, write_file
 from tests.support.store_memory import MemoryStore
 
@@ -40,7 +40,9 @@ class AwayStore(MemoryStore):
     async def list(self, prefix: str, *, start_after: str = ""):  # type: ignore[no-untyped-def]
         raise StoreUnavailable(f"Store {self.name} is away.")
 
-    async def get(self, key: ObjectKey, *, size_max: int = 1 << 25) -> bytes:
+    async def get(
+        self, key: ObjectKey, *, size_max: int = 1 << 25, version: ObjectVersion | None = None
+    ) -> bytes:
         raise StoreUnavailable(f"Store {self.name} is away.")
 
     async def read_mutable(self, key: ObjectKey):  # type: ignore[no-untyped-def]

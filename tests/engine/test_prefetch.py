@@ -22,7 +22,7 @@ from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.errors import StoreUnavailable
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.rows import SegmentRow
-from mirrorfs.ports import ObjectKey
+from mirrorfs.ports import ObjectKey, ObjectVersion
 from tests.sim.world import InlineOffload
 from tests.support.machine import Machine, read_file, write_file
 from tests.support.store_memory import MemoryStore
@@ -52,12 +52,14 @@ class SlowStore(MemoryStore):
         self.read: list[int] = []
         self.away = False
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         await trio.sleep(1)
         if self.away:
             raise StoreUnavailable(f"Store {self.name} is away.")
         self.read.append(next(sequence for sequence in range(COUNT) if key_of(sequence) == key))
-        return await super().get_range(key, offset=offset, size_bytes=size_bytes)
+        return await super().get_range(key, offset=offset, size_bytes=size_bytes, version=version)
 
 
 class RoomyDisk(LocalDisk):

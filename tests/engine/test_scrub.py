@@ -15,7 +15,7 @@ from mirrorfs.engine.reader import FrameCache
 from mirrorfs.engine.scrub import DEEP, LOCAL, SIZES, Depth, Fault
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import StoreDenied, StoreUnavailable
-from mirrorfs.ports import ObjectKey
+from mirrorfs.ports import ObjectKey, ObjectVersion
 from tests.support.machine import Machine, read_file, write_file
 from tests.support.store_memory import MemoryStore
 
@@ -30,11 +30,13 @@ class FailingStore(MemoryStore):
         self.reads_left = 1 << 30
         self.keeps = False
 
-    async def get(self, key: ObjectKey, *, size_max: int = 1 << 25) -> bytes:
+    async def get(
+        self, key: ObjectKey, *, size_max: int = 1 << 25, version: ObjectVersion | None = None
+    ) -> bytes:
         self.reads_left -= 1
         if self.reads_left < 0:
             raise StoreUnavailable(f"Store {self.name} is away.")
-        return await super().get(key, size_max=size_max)
+        return await super().get(key, size_max=size_max, version=version)
 
     async def delete(self, key: ObjectKey) -> None:
         if self.keeps:
@@ -202,7 +204,9 @@ async def test_samples_come_round_to_everything(tmp_path: Path) -> None:
         seen: list[str] = []
         original = it.stores[0].get
 
-        async def get(key: ObjectKey, *, size_max: int = 1 << 25) -> bytes:
+        async def get(
+            key: ObjectKey, *, size_max: int = 1 << 25, version: ObjectVersion | None = None
+        ) -> bytes:
             seen.append(key)
             return await original(key, size_max=size_max)
 

@@ -8,19 +8,21 @@ from collections.abc import Sequence
 import trio
 
 from mirrorfs.drivers.object_keys import check_key, check_listing, check_mutable_size
+from mirrorfs.drivers.unversioned import Unversioned
 from mirrorfs.errors import LimitError, ObjectExists, ObjectNotFound
 from mirrorfs.ports import (
     LIST_PAGE_MAX,
     OBJECT_SIZE_MAX,
     ObjectInfo,
     ObjectKey,
+    ObjectVersion,
     Sealed,
     StoreTraits,
     Version,
 )
 
 
-class MemoryStore:
+class MemoryStore(Unversioned):
     """`Store` in a dictionary, which tests may read and change."""
 
     def __init__(self, name: str, objects: dict[str, bytes] | None = None) -> None:
@@ -37,14 +39,18 @@ class MemoryStore:
         if self.objects.setdefault(key, bytes(data)) != data:
             raise ObjectExists(f"Store {self.name} holds other bytes under {key}.")
 
-    async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
+    async def get(
+        self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX, version: ObjectVersion | None = None
+    ) -> bytes:
         """See Store.get."""
         data = await self._find(key)
         if len(data) > size_max:
             raise LimitError(f"Object {key} exceeds {size_max} bytes.")
         return data
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         """See Store.get_range."""
         return (await self._find(key))[offset : offset + size_bytes]
 

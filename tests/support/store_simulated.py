@@ -24,8 +24,9 @@ from typing import TypeVar
 
 import trio
 
+from mirrorfs.drivers.unversioned import Unversioned
 from mirrorfs.errors import ObjectExists, StoreDenied, StoreFull, StoreUnavailable, UnknownOutcome
-from mirrorfs.ports import OBJECT_SIZE_MAX, ObjectInfo, ObjectKey, Sealed, StoreTraits, Version
+from mirrorfs.ports import OBJECT_SIZE_MAX, ObjectInfo, ObjectKey, ObjectVersion, Sealed, StoreTraits, Version
 from tests.support.store_memory import MemoryStore
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ NO_FAULTS = Faults()
 HANG_S = 10_000.0
 
 
-class SimulatedStore:
+class SimulatedStore(Unversioned):
     """`Store` with the fault model above. Attributes may be changed at any time by the test."""
 
     def __init__(
@@ -128,11 +129,15 @@ class SimulatedStore:
 
         await self._request(effect, writes=True)
 
-    async def get(self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX) -> bytes:
+    async def get(
+        self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX, version: ObjectVersion | None = None
+    ) -> bytes:
         """See Store.get."""
         return await self._request(lambda: self._memory.get(key, size_max=size_max))
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         """See Store.get_range."""
         return await self._request(lambda: self._memory.get_range(key, offset=offset, size_bytes=size_bytes))
 

@@ -12,6 +12,7 @@ from mirrorfs.cli.protection import KERNEL_HOLDS_S, Light, judge
 from mirrorfs.cli.status import VolumeReport, as_json, as_text, timestamp
 from mirrorfs.cli.waiting import Patience
 from mirrorfs.engine.mirror_state import MirrorState, StateWord
+from mirrorfs.format.object_lock import DAY_NS
 
 S = 1_000_000_000
 NOW_NS = 1_800_000_000 * S
@@ -164,6 +165,38 @@ def test_json_has_every_field_mounted_or_not() -> None:
     assert mounted["stores"][0]["safe_until"] == timestamp(NOW_NS - 30 * S)
     assert (absent["mounted"], absent["light"], absent["reason"]) == (False, None, "Its mount is dead.")
     assert (view["mounted"], view["read_only"], view["as_of"]) == (True, True, timestamp(NOW_NS))
+
+
+LOCK = {"mode": "compliance", "days": 40, "until_ns": NOW_NS + 30 * DAY_NS, "behind_count": 0, "error": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "light", "words"),
+    [
+        ({}, Light.PROTECTED, "at least (compliance)"),
+        ({"behind_count": 7}, Light.PROTECTED, "7 locks to be renewed"),
+        ({"until_ns": None}, Light.PROTECTED, "compliance lock, not yet of everything"),
+        ({"until_ns": None, "error": "Denied."}, Light.AT_RISK, "locks are not renewed: Denied."),
+        ({"error": "Denied."}, Light.PROTECTED, "locks are not renewed: Denied."),
+        (
+            {"error": "Denied.", "until_ns": NOW_NS + 9 * DAY_NS},
+            Light.AT_RISK,
+            "locks are not renewed: Denied.",
+        ),
+        ({"until_ns": NOW_NS - DAY_NS}, Light.AT_RISK, "locked until"),
+    ],
+)
+def test_locks(changes: dict[str, Any], light: Light, words: str) -> None:
+    found = report(status(store(lock=LOCK | changes, can_delete=False), store("b")))
+    assert found.protection is not None
+    assert found.protection.light is light
+    assert (found.protection.reason is not None) == (light is Light.AT_RISK)
+    locked, other = as_text(found)[-3:-1]
+    assert words in locked and locked.endswith("; credentials here cannot delete"), locked
+    assert "lock" not in other and "delete" not in other
+    told = as_json(found)["stores"]
+    assert told[0]["can_delete"] is False and told[0]["lock"]["days"] == 40
+    assert (told[1]["can_delete"], told[1]["lock"]) == (None, None)
 
 
 def test_timestamps() -> None:

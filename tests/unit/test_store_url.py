@@ -13,6 +13,7 @@ from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.drivers.store_url import URL_LENGTH_MAX, parse_store_url
 from mirrorfs.errors import StoreUnavailable, UsageError
+from mirrorfs.format.object_lock import LockMode, ObjectLock
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,15 @@ async def test_directory_store_works(tmp_path: Path) -> None:
 async def test_s3(url: str, bucket: str, base: str, target: S3Target) -> None:
     store = parse_store_url("cloud", url)
     assert isinstance(store, S3Store)
-    assert (store.name, store._bucket, store._base, store._target) == ("cloud", bucket, base, target)
+    found = store._bucket
+    assert (store.name, found.name, found.base, found.target) == ("cloud", bucket, base, target)
+
+
+@pytest.mark.parametrize("mode", list(LockMode))
+def test_a_lock(mode: LockMode) -> None:
+    store = parse_store_url("cloud", f"s3://bucket/p?lock={mode}&lock_days=60")
+    assert store.lock == ObjectLock(mode, 60)
+    assert parse_store_url("cloud", "s3://bucket/p").lock is None
 
 
 @pytest.mark.parametrize(
@@ -113,6 +122,12 @@ async def test_s3(url: str, bucket: str, base: str, target: S3Target) -> None:
         ("s3://bucket?region=a&region=b", "twice"),
         ("s3://bucket?allow_http=yes", "value 1"),
         ("s3://bucket?limits=1", "value 0"),
+        ("s3://bucket?lock=compliance", "lock_days"),
+        ("s3://bucket?lock=compliance&lock_days=0", "lock_days"),
+        ("s3://bucket?lock=compliance&lock_days=36501", "lock_days"),
+        ("s3://bucket?lock=compliance&lock_days=1.5", "lock_days"),
+        ("s3://bucket?lock=legal&lock_days=1", "governance or compliance"),
+        ("s3://bucket?lock_days=1", "governance or compliance"),
         ("s3://bucket?endpoint=ftp://host", "https://HOST"),
         ("s3://bucket?endpoint=host:9000", "https://HOST"),
         ("s3://bucket?endpoint=http://", "https://HOST"),
