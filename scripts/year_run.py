@@ -162,9 +162,7 @@ def needed_bytes(volume: MountedVolume) -> int:
 
 async def live(year: Year, days: int) -> tuple[int, int]:
     """Returns: the time at the end, and since when every moment is kept."""
-    print(
-        "day  alive MB  written MB  needed MB  data MB  ratio  checkpoints MB  moments before  every moment since"
-    )
+    print("day  alive MB  written MB  needed MB  data MB  ratio  checkpoints MB  moments before  all since")
     collected = deleted = 0
     for number in range(days):
         async with year.pc.mounted() as volume:
