@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import trio
 
 from mirrorfs.engine.restore_extents import ExtentMap, Piece, Place, moved_frames, passes, unpacked
-from mirrorfs.engine.restore_spans import Span, WantedFrame, spans
+from mirrorfs.engine.restore_spans import Span, WantedFrame, open_wanted, spans
 from mirrorfs.engine.sources import MAY_ANSWER_LATER, Segments
 from mirrorfs.errors import (
     DamagedError,
@@ -29,8 +29,8 @@ from mirrorfs.errors import (
     StoreError,
     StoreTooNew,
 )
-from mirrorfs.format.frame import FrameCipher, Kind, unpack
-from mirrorfs.format.ids import SegmentId, Stream, frame_id, segment_object_key, split_frame_id
+from mirrorfs.format.frame import FrameCipher
+from mirrorfs.format.ids import SegmentId, Stream, segment_object_key, split_frame_id
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import WriterPublicKey
@@ -389,7 +389,7 @@ class DataRestorer:
         done = set()
         for wanted in frames:
             try:
-                plain = _open(reading.cipher, view[max(wanted.offset - base, 0) :], wanted)
+                plain = open_wanted(reading.cipher, view[max(wanted.offset - base, 0) :], wanted)
             except DamagedError as exc:
                 reading.faults.append((wanted.offset, str(exc)))
                 continue
@@ -398,14 +398,3 @@ class DataRestorer:
                 reading.written_bytes += length
             done.add(wanted.frame)
         reading.missing = [wanted for wanted in reading.missing if wanted.frame not in done]
-
-
-def _open(cipher: FrameCipher, data: memoryview, wanted: WantedFrame) -> memoryview:
-    """The plaintext of the frame that is wanted and no other. Raises DamagedError."""
-    header, body = cipher.open_body(data, offset=wanted.offset, ordinal=wanted.ordinal)
-    if body.kind is not Kind.DATA or frame_id(header.birth_sequence, header.birth_ordinal) != wanted.frame:
-        raise FormatError("another frame lies there.")
-    plain = memoryview(unpack(body))
-    if any(piece.frame_offset + piece.length > len(plain) for piece in wanted.pieces):
-        raise FormatError("the frame is shorter than what refers to it.")
-    return plain

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from mirrorfs.engine.restore_extents import Piece
+from mirrorfs.errors import FormatError
+from mirrorfs.format.frame import FrameCipher, Kind, unpack
+from mirrorfs.format.ids import frame_id
 from mirrorfs.format.segment import HEADER_SIZE
 
 GAP_MAX: Final = 1 << 20
@@ -43,3 +46,14 @@ def spans(wanted: Sequence[WantedFrame]) -> list[Span]:
         found[-1][1].append(frame)
         ends[-1] = max(ends[-1], frame.offset + frame.size)
     return [Span(start, end, frames) for (start, frames), end in zip(found, ends, strict=True)]
+
+
+def open_wanted(cipher: FrameCipher, data: memoryview, wanted: WantedFrame) -> memoryview:
+    """The plaintext of the frame that is wanted and no other. Raises DamagedError."""
+    header, body = cipher.open_body(data, offset=wanted.offset, ordinal=wanted.ordinal)
+    if body.kind is not Kind.DATA or frame_id(header.birth_sequence, header.birth_ordinal) != wanted.frame:
+        raise FormatError("another frame lies there.")
+    plain = memoryview(unpack(body))
+    if any(piece.frame_offset + piece.length > len(plain) for piece in wanted.pieces):
+        raise FormatError("the frame is shorter than what refers to it.")
+    return plain

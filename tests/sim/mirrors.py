@@ -350,9 +350,9 @@ class MirrorSimulation:
             else:
                 await self._export(machine, exc)
             raise Refused from exc
+        # Noted at once: it sends what it has while it is looked at, and may stop before that is over.
         may_hide = may_hide or self.weather.may_hide or self.weather.change_count != count
-        line = await self._check_mounted(machine, volume, was_last=was_last, may_lack=take_over and may_hide)
-        session = Session(machine, volume, line)
+        line = self._note_mounted(machine, volume, was_last=was_last, may_lack=take_over and may_hide)
         # With a lease that rotted it holds none yet, and knows less than it may seem.
         holds_all = all(one.lease.state().fresh for one in volume._stores)
         saw_all = holds_all and not stormy and not self.weather.is_stormy
@@ -362,15 +362,20 @@ class MirrorSimulation:
         if self._last not in (None, machine):
             self._last.may_be_refused = True
         self._last = machine
+        session = Session(machine, volume, line)
+        await self._check_contents(session)
         self._running.append(session)
         return session
 
-    async def _check_mounted(
+    def _note_mounted(
         self, machine: Machine, volume: MountedVolume, *, was_last: bool, may_lack: bool
     ) -> Line:
-        """`may_lack`: it was told to go on without what stores that are away may have."""
+        """Judge the state that a mount goes on from, by names and sizes: the line that the machine is on now.
+
+        `may_lack`: it was told to go on without what stores that are away may have.
+        """
         chronicle = self.chronicle
-        shown = chronicle.found(await self._tree(volume))
+        shown = chronicle.found(self._names_and_sizes(volume._local.index))
         if shown is None:
             raise Violation(f"a mount on {machine.name} shows what never was")
         before = machine.line
@@ -394,6 +399,11 @@ class MirrorSimulation:
         chronicle.lines.append(line)
         machine.line, machine.synced = line, shown
         return line
+
+    async def _check_contents(self, session: Session) -> None:
+        """What was just mounted reads as the state that it goes on from."""
+        if await self._tree(session.volume) != self.chronicle.states[session.line.newest]:
+            raise Violation(f"a mount on {session.machine.name} shows what never was")
 
     async def _export(self, machine: Machine, why: Exception) -> None:
         """What a machine has that may not go on: all that was synced there can be had from it."""

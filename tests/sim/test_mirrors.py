@@ -1,12 +1,16 @@
-"""Seeds of the simulation with two stores that run with every test; more: scripts/simulate."""
+"""Seeds of the simulation with two stores that run with every test; more: scripts/simulate.
+
+And a life that its model judged wrongly, told as a scenario.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.sim.mirrors import MirrorSimulation
+from tests.sim.mirrors import MirrorSimulation, Refused, Session
 
 # Stores that fail are said to; the simulation judges what comes of it.
 pytestmark = pytest.mark.expects_warnings(".*")
@@ -31,3 +35,57 @@ def test_what_is_referred_to_again_is_not_lost_either(fast_directory: Path) -> N
         simulation.run()
         found_bytes += simulation.found_bytes
     assert found_bytes
+
+
+class StopsWhileLookedAt(MirrorSimulation):
+    """The second machine takes over, and stops while what it shows is being read: it has sent by then.
+
+    The first one has synced what no store has. It is refused for a reason, and its state is exported.
+    """
+
+    was_refused = False
+
+    def run(self) -> None:
+        for life in (self._first, self._second, self._first_again):
+            self._live(life)
+
+    async def _first(self) -> None:
+        async with trio.open_nursery() as nursery:
+            session = await self._mount_fresh(nursery)
+            await self._save(session)
+            await session.volume.flush()
+            for place in self.weather.places:
+                place.outage = True
+            await self._save(session)
+            await self._sync(session)
+            session.machine.disk.crash_now()
+
+    async def _second(self) -> None:
+        self.weather.heal()
+        async with trio.open_nursery() as nursery:
+            await self._mount_fresh(nursery)
+
+    async def _first_again(self) -> None:
+        machine = self._machines[0]
+        self._wake(machine, may_crash=False)
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(Refused):
+                await self._mount(machine, nursery)
+            self.was_refused = True
+
+    async def _mount_fresh(self, nursery: trio.Nursery) -> Session:
+        machine = self._fresh()
+        self._wake(machine, may_crash=False)
+        return await self._mount(machine, nursery, take_over=True)
+
+    async def _check_contents(self, session: Session) -> None:
+        await super()._check_contents(session)
+        if session.machine is not self._machines[0]:
+            await session.volume.flush()
+            session.machine.disk.crash_now()
+
+
+def test_a_mount_that_stops_while_it_is_looked_at_is_known_to_have_been_one(fast_directory: Path) -> None:
+    simulation = StopsWhileLookedAt(1, fast_directory)
+    simulation.run()
+    assert simulation.was_refused
