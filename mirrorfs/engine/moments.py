@@ -190,7 +190,7 @@ class Moments:
         try:
             planner = Planner(
                 stores, files, self._world.offload, self._local.identity.keys, self._public_key,
-                disk=self._world.disk, pause=GiveWay(),
+                disk=self._world.disk, pause=GiveWay(), overlays=False,
             )  # fmt: skip
             try:
                 index, plan = await index_at(planner, moment)

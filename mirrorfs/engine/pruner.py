@@ -42,6 +42,11 @@ from mirrorfs.ports import IndexFiles
 
 logger = logging.getLogger(__name__)
 
+ABANDON_S: Final = 10.0
+"""For so long it is waited that requests end which send what is not used after all."""
+LOOK_S: Final = 1.0
+LOOKS_MAX: Final = 60
+"""So often it is seen before each segment whether files are written or read."""
 COPY_BYTES_MAX: Final = 1024 * 1024 * 1024
 """What one run copies at most: the next one goes on."""
 
@@ -100,7 +105,7 @@ class Pruner:
             await self.moments.adopt()
             await self.moments.retain(policy, report, on_progress, attended=attended)
             if self.moments.base() is not None:
-                await self._compact(report, on_progress)
+                await self._compact(report, on_progress, hurried=attended)
             await self.sweeper.run(report, on_progress)
             self.reseal.check_done()
             self._tell(report)
@@ -137,7 +142,7 @@ class Pruner:
 
     # --- compaction ----------------------------------------------------------------------------
 
-    async def _compact(self, report: PruneReport, on_progress: OnProgress) -> None:
+    async def _compact(self, report: PruneReport, on_progress: OnProgress, *, hurried: bool) -> None:
         kept = Kept.of(self._local.index.list_moments())
         chosen = await self._choose(kept, copy_bytes_max=self.copy_bytes_max)
         if not chosen:
@@ -154,6 +159,8 @@ class Pruner:
         try:
             for count, victim in enumerate(chosen):
                 on_progress("segments", count, len(chosen))
+                if not hurried:
+                    await self._give_way()
                 try:
                     await compactor.copy(victim, frames[victim.place])
                 except (DamagedError, StoreError) as exc:
@@ -164,7 +171,7 @@ class Pruner:
             copied = await compactor.finish()
             await self._holding.hold({one.key: (one.size, one.digest) for one in copied})
         except BaseException:
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(ABANDON_S, shield=True):
                 keys = [one.key for one in compactor.written]
                 for store in self._holding.members.members:
                     await store.mirror.abandon(keys)
@@ -174,6 +181,13 @@ class Pruner:
         report.collected = len(done)
         report.collected_bytes = sum(victim.size for victim in done)
         report.copied_bytes = sum(one.size for one in copied)
+
+    async def _give_way(self) -> None:
+        """Wait while people work, but not for ever."""
+        for _ in range(LOOKS_MAX):
+            if not self._local.is_busy():
+                return
+            await trio.sleep(LOOK_S)
 
     async def _choose(self, kept: Kept, *, copy_bytes_max: int) -> list[Victim]:
         """Segments to do without. The index is committed first: what is looked at is its last commit."""

@@ -1,8 +1,7 @@
 """Deciding what to restore: the newest checkpoint that serves, and the log behind it, up to a moment.
 
-What the stores hold is read, never changed. A checkpoint that is damaged, or that the log does not
-continue, or from which it does not lead to where the volume's last writer published a head, is passed over
-for an older one, down to none at all: replay from the first segment.
+The stores are only read. A checkpoint that is damaged, that the log does not continue, or from which it does
+not lead to where the last writer published a head, is passed over for an older one, or for none at all.
 """
 
 from __future__ import annotations
@@ -82,6 +81,7 @@ class Planner:
         on_loaded: OnLoaded | None = None,
         disk: Disk | None = None,
         pause: Pause | None = None,
+        overlays: bool = True,
     ) -> None:
         """
         Args:
@@ -91,12 +91,14 @@ class Planner:
             on_progress: hears (sequence, time_ns) of each segment replayed.
             on_loaded: hears how much of a checkpoint is loaded.
             pause: for work beside a mount.
+            overlays: whether the index says where frames lie now; else it is what the log says up to there.
         """
         self._stores = stores
         self._files = files
         self._offload = offload
         self._keys = keys
         self._writer_key = writer_key
+        self._overlays = overlays
         self._writer = load_public_key(writer_key)
         self._on_progress = on_progress
         self._on_loaded = on_loaded
@@ -224,7 +226,8 @@ class Planner:
             self._stopped = end.damage is None
         else:
             index, end = await self._replayed(reader, moment)
-        await self._kept.overlay(index, end.position)
+        if self._overlays:
+            await self._kept.overlay(index, end.position)
         return index, end
 
     async def _replayed(self, reader: CheckpointReader, moment: Moment) -> tuple[Index, ReplayEnd]:
