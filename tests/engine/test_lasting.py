@@ -77,7 +77,7 @@ def _break_mender(volume: MountedVolume, error: Exception) -> None:
         raise error
 
     volume.mender.mend = fail  # type: ignore[assignment, method-assign]
-    volume.mender.suspect(None, "segments/anything")
+    volume.mender.suspect(None, "heads/anything")
 
 
 @pytest.mark.expects_warnings("The task of mending failed in an unforeseen way: ZeroDivisionError in tests")

@@ -21,7 +21,7 @@ from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import ReadFailed, StoreDenied
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.retention import Collected, pack_numbers
-from mirrorfs.ports import ObjectKey
+from mirrorfs.ports import ObjectKey, ObjectVersion
 from tests.sim.world import InlineOffload
 from tests.support.built_volume import WRITER_KEY
 from tests.support.machine import Machine, read_file, write_file
@@ -45,11 +45,13 @@ class Meddled(MemoryStore):
             raise StoreDenied(f"Store {self.name} does not allow deleting.")
         await super().delete(key)
 
-    async def get_range(self, key: ObjectKey, *, offset: int, size_bytes: int) -> bytes:
+    async def get_range(
+        self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
+    ) -> bytes:
         self.reads += 1
         meddle, self.meddle = self.meddle, lambda: None  # type: ignore[method-assign,assignment]
         meddle()
-        return await super().get_range(key, offset=offset, size_bytes=size_bytes)
+        return await super().get_range(key, offset=offset, size_bytes=size_bytes, version=version)
 
 
 @pytest.fixture

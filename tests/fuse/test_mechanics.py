@@ -48,6 +48,7 @@ def test_the_mount_is_tuned_and_named(null: NullMount) -> None:
 
 def test_unmount_ends_the_daemon_normally(null: NullMount) -> None:
     (null.path / "file").write_bytes(b"x" * 100_000)
+    wait_until(lambda: null.counts()["opens"] == 0)  # close() does not wait for the kernel's RELEASE
     unmount(null.path)
     assert find_mount(null.path) is None
     last, stderr = null.finish()
