@@ -10,7 +10,7 @@ import trio
 from mirrorfs.core.retention import Policy, PolicyState
 from mirrorfs.engine.policy_record import read_policy, write_policy
 from mirrorfs.engine.pruner import Pruner
-from mirrorfs.errors import FormatError, StoreError
+from mirrorfs.errors import FilesystemError, FormatError, MirrorfsError, StoreError
 from mirrorfs.ports import Clock, Disk
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class DailyPrune:
         return before.with_configured(self._configured, self._clock.now_ns(), confirmed=confirmed)
 
     async def run(self) -> None:
-        """Prune now and then, until cancelled. Raises: DiskError, DiskFull, WritesStopped."""
+        """Prune now and then, until cancelled. Raises: DiskError, DiskFull."""
         wait_s = FIRST_S
         self.policy()  # a delay counts from the mount on
         while True:
@@ -59,7 +59,9 @@ class DailyPrune:
                 continue
             try:
                 report = await self._pruner.run(policy, attended=False)
-            except StoreError as exc:
+            except (StoreError, FilesystemError) as exc:
                 logger.info("nothing is pruned now: %s", exc)
-                continue
-            self.denied = report.denied
+            except MirrorfsError as exc:
+                logger.warning("Pruning did not come to its end, and is tried again: %s", exc)
+            else:
+                self.denied = report.denied
