@@ -44,6 +44,13 @@ def format_span(days: int) -> str:
     return f"{count} {unit}{'s' * (count != 1)}"
 
 
+def policy_words(policy: Policy) -> str:
+    """What it keeps, for people: "every moment for 30 days, daily for 3 months"."""
+    words = [f"every moment for {format_span(policy.every_moment)}"]
+    words += [f"{step.value} for {format_span(policy.days(step))}" for step in Step if policy.days(step)]
+    return ", ".join(words)
+
+
 def policy_lines(policy: Policy | None) -> list[str]:
     """The table as it stands in the file; nothing where there is no policy."""
     if policy is None:
