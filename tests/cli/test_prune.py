@@ -15,8 +15,10 @@ TABLE = '\n[retention]\nevery_moment = "1 day"\n'
 
 def test_prune(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    with mounted_volume(tmp_path / "one") as volume:
+    with mounted_volume(tmp_path / "one", mount=False) as volume:
         name, letter = volume.name, volume.mountpoint / "letter"
+        assert "need not be kept any more" in refused(volume, "key", "rotate", name, "--reseal", code=2)
+        volume.mount()
         out = told(volume, tmp_path)
         letter.write_bytes(b"first")
         volume.must("snapshot", "create", name, "first")
@@ -46,10 +48,13 @@ def test_prune(tmp_path: Path) -> None:
         assert event["changes"] == [change("policy-confirmed", words)]
         (line,) = lines_of(volume, out, 1)
         assert line["event"] == "retention-changed"
+        volume.must("key", "rotate", name, "--reseal")
         account = json.loads(shown_by(volume, "prune", name, "--json"))
         assert account["policy"]["every_moment"] == 1 and account["in_force"] and account["waits"] is None
         assert account["report"]["dropped"] == 0
         assert shown_by(volume, "cat", name, "letter", "--at", "first") == "first"
         volume.mount()
-        assert volume.status()["retention"]["in_force"] is True
-        assert "history: every moment there ever was\n" in volume.must("status", name)
+        status = volume.status()["retention"]
+        assert status["in_force"] and status["reseal"]["left"] > 0 and status["reseal"]["until"] is not None
+        said = volume.must("status", name)
+        assert "history: every moment there ever was\n" in said and "re-sealing: " in said
