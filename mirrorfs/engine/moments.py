@@ -76,13 +76,22 @@ class Moments:
         start_ns = self._start(policy, now_ns)
         moments, times, positions = self._wanted(policy, now_ns, start_ns)
         old = [moment for moment in moments if moment.time_ns <= start_ns]
-        kept = kept_moments(old, times, positions)
-        report.dropped = sum(1 for moment in old if moment.position not in kept and not moment.base)
+        begun_ns, missing = self._begun_ns(start_ns), self._missing_times(times, start_ns)
+        kept = kept_moments(old, [time_ns for time_ns in times if time_ns < begun_ns], positions)
+        # The base goes when there is a later one, unless it is kept for another reason.
+        report.dropped = sum(
+            1
+            for moment in old
+            if moment.position not in kept and not (moment.base and start_ns <= moment.time_ns)
+        )
         known = {moment.position for moment in moments}
-        report.made = len(self._missing_times(times, start_ns))
-        report.made += len(positions - known)
-        report.base_ns = start_ns if start_ns > self._begun_ns(start_ns) else 0
-        report.moments = sorted(moment.time_ns for moment in old if moment.position in kept)
+        snapshots = self._local.index.list_snapshots()
+        missing += {
+            row.position: row.time_ns for row in snapshots if row.position in positions - known
+        }.values()
+        report.made = len(missing)
+        report.base_ns = max(start_ns, begun_ns) if start_ns > begun_ns or self.base() is not None else 0
+        report.moments = sorted([moment.time_ns for moment in old if moment.position in kept] + missing)
         return report
 
     def _now(self, policy: Policy, *, attended: bool) -> int:

@@ -143,6 +143,7 @@ async def test_a_dry_run_changes_nothing_and_says_what_a_run_does(
             report = await pruner.run(POLICY)
             assert said.made <= report.made <= said.made + 1  # the new base is one, too
             assert said.dropped == report.dropped
+            assert len(said.moments) - 1 <= len(report.moments) <= len(said.moments)
             assert 0 <= said.base_ns - report.base_ns < 24 * 3600 * 10**9
             assert 0 < report.collected <= said.collected
             assert (
