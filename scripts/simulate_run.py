@@ -21,6 +21,7 @@ sys.path.insert(0, str(REPO))
 
 from tests.sim.mirrors import MirrorSimulation  # noqa: E402
 from tests.sim.place import memory_directory  # noqa: E402  # after the path is set
+from tests.sim.pruning import PruningSimulation  # noqa: E402
 from tests.sim.simulation import Fault, Simulation  # noqa: E402
 
 REPORT_EVERY = 500
@@ -39,6 +40,8 @@ def run_seed(task: tuple[int, str]) -> tuple[int, str | None]:
         try:
             if faults == "stores":
                 MirrorSimulation(seed, Path(directory), copies=COPIES if seed % 2 else 0.0).run()
+            elif faults == "pruning":
+                PruningSimulation(seed, Path(directory)).run()
             else:
                 Simulation(seed, Path(directory), faults=FAULTS[faults]).run()
         except BaseException:  # noqa: BLE001  # a violation, or anything that the engine must not raise
@@ -53,9 +56,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     parser.add_argument(
         "--faults",
-        choices=[*sorted(FAULTS), "stores"],
+        choices=[*sorted(FAULTS), "stores", "pruning"],
         default="none",
-        help="disk: also a failing disk; stores: two stores and several machines (tests/sim/mirrors.py)",
+        help="disk: also a failing disk; stores: two stores and several machines (tests/sim/mirrors.py);"
+        " pruning: the same, with pruning at any moment (tests/sim/pruning.py)",
     )
     arguments = parser.parse_args()
     first, _, last = arguments.seeds.partition("..")

@@ -21,8 +21,12 @@ from mirrorfs.errors import ConfigError
 DAYS_OF: Final = {"day": 1, "week": 7, "month": 31, "year": 366}
 """Of each unit, rounded up: what was kept a day too long harms nobody."""
 SPAN_DAYS_MAX: Final = 200 * 366
+MOMENTS_MAX: Final = 8192
+"""Those that a policy may keep before its window; a volume has room for twice as many, and its snapshots."""
 _SPAN: Final = re.compile(r"([0-9]{1,5}) (day|week|month|year)s?")
 _EVERY: Final = "every_moment"
+_APART: Final = {Step.DAILY: 1, Step.WEEKLY: 7, Step.MONTHLY: 28, Step.YEARLY: 365}
+"""Days between two of a step, at least."""
 
 
 def parse_span(text: str) -> int:
@@ -42,6 +46,13 @@ def format_span(days: int) -> str:
     unit = next(unit for unit in reversed(DAYS_OF) if days % DAYS_OF[unit] == 0)
     count = days // DAYS_OF[unit]
     return f"{count} {unit}{'s' * (count != 1)}"
+
+
+def policy_words(policy: Policy) -> str:
+    """What it keeps, for people: "every moment for 30 days, daily for 3 months"."""
+    words = [f"every moment for {format_span(policy.every_moment)}"]
+    words += [f"{step.value} for {format_span(policy.days(step))}" for step in Step if policy.days(step)]
+    return ", ".join(words)
 
 
 def policy_lines(policy: Policy | None) -> list[str]:
@@ -84,4 +95,10 @@ def policy_from(value: object) -> Policy | None:
                 " step; make it longer, or leave it out."
             )
         longest = days[name]
-    return Policy(**days)
+    policy = Policy(**days)
+    if sum(policy.days(step) // _APART[step] for step in Step) > MOMENTS_MAX:
+        raise ConfigError(
+            f"[retention] in the volume's configuration keeps more than {MOMENTS_MAX} single moments; make"
+            " the spans of its finest steps shorter."
+        )
+    return policy

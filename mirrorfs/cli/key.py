@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("--no-rotate", action="store_true", help="do not rotate the keys afterwards")
         if name in ("add", "passwd", "recovery"):
             add_kdf_argument(sub)
+        if name == "rotate":
+            sub.add_argument(
+                "--reseal",
+                action="store_true",
+                help="seal what is in files anew, too, as the retention policy lets go of the log of before",
+            )
         add_unlock_arguments(sub)
         sub.add_argument("--code-file", metavar="FILE", help="read a recovery code from its first line")
 

@@ -19,6 +19,8 @@ from mirrorfs.cli.key_rotation import Rotation, describe_new_keys
 from mirrorfs.cli.recovery_sheet import check_paper_askable, confirm_on_paper
 from mirrorfs.cli.tokens import SecretSources, chosen_tokens, make_token, make_tokens
 from mirrorfs.cli.unlock import AskedPassword, Unlocked, open_with, unlock_configured
+from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.engine.reseal import request_reseal
 from mirrorfs.errors import InUseError, MirrorfsError, TokenMissing, UnlockError, UsageError, WrongPassword
 from mirrorfs.format.header import parse_header, verify_header
 from mirrorfs.format.slot import KdfParameters, Role, Slot
@@ -161,7 +163,23 @@ class KeyChange:
         """`key rotate`. Raises: MirrorfsError: see Rotation.run."""
         if self._is_mounted:
             raise UsageError("Keys are rotated while the volume is not mounted; unmount it first.")
-        self._rotate(self._unlock())
+        if not self._arguments.reseal:
+            self._rotate(self._unlock())
+            return
+        if self._config.retention is None:
+            raise UsageError(
+                "What was sealed before is sealed anew when the log that it belongs to need not be kept any"
+                " more, and without [retention] in its configuration the volume keeps all of it;"
+                " docs/operations.md shows a policy to begin with."
+            )
+        unlocked = self._unlock()
+        # Before the rotation: whatever comes between, a request without one ends by itself.
+        request_reseal(LocalDisk(self._paths.state))
+        self._rotate(unlocked)
+        print(
+            "The contents of files that were written before are sealed anew as the retention policy lets go"
+            " of the log that they belong to: `mirrorfs status` shows how far it is."
+        )
 
     def _rotate(self, unlocked: Unlocked, slots: Sequence[Slot] | None = None) -> bytes:
         """`slots`: those that are to open the volume afterwards; None: all. Returns: the header."""

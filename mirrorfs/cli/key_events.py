@@ -41,6 +41,7 @@ _EVENTS: Final = {
     "keys": "keys-changed",
     "store": "stores-changed",
     "snapshot": "snapshots-changed",
+    "policy": "retention-changed",
 }
 """What the alarm's command is told, by the first word of what all changes are."""
 

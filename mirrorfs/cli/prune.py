@@ -9,27 +9,30 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 import trio
 
 from mirrorfs.cli.config import VolumePaths, load_config
-from mirrorfs.cli.config_retention import format_span
-from mirrorfs.cli.control_protocol import ControlClient, Message, NotMounted
+from mirrorfs.cli.config_retention import policy_words
+from mirrorfs.cli.control_protocol import STALL_S, ControlClient, Message, NotMounted
 from mirrorfs.cli.headless import add_unlock_arguments, run_headless
-from mirrorfs.cli.key_events import recorded
+from mirrorfs.cli.key_events import Recording, recorded
 from mirrorfs.cli.key_record import Change, What
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.pruning import NO_POLICY, prune
 from mirrorfs.cli.resolve import resolve
 from mirrorfs.cli.restore_report import date_of
+from mirrorfs.cli.shown_times import counted
 from mirrorfs.cli.store_session import note_events
 from mirrorfs.cli.unlock import Unlocked
-from mirrorfs.core.retention import POLICY_DELAY_NS, Step
+from mirrorfs.cli.waiting import Patience, watched
+from mirrorfs.core.retention import POLICY_DELAY_NS, Policy
 from mirrorfs.core.sizes import format_size
 from mirrorfs.engine.volume import MountedVolume
-from mirrorfs.errors import MirrorfsError, UsageError
+from mirrorfs.errors import MirrorfsError, StoreUnavailable, UsageError
 
 SCHEMA: Final = 1
 
@@ -56,19 +59,15 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     if config.retention is None:
         raise UsageError(NO_POLICY)
     shown = _Shown(paths, arguments)
-    request: Message = {"dry_run": arguments.dry_run}
+    request: Message = {"dry_run": arguments.dry_run, "configured": asdict(config.retention)}
     try:
         client = ControlClient(paths.socket, volume=paths.name)
     except NotMounted:
-        if not arguments.confirm:
+        if not arguments.confirm or arguments.dry_run:
             _run_here(arguments, environment, paths, request, shown)
             return shown.end()
         with recorded(paths, config.alarm, "prune --confirm", heard=lambda: note_events(paths)) as recording:
-            _run_here(
-                arguments, environment, paths, request, shown,
-                opened=lambda unlocked: recording.opened(unlocked.header, unlocked.slot),
-            )  # fmt: skip
-            recording.did(Change(What.POLICY_CONFIRMED, _policy_words(shown.last["policy"])))
+            _run_here(arguments, environment, paths, request, shown, recording)
     else:
         with client:
             if arguments.confirm:
@@ -85,19 +84,38 @@ def _run_here(
     paths: VolumePaths,
     request: Message,
     shown: _Shown,
-    *,
-    opened: Callable[[Unlocked], None] = lambda unlocked: None,
+    recording: Recording | None = None,
 ) -> None:
+    """`recording`: where it is noted that a policy was confirmed, if one is to be."""
+
+    def opened(unlocked: Unlocked) -> None:
+        if recording is not None:
+            recording.opened(unlocked.header, unlocked.slot)
+
     async def say(message: Message) -> None:
         shown.take(message)
         await trio.lowlevel.checkpoint()
 
     async def work(volume: MountedVolume) -> None:
-        await volume.flush()  # nothing is deleted while a store lacks something
+        if not arguments.dry_run:
+            await _wait_for_stores(volume)
+        daily = volume.daily_prune
+        if recording is not None and daily.next_policy() != daily.next_policy(confirmed=True):
+            confirmed = daily.policy(confirmed=True).in_force
+            assert confirmed is not None
+            recording.did(Change(What.POLICY_CONFIRMED, policy_words(confirmed)))
         done = await prune(volume, request, say, confirmed=arguments.confirm)
         shown.take({**done, "type": "done"})
 
     run_headless(arguments, environment, paths, work, on_unlocked=opened)
+
+
+async def _wait_for_stores(volume: MountedVolume) -> None:
+    """Nothing is deleted while a store lacks something. Raises: StoreUnavailable."""
+    patience = Patience(stall_s=STALL_S)
+    left = await watched(volume.flush, patience=patience, publish=lambda status: None)
+    if left is not None:
+        raise StoreUnavailable(f"Nothing is pruned while a store lacks something: {left}.")
 
 
 class _Shown:
@@ -134,13 +152,17 @@ class _Shown:
 
     def _print(self) -> None:
         last, report = self.last, self.last["report"]
-        print(f"Policy: {_policy_words(last['policy'])}.")
-        if last["waits"] is not None:
-            until = date_of(last["waits_since_ns"] + POLICY_DELAY_NS)
-            print(f"From {until} on: {_policy_words(last['waits'])}.")
+        policy = policy_words(Policy(**last["policy"]))
+        until = date_of(last["waits_since_ns"] + POLICY_DELAY_NS)
+        if last["waits"] is None:
+            print(f"Policy: {policy}.")
+        elif last["in_force"]:
+            print(f"Policy: {policy}; from {until} on: {policy_words(Policy(**last['waits']))}.")
+        else:
+            print(f"Policy: everything is kept until {until}, and then: {policy}. It would do this now:")
         would = "would be " if last["dry_run"] else ""
         since = f"since {date_of(report['base_ns'])}" if report["base_ns"] else "there ever was"
-        print(f"Kept: every moment {since}, and {len(report['moments'])} moments before.")
+        print(f"Kept: every moment {since}, and {counted(len(report['moments']), 'older moment')}.")
         if report["made"]:
             print(f"Moments that {would or 'were '}given a checkpoint of their own: {report['made']}.")
         print(f"Moments that {would or 'were '}dropped: {report['dropped']}.")
@@ -155,9 +177,3 @@ class _Shown:
             print(f"Objects deleted in every store: {report['deleted']}.")
         for store in report["denied"]:
             print(f"Store {store} does not let this PC delete: what is not needed stays there.")
-
-
-def _policy_words(policy: Mapping[str, int]) -> str:
-    words = [f"every moment for {format_span(policy['every_moment'])}"]
-    words += [f"{step.value} for {format_span(policy[step.value])}" for step in Step if policy[step.value]]
-    return ", ".join(words)

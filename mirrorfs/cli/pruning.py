@@ -29,23 +29,30 @@ async def prune(volume: MountedVolume, request: Message, say: Say, *, confirmed:
 
     Args:
         confirmed: a person unlocked the volume for it: a policy that keeps less counts at once.
-    Raises: UsageError: there is no policy. MirrorfsError: as of Pruner.run.
+    Raises: UsageError: there is no policy, or not the client's. MirrorfsError: as of Pruner.run.
     """
     daily = volume.daily_prune
+    if request.get("configured") != (None if daily.configured is None else asdict(daily.configured)):
+        raise UsageError(
+            "The volume was mounted with another [retention] than its configuration has now: unmount it, and"
+            " mount it again."
+        )
     dry = request.get("dry_run") is True
     state = daily.next_policy(confirmed=confirmed) if dry else daily.policy(confirmed=confirmed)
     policy = state.in_force or (state.wanted if dry else None)
     if policy is None:
         if state.wanted is not None:
             raise UsageError(
-                "The policy is not in force yet: one that keeps less than before waits for 30 days. Unmount"
-                " the volume and run `mirrorfs prune --confirm` to have it at once."
+                "The policy is not in force yet: one that keeps less than before waits for 30 days. --dry-run"
+                " says what it would do. To have it at once, unmount the volume and run `mirrorfs prune"
+                " --confirm`."
             )
         raise UsageError(NO_POLICY)
     report = await _run(volume, policy, say, dry=dry)
     return {
         "dry_run": dry,
         "policy": asdict(policy),
+        "in_force": state.in_force is not None,
         "waits": None if state.wanted is None else asdict(state.wanted),
         "waits_since_ns": state.since_ns,
         "report": asdict(report),

@@ -13,6 +13,7 @@ from mirrorfs.cli.control import Connection, Handler
 from mirrorfs.cli.control_protocol import STALL_S, Message
 from mirrorfs.cli.key_pipe import SessionRequest
 from mirrorfs.cli.pruning import prune
+from mirrorfs.cli.retention_status import retention_answer
 from mirrorfs.cli.scrubbing import scrub
 from mirrorfs.cli.session_snapshots import SnapshotRequests
 from mirrorfs.cli.waiting import Patience, watched
@@ -136,6 +137,7 @@ class SessionControl:
             "limits": self._limits_now(),
             "instances": volume.instances,
             "lock": self.lock_state(),
+            "retention": retention_answer(volume),
         }
 
     def _limits_now(self) -> Message | None:

@@ -21,6 +21,7 @@ from mirrorfs.cli.object_lock_status import lock_json, lock_words
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.cli.protection import Light, Protection, StoreProtection, burst_json, judge, span
 from mirrorfs.cli.resolve import mounts_of, resolve
+from mirrorfs.cli.retention_status import retention_json, retention_lines
 from mirrorfs.cli.shown_times import local_time, timestamp
 from mirrorfs.cli.waiting_client import STATUS_SYNC_DEADLINE_S, write_back
 from mirrorfs.errors import MirrorfsError, UsageError
@@ -143,6 +144,7 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "locked": None if report.locked is None else locked_json(report.locked),
         "keys": keys_json(report.keys),
         "burst": None,
+        "retention": None,
         "stores": [],
     }
     if report.view_time_ns is not None and report.answer is not None:
@@ -164,6 +166,7 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "reason": protection.reason,
         "as_of": timestamp(protection.as_of_ns),
         "burst": burst_json(protection.burst),
+        "retention": retention_json(report.answer.get("retention")),
         "local": _local(status, protection),
         "stores": [
             {
@@ -239,6 +242,7 @@ def _volume_lines(report: VolumeReport) -> list[str]:
         lines.append(f"  {protection.reason}")
     lines += ["  " + _store_line(store, now_ns=protection.as_of_ns) for store in protection.stores]
     lines += _limits_line(report.answer.get("limits")) + lock_lines(report.answer.get("lock"))
+    lines += retention_lines(report.answer.get("retention"), now_ns=protection.as_of_ns)
     status = report.answer["status"]
     lines.append(
         f"  {status['files']} files and directories, {format_bytes(status['allocated_bytes'])};"

@@ -20,6 +20,9 @@ Place = tuple[int, int]
 
 SHARE_MIN: Final = 0.8
 """A segment of which less is needed is rewritten: space settles at 1 / SHARE_MIN of what is needed."""
+GAIN_MIN: Final = 64 * 1024
+"""Bytes. To rewrite what was rewritten already for less than this is not worth the while: a small segment is
+mostly header and trailer, however often it is written."""
 
 
 class Kept(NamedTuple):
@@ -130,6 +133,11 @@ def victims(
         needed = used.needed_bytes if used is not None else 0
         if needed < share_min * size or forced(place):
             found.append(Victim(place, size, needed))
+    again = [
+        one for one in found if one.place[0] != Stream.MAIN and one.needed_bytes and not forced(one.place)
+    ]
+    if len(again) == len(found) and sum(one.size - one.needed_bytes for one in again) < GAIN_MIN:
+        return []
     found.sort(key=lambda one: (one.needed_bytes / one.size if one.size else 0.0, one.place))
     taken: list[Victim] = []
     for one in found:

@@ -93,6 +93,17 @@ def window_start(policy: Policy, now_ns: int, *, pins: Collection[int] = ()) -> 
     return min([now_ns - policy.every_moment * DAY_NS, *pins])
 
 
+def slowed(policy: Policy, now_ns: int, *, begun_ns: int, next_ns: int) -> int:
+    """The time that pruning goes by where nobody looks: `now_ns`, or earlier.
+
+    It is such that the window moves on from `begun_ns`, where it begins now, by STEP_DAYS_MAX at most, or to
+    `next_ns`, the first change after it. Kept moments go by it too: else a clock that is ahead by years would
+    take all of them at once.
+    """
+    until_ns = max(begun_ns + STEP_DAYS_MAX * DAY_NS, next_ns)
+    return min(now_ns, until_ns + policy.every_moment * DAY_NS)
+
+
 def wanted_times(policy: Policy, now_ns: int, start_ns: int, zone: tzinfo | None) -> list[int]:
     """The ends of days, weeks, months and years before `start_ns` that the policy reaches, rising.
 
@@ -110,7 +121,9 @@ def wanted_times(policy: Policy, now_ns: int, start_ns: int, zone: tzinfo | None
 
 def _ends(step: Step, before_ns: int, zone: tzinfo | None) -> Iterator[int]:
     """The last nanosecond of each period that ended before a time, the last one first."""
-    day = datetime.fromtimestamp(before_ns // 10**9, zone).replace(hour=0, minute=0, second=0, tzinfo=None)
+    # Of the hour that comes twice where the clocks go back the first one counts, as for any midnight.
+    then = datetime.fromtimestamp(before_ns // 10**9, zone)
+    day = then.replace(hour=0, minute=0, second=0, tzinfo=None, fold=0)
     if step is Step.WEEKLY:
         day -= timedelta(days=day.weekday())
     elif step is Step.MONTHLY:

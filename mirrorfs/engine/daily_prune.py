@@ -10,7 +10,7 @@ import trio
 from mirrorfs.core.retention import Policy, PolicyState
 from mirrorfs.engine.policy_record import read_policy, write_policy
 from mirrorfs.engine.pruner import Pruner
-from mirrorfs.errors import FormatError, StoreError
+from mirrorfs.errors import FilesystemError, FormatError, MirrorfsError, StoreError
 from mirrorfs.ports import Clock, Disk
 
 logger = logging.getLogger(__name__)
@@ -26,11 +26,9 @@ class DailyPrune:
     def __init__(self, pruner: Pruner, configured: Policy | None, disk: Disk, clock: Clock) -> None:
         """`configured`: what the configuration says; None: to keep everything."""
         self._pruner = pruner
-        self._configured = configured
+        self.configured = configured
         self._disk = disk
         self._clock = clock
-        self.denied: list[str] = []
-        """Stores that did not let this machine delete when they were last asked."""
 
     def policy(self, *, confirmed: bool = False) -> PolicyState:
         """What is in force now, written down. Raises: DiskError, DiskFull."""
@@ -45,10 +43,10 @@ class DailyPrune:
         except FormatError as exc:
             logger.warning("%s", exc)
             before = PolicyState()
-        return before.with_configured(self._configured, self._clock.now_ns(), confirmed=confirmed)
+        return before.with_configured(self.configured, self._clock.now_ns(), confirmed=confirmed)
 
     async def run(self) -> None:
-        """Prune now and then, until cancelled. Raises: DiskError, DiskFull, WritesStopped."""
+        """Prune now and then, until cancelled. Raises: DiskError, DiskFull."""
         wait_s = FIRST_S
         self.policy()  # a delay counts from the mount on
         while True:
@@ -58,8 +56,8 @@ class DailyPrune:
             if policy is None:
                 continue
             try:
-                report = await self._pruner.run(policy, attended=False)
-            except StoreError as exc:
+                await self._pruner.run(policy, attended=False)
+            except (StoreError, FilesystemError) as exc:
                 logger.info("nothing is pruned now: %s", exc)
-                continue
-            self.denied = report.denied
+            except MirrorfsError as exc:
+                logger.warning("Pruning did not come to its end, and is tried again: %s", exc)

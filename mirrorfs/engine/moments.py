@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import tzinfo
 from functools import partial
 
-from mirrorfs.core.retention import DAY_NS, STEP_DAYS_MAX, Policy, kept_moments, wanted_times, window_start
+from mirrorfs.core.retention import Policy, kept_moments, slowed, wanted_times, window_start
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.giving_way import GiveWay
@@ -20,7 +20,13 @@ from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, UsageError
-from mirrorfs.format.ids import SegmentId, Stream, parse_segment_object_key, segment_object_key
+from mirrorfs.format.ids import (
+    SegmentId,
+    Stream,
+    parse_segment_object_key,
+    segment_object_key,
+    split_frame_id,
+)
 from mirrorfs.format.retention import Checkpointed, Retain, pack_numbers
 from mirrorfs.format.rows import MomentRow
 from mirrorfs.format.signing import load_public_key
@@ -66,56 +72,78 @@ class Moments:
     def plan(self, policy: Policy) -> PruneReport:
         """What the moments would be; touches nothing."""
         report = PruneReport()
-        start_ns = self._start(policy, attended=True)
-        moments, times, positions = self._wanted(policy, start_ns)
+        now_ns = self._now(policy, attended=True)
+        start_ns = self._start(policy, now_ns)
+        moments, times, positions = self._wanted(policy, now_ns, start_ns)
         old = [moment for moment in moments if moment.time_ns <= start_ns]
-        kept = kept_moments(old, times, positions)
-        report.dropped = sum(1 for moment in old if moment.position not in kept and not moment.base)
+        begun_ns, missing = self._begun_ns(start_ns), self._missing_times(times, start_ns)
+        kept = kept_moments(old, [time_ns for time_ns in times if time_ns < begun_ns], positions)
+        # The base goes when there is a later one, unless it is kept for another reason.
+        report.dropped = sum(
+            1
+            for moment in old
+            if moment.position not in kept and not (moment.base and start_ns <= moment.time_ns)
+        )
         known = {moment.position for moment in moments}
-        report.made = len(list(self._missing_times(times, moments, start_ns)))
-        report.made += len(positions - known)
-        report.base_ns = start_ns
-        report.moments = sorted(moment.time_ns for moment in old if moment.position in kept)
+        snapshots = self._local.index.list_snapshots()
+        missing += {
+            row.position: row.time_ns for row in snapshots if row.position in positions - known
+        }.values()
+        report.made = len(missing)
+        report.base_ns = max(start_ns, begun_ns) if start_ns > begun_ns or self.base() is not None else 0
+        report.moments = sorted([moment.time_ns for moment in old if moment.position in kept] + missing)
         return report
 
-    def _start(self, policy: Policy, *, attended: bool) -> int:
-        """The time from which on every moment is kept."""
-        burst = self._local.bursts.open
-        start_ns = window_start(
-            policy, self._world.clock.now_ns(), pins=() if burst is None else (burst.clean_ns,)
-        )
+    def _now(self, policy: Policy, *, attended: bool) -> int:
+        """The time that is gone by."""
+        now_ns = self._world.clock.now_ns()
+        if attended:
+            return now_ns
         base = self.base()
-        if base is not None and not attended:
-            start_ns = min(start_ns, base.time_ns + STEP_DAYS_MAX * DAY_NS)
-        return start_ns
+        after = 0 if base is None else split_frame_id(base.position)[0] + 1
+        rows = self._local.index.list_segments(from_sequence=after, limit=1)
+        next_ns = rows[0].first_ns if rows else 0
+        return slowed(policy, now_ns, begun_ns=self._begun_ns(now_ns), next_ns=next_ns)
 
-    def _wanted(self, policy: Policy, start_ns: int) -> tuple[list[MomentRow], list[int], set[int]]:
+    def _begun_ns(self, else_ns: int) -> int:
+        """The time from which on every moment is kept now; `else_ns`: nothing is there yet."""
+        base = self.base()
+        if base is not None:
+            return base.time_ns
+        rows = self._local.index.list_segments(from_sequence=0, limit=1)
+        return rows[0].first_ns if rows else else_ns
+
+    def _start(self, policy: Policy, now_ns: int) -> int:
+        """The time from which on every moment is to be kept."""
+        burst = self._local.bursts.open
+        return window_start(policy, now_ns, pins=() if burst is None else (burst.clean_ns,))
+
+    def _wanted(
+        self, policy: Policy, now_ns: int, start_ns: int
+    ) -> tuple[list[MomentRow], list[int], set[int]]:
         """The moments there are, the times whose moments are kept, and the positions of snapshots before."""
         index = self._local.index
-        times = wanted_times(policy, self._world.clock.now_ns(), start_ns, self.zone)
+        times = wanted_times(policy, now_ns, start_ns, self.zone)
         positions = {row.position for row in index.list_snapshots() if row.time_ns <= start_ns}
         return index.list_moments(), times, positions
 
-    def _missing_times(
-        self, times: Sequence[int], moments: Sequence[MomentRow], start_ns: int
-    ) -> Iterator[int]:
+    def _missing_times(self, times: Sequence[int], start_ns: int) -> list[int]:
         """Those since the base: of them nobody made a moment yet."""
-        base = next((moment for moment in moments if moment.base), None)
-        first = self._local.index.list_segments(from_sequence=0, limit=1)
-        begun_ns = base.time_ns if base is not None else first[0].first_ns if first else start_ns
-        return (time_ns for time_ns in times if begun_ns <= time_ns <= start_ns)
+        begun_ns = self._begun_ns(start_ns)
+        return [time_ns for time_ns in times if begun_ns <= time_ns <= start_ns]
 
     async def retain(
         self, policy: Policy, report: PruneReport, on_progress: OnProgress, *, attended: bool
     ) -> None:
         """Make what is to be kept, and drop what is not. Raises: StoreError, DiskError, WritesStopped."""
-        start_ns = self._start(policy, attended=attended)
+        now_ns = self._now(policy, attended=attended)
+        start_ns = self._start(policy, now_ns)
         before = self.base()
-        moments, times, _ = self._wanted(policy, start_ns)
+        moments, times, _ = self._wanted(policy, now_ns, start_ns)
         made: dict[int, MomentRow] = {}
         if before is None or start_ns > before.time_ns:
             wanted = [Moment(time_ns=start_ns)]
-            wanted += [Moment(time_ns=time_ns) for time_ns in self._missing_times(times, moments, start_ns)]
+            wanted += [Moment(time_ns=time_ns) for time_ns in self._missing_times(times, start_ns)]
             await self._make_all(wanted, moments, made, on_progress)
         rows = sorted([*moments, *made.values()])
         old = [row for row in rows if row.time_ns <= start_ns or row.base]

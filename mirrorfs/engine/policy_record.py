@@ -12,6 +12,7 @@ from mirrorfs.ports import Disk
 
 POLICY_PATH: Final = "policy"
 """Local file: JSON, version 1."""
+_DAMAGED: Final = "The record of the retention policy is damaged; everything is kept."
 
 
 def read_policy(disk: Disk) -> PolicyState:
@@ -24,9 +25,9 @@ def read_policy(disk: Disk) -> PolicyState:
         found = json.loads(file.read(offset=0, size_bytes=file.size()))
         if not isinstance(found, dict) or found.get("version") != 1:
             raise FormatError("The record of the retention policy is of another version.")
-        return PolicyState(_policy(found["in_force"]), _policy(found["wanted"]), int(found["since_ns"]))
+        return PolicyState(_policy(found["in_force"]), _policy(found["wanted"]), _number(found["since_ns"]))
     except (ValueError, KeyError, TypeError) as exc:
-        raise FormatError("The record of the retention policy is damaged; everything is kept.") from exc
+        raise FormatError(_DAMAGED) from exc
     finally:
         file.close()
 
@@ -39,6 +40,12 @@ def write_policy(disk: Disk, state: PolicyState) -> None:
 def _policy(value: Any) -> Policy | None:
     if value is None:
         return None
-    if any(isinstance(days, bool) or not isinstance(days, int) or days < 0 for days in value.values()):
-        raise FormatError("The record of the retention policy is damaged; everything is kept.")
-    return Policy(**value)
+    if not isinstance(value, dict):
+        raise FormatError(_DAMAGED)
+    return Policy(**{str(name): _number(days) for name, days in value.items()})
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise FormatError(_DAMAGED)
+    return value

@@ -28,5 +28,3 @@ class PruneReport:
     """Objects that were deleted in every store."""
     denied: list[str] = field(default_factory=list)
     """Names of stores that do not let this machine delete."""
-    left: str | None = None
-    """Why it did not come to its end, in one sentence; None: it did."""

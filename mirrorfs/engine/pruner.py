@@ -84,6 +84,8 @@ class Pruner:
         )
         self.reseal = Reseal(world.disk, local.index, local.identity.keys)
         """Whether what was sealed with keys that are out of use is sealed anew."""
+        self.denied: list[str] = []
+        """Stores that did not let this machine delete when they were last asked."""
         self._running = trio.Lock()
 
     async def run(
@@ -109,6 +111,7 @@ class Pruner:
             await self.sweeper.run(report, on_progress)
             self.reseal.check_done()
             self._tell(report)
+            self.denied = report.denied
             return report
 
     async def account(self, policy: Policy) -> PruneReport:
@@ -128,6 +131,15 @@ class Pruner:
             report.copied_bytes += victim.needed_bytes
         report.condemned = len(index.list_condemned(after=(0, 0), limit=1 << 62))
         return report
+
+    def history(self) -> tuple[MomentRow | None, int, int]:
+        """(moment from which on every one is kept, how many older ones are, segments that wait for deletion).
+
+        No moment: nothing was ever dropped. Cheap.
+        """
+        index, base = self._local.index, self.moments.base()
+        older = 0 if base is None else sum(row < base for row in index.list_moments())
+        return base, older, len(index.list_condemned(after=(0, 0), limit=1 << 62))
 
     def _position_at(self, time_ns: int) -> int:
         """The end of the last segment that was closed before a time: all that a later base leaves."""

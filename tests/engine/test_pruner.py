@@ -120,3 +120,33 @@ async def test_what_is_kept(autojump_clock: MockClock, tmp_path: Path) -> None:
 def stored_bytes(practice: Practice) -> int:
     """In the store that has more."""
     return max(sum(map(len, place.values())) for place in practice.places.values())
+
+
+async def test_a_dry_run_changes_nothing_and_says_what_a_run_does(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    practice = Practice(tmp_path)
+    diary = Diary(practice, 4)
+    async with diary.pc.mounted() as volume:
+        pruner = volume.pruner
+        pruner.moments.zone = UTC
+        pruner.sweeper.grace_ns = 0
+        assert (await pruner.account(POLICY)).base_ns == 0
+        for number in range(2):
+            for _ in range(6):
+                await diary.day(volume)
+            await volume.snapshots.create(b"%d" % number, held=False)
+            await volume.flush()
+            before, moments = practice.objects(), volume._local.index.list_moments()
+            said = await pruner.account(POLICY)
+            assert practice.objects() == before and volume._local.index.list_moments() == moments
+            report = await pruner.run(POLICY)
+            assert said.made <= report.made <= said.made + 1  # the new base is one, too
+            assert said.dropped == report.dropped
+            assert len(said.moments) - 1 <= len(report.moments) <= len(said.moments)
+            assert 0 <= said.base_ns - report.base_ns < 24 * 3600 * 10**9
+            assert 0 < report.collected <= said.collected
+            assert (
+                said.collected_bytes - said.copied_bytes >= report.collected_bytes - report.copied_bytes > 0
+            )
+            assert practice.lost(before)

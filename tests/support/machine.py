@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from mirrorfs.core.retention import Policy
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.os_clock import SystemClock
@@ -53,6 +54,7 @@ class Machine:
         self.mirror_delay_s = 0.2
         self.deduplicate = False
         self.boot_id = ""
+        self.retention: Policy | None = None
         self._scratch_count = 0
         self.watched_s: list[float] = []
         """What mounts said of how long they watch leases."""
@@ -86,6 +88,7 @@ class Machine:
             rotating=self.rotating,
             boot_id=self.boot_id,
             scratch=self.scratch,
+            retention=self.retention,
         )
 
     def write_header(self) -> None:
