@@ -363,22 +363,13 @@ class Index(Protocol):
         """Bytes in the write-ahead log, to decide when to backfill."""
 
     def backfill(self) -> None:
-        """Move committed pages into the database, from any thread.
-
-        Call only while every commit so far is durable in the log, and let no commit run meanwhile.
-        """
+        """Move committed pages into the database; in any thread, all commits durable, and none running."""
 
     def finish_backfill(self) -> None:
-        """COMMIT, move the remainder so that the write-ahead log restarts, BEGIN. Loop thread only.
-
-        The caller has made the log durable up to the position it committed.
-        """
+        """COMMIT, move the rest so that the write-ahead log restarts, BEGIN: on the loop, all durable."""
 
     def snapshot(self) -> IndexSnapshot:
-        """A read view of the last commit on a connection of its own, for use in one worker thread.
-
-        Not to be taken for the snapshots of the volume, which are rows.
-        """
+        """A read view of the last commit, for one worker thread; not a snapshot of the volume."""
 
     def close(self) -> None:
         """COMMIT and close."""
