@@ -61,6 +61,9 @@ class Sweeper:
         self._roots: dict[SegmentId, tuple[int, frozenset[SegmentId]] | None] = {}
         """Of checkpoint segments: position of the root there, and the segments it names; None: no root."""
 
+        self._covered: frozenset[str] = frozenset()
+        """Keys that may be deleted since a checkpoint that every store has, read back."""
+
     async def run(self, report: PruneReport, on_progress: OnProgress) -> None:
         """Delete what is due. Raises: StoreError: a store does not answer. DiskError. WritesStopped."""
         now_ns = self._world.clock.now_ns()
@@ -70,12 +73,15 @@ class Sweeper:
         garbage = await self._unknown(rows)
         if not due and not garbage and not report.dropped and not report.made:
             return
-        await self._hold_checkpoint()
+        unused = [segment_object_key(Stream.RELOCATED, one) for one in garbage]
+        keys = frozenset([*map(_key, due), *unused])
+        if not keys <= self._covered or report.dropped or report.made:
+            await self._hold_checkpoint()
+        # What a store denies comes again with each run, and needs no new checkpoint each time.
+        self._covered = keys
         gone = await self._delete([_key(row) for row in due], report, on_progress)
         await self._forget([row for row in due if _key(row) in gone])
-        await self._delete(
-            [segment_object_key(Stream.RELOCATED, one) for one in garbage], report, on_progress
-        )
+        await self._delete(unused, report, on_progress)
         try:
             await self._sweep_checkpoints(report, on_progress)
         except DamagedError as exc:

@@ -13,6 +13,8 @@ from mirrorfs.core.retention import Policy, wanted_times
 from mirrorfs.engine.moment import Moment
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.volume import MountedVolume
+from mirrorfs.errors import StoreDenied
+from mirrorfs.ports import ObjectKey
 from tests.support.machine import FILE, read_file
 from tests.support.practice import Practice
 from tests.support.volumes import HEADER, KEYS
@@ -150,3 +152,37 @@ async def test_a_dry_run_changes_nothing_and_says_what_a_run_does(
                 said.collected_bytes - said.copied_bytes >= report.collected_bytes - report.copied_bytes > 0
             )
             assert practice.lost(before)
+
+
+async def test_a_store_that_denies_deleting_gets_no_checkpoint_for_each_try(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    practice = Practice(tmp_path)
+    diary = Diary(practice, 6)
+    link = diary.pc.links["s3"]
+    delete = link.delete
+
+    async def denied(key: ObjectKey) -> None:
+        await trio.lowlevel.checkpoint()
+        raise StoreDenied("Store s3 does not allow deleting.")
+
+    link.delete = denied  # type: ignore[method-assign]  # as credentials without that right
+    async with diary.pc.mounted() as volume:
+        volume.pruner.moments.zone = UTC
+        volume.pruner.sweeper.grace_ns = 0
+        for _ in range(6):
+            await diary.day(volume)
+        await volume.flush()
+        report = await volume.pruner.run(POLICY)
+        assert report.denied == volume.pruner.denied == ["s3"] and report.condemned == report.collected > 0
+        await volume.flush()
+        kept = set(practice.places["s3"])
+        for _ in range(2):
+            again = await volume.pruner.run(POLICY)
+            assert again.denied == ["s3"] and again.condemned == report.condemned
+        assert {key for key in practice.places["s3"] if key.startswith("checkpoints/")} <= kept
+        link.delete = delete  # type: ignore[method-assign]
+        last = await volume.pruner.run(POLICY)
+        assert (last.condemned, last.denied) == (0, [])
+        assert last.deleted >= report.collected
+        assert await tree(volume) == diary.state
