@@ -30,7 +30,7 @@ from mirrorfs.cli.new_volume import (
 from mirrorfs.cli.stores import bare_store, check_version, directory_of
 from mirrorfs.cli.tokens import SecretSources, check_present, make_token
 from mirrorfs.drivers.process import harden_process
-from mirrorfs.drivers.store_s3 import S3Store
+from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.errors import ObjectNotFound, StoreMismatch, UsageError
 from mirrorfs.format.control import INSTANCE_KEY
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
@@ -197,7 +197,7 @@ async def _check_store(store: AnyStore, place: Path | None, *, create: bool) -> 
         raise _occupied(store.name)
     if any(is_in_the_way(info) for info in await store.list("")):
         raise _occupied(store.name)
-    if isinstance(store, S3Store):
+    if not isinstance(store, DirectoryStore):
         await store.check_lock()
     await store.probe()
 

@@ -20,7 +20,7 @@ import trio
 from mirrorfs.cli.config import StoreConfig, TokenConfig, VolumeConfig, VolumePaths, write_config
 from mirrorfs.cli.stores import bare_store
 from mirrorfs.drivers.local_disk import LocalDisk
-from mirrorfs.drivers.s3_probe import SCRATCH_PREFIX
+from mirrorfs.drivers.object_keys import SCRATCH_PREFIX
 from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.engine.own_writers import CREATED_PATH
 from mirrorfs.errors import LimitError, ObjectNotFound, StoreError, UsageError

@@ -11,9 +11,8 @@ from mirrorfs.cli.header_change import publish_header
 from mirrorfs.cli.new_volume import is_in_the_way
 from mirrorfs.cli.stores import bare_store, check_version
 from mirrorfs.cli.unlock import Unlocked
-from mirrorfs.drivers.s3_probe import SCRATCH_PREFIX
+from mirrorfs.drivers.object_keys import SCRATCH_PREFIX
 from mirrorfs.drivers.store_directory import DirectoryStore
-from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.errors import DamagedError, InUseError, LimitError, ObjectNotFound, StoreMismatch
 from mirrorfs.format.control import INSTANCE_KEY, LEASE_KEY, Instance, open_instance, seal_control
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
@@ -37,7 +36,7 @@ async def claim_place(name: str, url: str, unlocked: Unlocked, create: bool, rot
             found = [info.key for info in await store.list("") if not _is_residue(info)]
             if found:
                 raise StoreMismatch(_not_empty(name, found)) from None
-            if isinstance(store, S3Store):
+            if not isinstance(store, DirectoryStore):
                 await store.check_lock()
             await store.probe()
             instance = secrets.token_bytes(INSTANCE_SIZE_BYTES)

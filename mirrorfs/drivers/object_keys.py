@@ -16,6 +16,9 @@ KEY_LENGTH_MAX = 200
 MUTABLE_SIZE_MAX = 64 * 1024
 """Bytes of an object that is replaced by compare-and-swap."""
 
+SCRATCH_PREFIX = "scratch/"
+"""Of what is written to learn what a bucket does, and may have stayed there."""
+
 _KEY = re.compile(r"[a-z0-9-]+(?:/[a-z0-9-]+)*")
 _PREFIX = re.compile(r"(?:[a-z0-9-]+/)*[a-z0-9-]*")
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Sequence
-from typing import Final
 
 from botocore.exceptions import ClientError
 
+from mirrorfs.drivers.object_keys import SCRATCH_PREFIX
 from mirrorfs.drivers.s3_bucket import S3Bucket
 from mirrorfs.drivers.s3_errors import condition_failed, condition_unsupported
 from mirrorfs.errors import ObjectNotFound, StoreDenied
 from mirrorfs.ports import ObjectKey, ObjectVersion, StoreTraits
-
-SCRATCH_PREFIX: Final = "scratch/"
 
 
 def probe(bucket: S3Bucket) -> StoreTraits:
