@@ -177,8 +177,8 @@ class KeyChange:
         request_reseal(LocalDisk(self._paths.state))
         self._rotate(unlocked)
         print(
-            "The contents of files that were written before are sealed anew as the retention policy lets go"
-            " of the log that they belong to: `mirrorfs status` shows how far it is."
+            "What was written before is sealed anew as the retention policy lets go of the log that it"
+            " belongs to: `mirrorfs status` shows how far it is."
         )
 
     def _rotate(self, unlocked: Unlocked, slots: Sequence[Slot] | None = None) -> bytes:

@@ -137,6 +137,10 @@ class Checkpointer:
                 self.running = False
                 self._now_quiet()
 
+    def begin_whole(self) -> None:
+        """The next one names no chunk of another."""
+        self._root = None
+
     def want(self) -> None:
         """The next commit makes one due."""
         self._is_wanted = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import tzinfo
 from functools import partial
 
@@ -29,6 +29,7 @@ from mirrorfs.format.ids import (
 )
 from mirrorfs.format.retention import Checkpointed, Retain, pack_numbers
 from mirrorfs.format.rows import MomentRow
+from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import IndexFiles
 
@@ -165,14 +166,7 @@ class Moments:
         if not made and not dropped:
             return
         report.made, report.dropped = len(made), len(dropped)
-        state = self._local.state
-        state.check_writable()
-        for row in made.values():
-            state.record(
-                Checkpointed(row.position, row.time_ns, row.sequence, row.epoch, row.writer, row.digest)
-            )
-        state.record(Retain(base.position, pack_numbers(dropped)))
-        await self._local.committer.commit(None)
+        await self._record(made.values(), Retain(base.position, pack_numbers(dropped)))
 
     async def adopt(self) -> None:
         """Have on this machine what the checkpoints of all moments need: so it is looked after everywhere.
@@ -182,19 +176,71 @@ class Moments:
         world, moments = self._world, self._local.index.list_moments()
         if not moments:
             return
-        stores = self._holding.members.stores()
-        segments = Segments(Stream.CHECKPOINT, disk=world.disk, offload=world.offload, stores=stores)
-        await segments.look()
-        reader = CheckpointReader(segments, self._local.identity.keys, load_public_key(self._public_key))
+        segments, reader = await self._look()
         needed: set[SegmentId] = set()
         for row in moments:
-            root = await reader.of_moment(row)
-            needed |= {SegmentId(row.sequence, row.epoch, row.writer), *(ref.segment for ref in root.chunks)}
+            needed |= await _segments_of(reader, row)
         for segment in sorted(needed - segments.local):
             key = segment_object_key(Stream.CHECKPOINT, segment)
             data = await self._source.read(key)
             await world.offload.sync(partial(world.disk.write_whole, LOCAL_PREFIX + key, data))
             self._holding.offer(key, len(data))
+
+    async def seal_anew(self, on_progress: OnProgress) -> int:
+        """Give every moment a checkpoint that is all under the keys in use, where its own is not.
+
+        Returns: how many got one. Raises: as `adopt`; WritesStopped.
+        """
+        segments, reader = await self._look()
+        rows = self._local.index.list_moments()
+        old = [row for row in rows if await self._is_old(segments, await _segments_of(reader, row))]
+        if not old:
+            return 0
+        # What is made names chunks of the newest one, which is to have none of before.
+        self._checkpointer.begin_whole()
+        await self._holding.hold_checkpoint()
+        made: dict[int, MomentRow] = {}
+        await self._make_all([Moment(position=row.position) for row in old], (), made, on_progress)
+        if made.keys() != {row.position for row in old}:
+            raise DamagedError(
+                "A moment cannot be read: it is not sealed anew, run `mirrorfs verify --deep`."
+            )
+        await self._record(made.values())
+        return len(made)
+
+    async def _is_old(self, segments: Segments, needed: Collection[SegmentId]) -> bool:
+        """Whether one of some checkpoint segments was sealed with keys that are out of use."""
+        keys, writer = self._local.identity.keys, load_public_key(self._public_key)
+        for segment in needed:
+            async for _, data in segments.beginnings(segment):
+                try:
+                    header, _ = decode_header(data, keys, writer)
+                except DamagedError:
+                    continue
+                if header.key_generation != keys.generation:
+                    return True
+                break
+        return False
+
+    async def _look(self) -> tuple[Segments, CheckpointReader]:
+        """The checkpoint segments that there are."""
+        world, stores = self._world, self._holding.members.stores()
+        segments = Segments(Stream.CHECKPOINT, disk=world.disk, offload=world.offload, stores=stores)
+        await segments.look()
+        writer = load_public_key(self._public_key)
+        return segments, CheckpointReader(segments, self._local.identity.keys, writer)
+
+    async def _record(self, made: Iterable[MomentRow], *retain: Retain) -> None:
+        """One commit says which checkpoints there are now."""
+        state = self._local.state
+        state.check_writable()
+        for row in made:
+            state.record(
+                Checkpointed(row.position, row.time_ns, row.sequence, row.epoch, row.writer, row.digest)
+            )
+        for record in retain:
+            state.record(record)
+        await self._local.committer.commit(None)
 
     async def _make_all(
         self,
@@ -239,3 +285,9 @@ class Moments:
         await self._holding.hold_written(written)
         segment = parse_segment_object_key(written.keys[-1])[1]
         return MomentRow(written.root.position, *segment, written.previous.digest, written.root.time_ns, 0)
+
+
+async def _segments_of(reader: CheckpointReader, row: MomentRow) -> set[SegmentId]:
+    """The segments that the checkpoint of a moment lies in. Raises: DamagedError: it cannot be read."""
+    root = await reader.of_moment(row)
+    return {SegmentId(row.sequence, row.epoch, row.writer), *(ref.segment for ref in root.chunks)}

@@ -109,6 +109,9 @@ class Pruner:
             if self.moments.base() is not None:
                 await self._compact(report, on_progress, hurried=attended)
             await self.sweeper.run(report, on_progress)
+            if self.reseal.is_wanted and self.reseal.state().left == 0:
+                report.made += await self.moments.seal_anew(on_progress)
+                await self.sweeper.run(report, on_progress)
             self.reseal.check_done()
             self._tell(report)
             self.denied = report.denied

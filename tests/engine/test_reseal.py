@@ -14,7 +14,7 @@ from mirrorfs.engine.moment import Moment
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.reseal import RESEAL_PATH, request_reseal
 from mirrorfs.engine.volume import MountedVolume
-from mirrorfs.format.ids import STREAM_PREFIX, Stream
+from mirrorfs.format.ids import STREAM_PREFIX
 from mirrorfs.format.segment import decode_header
 from mirrorfs.format.signing import load_public_key
 from tests.engine.test_pruner import Diary, State, tree
@@ -43,8 +43,8 @@ async def _die(copied: object, done: object) -> None:
 
 
 def generations(pc: Pc, objects: dict[str, bytes]) -> set[int]:
-    """Key generations of the segments that hold what is in files."""
-    prefixes = tuple(STREAM_PREFIX[stream] for stream in (Stream.MAIN, Stream.RELOCATED))
+    """Key generations of all segments."""
+    prefixes = tuple(STREAM_PREFIX.values())
     writer = load_public_key(pc.header.public_keys.writer)
     return {
         decode_header(data, pc.keys.for_any_place(), writer)[0].key_generation
