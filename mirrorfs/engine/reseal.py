@@ -2,8 +2,8 @@
 
 It is compaction that takes a segment for the keys it was sealed with. What belongs to the log that is kept
 stays as it is, for the log is one signed chain: it is sealed anew when the retention policy has let go of its
-part of the log. So it takes as long as every moment is kept, and goes on after every interruption. At last the
-older moments that are kept get checkpoints of their own once more (engine/moments.py).
+part of the log. So it takes as long as every moment is kept, and goes on after every interruption. At last
+the older moments that are kept get checkpoints of their own once more (engine/moments.py).
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from tests.support.mounted import Mounted, mounted_volume
 from tests.support.s3_servers import S3Server, environment
 
 STORM_S = 15.0
+STORMS_MAX = 5
+HITS_MIN = 10
 PAUSE_S = 0.15
 OUTAGE_S = 2.0
 STALL_S = 1.0
@@ -146,7 +148,11 @@ def test_storm(
         thread = threading.Thread(target=outages, args=(proxy, ended))
         thread.start()
         try:
-            load.run(STORM_S)
+            # A busy machine sends less in the same time.
+            for _ in range(STORMS_MAX):
+                load.run(STORM_S)
+                if len(proxy.hits()) >= HITS_MIN:
+                    break
         finally:
             ended.set()
             thread.join()
@@ -157,7 +163,7 @@ def test_storm(
         )
         print({name: round(longest_s, 3) for name, longest_s in load.longest_s.items()})
         # Back-off makes requests few: which kinds came is the seed's and the moment's affair.
-        assert len(hits) >= 10 and len(kinds) >= 4
+        assert len(hits) >= HITS_MIN and len(kinds) >= 4
         assert max(load.longest_s.values()) < LONGEST_CALL_S
         assert volume.store_status("b")["state"] in ("up-to-date", "catching-up")
         proxy.clear()
