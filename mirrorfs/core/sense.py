@@ -181,8 +181,7 @@ class Sense:
             file.lose(lost, self._mark)
             file.opaque += written.opaque_bytes
         if written.start is not None:
-            file.start = start_of(written.start)
-            file.is_cut = False
+            file.begin(start_of(written.start), self._mark)
             file.was_legible = not file.start.is_legible and (
                 file.was_legible or self._starts.get(inode, Start.UNSEEN).is_legible
             )

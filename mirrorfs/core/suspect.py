@@ -77,10 +77,20 @@ class Suspect:
         self.lost_compressible = 0
 
     def lose(self, lost: Lost, mark: Mark) -> None:
-        """Bytes of it went, or noise came, after this commit."""
-        self.since = self.since or mark
+        """Bytes of it went after this commit."""
+        if lost.size_bytes:
+            self.since = self.since or mark
         self.lost += lost.size_bytes
         self.lost_compressible += lost.compressible_bytes
+
+    def begin(self, start: Start, mark: Mark) -> None:
+        """Its first bytes were written after this commit."""
+        self.start = start
+        self.is_cut = False
+        if start is Start.KNOWN:
+            self.since = None  # Saved as programs save it: the moment before is no better than this one.
+        elif start is Start.OPAQUE:
+            self.since = self.since or mark
 
     @property
     def is_opaque(self) -> bool:

@@ -175,6 +175,33 @@ def test_a_burst_is_found_and_knows_the_last_clean_moment(attack: Callable[[Stor
     assert len(story.changes) == 2
 
 
+def photo_that_came(story: Story, number: int) -> int:
+    return story.create(b"photo %d.jpg" % number, JPEG)
+
+
+def photo_that_was_saved(story: Story, number: int) -> int:
+    inode = story.old(JPEG)
+    story.sense.cut(inode, 0, WAS_PHOTO)
+    story.write(inode, JPEG)
+    story.write(inode, None)
+    return inode
+
+
+@pytest.mark.parametrize("write", [photo_that_came, photo_that_was_saved])
+def test_the_clean_moment_has_what_was_written_lately(write: Callable[[Story, int], int]) -> None:
+    story = Story()
+    photos = []
+    for number in range(LIMIT):
+        photos.append(write(story, number))
+        story.commit()
+    clean = story.position
+    for inode in photos:
+        story.write(inode, NOISE, WAS_PHOTO)
+        story.commit()
+    burst = story.burst()
+    assert burst is not None and (burst.files, burst.clean_position) == (LIMIT, clean)
+
+
 def removed_and_new(story: Story, number: int, growth: int, *, others: int = 0) -> None:
     """The new one has a name of its own."""
     inode, size = story.old(), SIZE + 5000 * number
