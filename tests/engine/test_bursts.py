@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mirrorfs.core.sense import LIMIT, Burst
+from mirrorfs.core.signatures import START_BYTES, Start, start_of
 from mirrorfs.engine.bursts import STATE_PATH, KnownBurst, pinned_position, read_bursts
 from mirrorfs.engine.local import LocalVolume
 from mirrorfs.errors import DiskFull, FormatError
@@ -63,20 +64,27 @@ def letter(number: int, size: int) -> bytes:
     return b"".join([b"Findings %d: %08x on day %d\n" % (n, word * n, number) for n in range(size // 30)])
 
 
+def noise(size: int) -> bytes:
+    """Noise that does not begin, by chance, as a known kind of file does."""
+    while start_of((data := os.urandom(size))[:START_BYTES]) is Start.KNOWN:
+        pass
+    return data
+
+
 def photo(size: int) -> bytes:
-    return bytes.fromhex("ffd8ffe000104a46494600010101004800480000ffdb0043") + os.urandom(size)
+    return bytes.fromhex("ffd8ffe000104a46494600010101004800480000ffdb0043") + noise(size)
 
 
 async def in_place(folder: Folder, inode: int, name: str) -> None:
     data = await folder.read(inode)
-    await folder.write(inode, 0, os.urandom(len(data)))
+    await folder.write(inode, 0, noise(len(data)))
 
 
 async def in_part(folder: Folder, inode: int, name: str) -> None:
     """Every other block of 64 KiB."""
     data = await folder.read(inode)
     for offset in range(0, len(data), 128 * 1024):
-        await folder.write(inode, offset, os.urandom(min(64 * 1024, len(data) - offset)))
+        await folder.write(inode, offset, noise(min(64 * 1024, len(data) - offset)))
 
 
 async def in_place_and_renamed(folder: Folder, inode: int, name: str) -> None:
@@ -86,13 +94,13 @@ async def in_place_and_renamed(folder: Folder, inode: int, name: str) -> None:
 
 async def beside_it(folder: Folder, inode: int, name: str) -> None:
     data = await folder.read(inode)
-    await folder.save(f"{name}.enc", os.urandom(len(data) + 16))
+    await folder.save(f"{name}.enc", noise(len(data) + 16))
     folder.remove(name)
 
 
 async def over_it(folder: Folder, inode: int, name: str) -> None:
     data = await folder.read(inode)
-    await folder.save("tmp", os.urandom(len(data) + 16))
+    await folder.save("tmp", noise(len(data) + 16))
     folder.rename("tmp", name)
 
 
@@ -154,7 +162,7 @@ async def test_honest_work_is_not(tmp_path: Path) -> None:
         folder = Folder(volume)
         files = await fill(folder)
         for number in range(FILES):
-            await folder.save(f"import {number}.gpg", os.urandom(20_000))
+            await folder.save(f"import {number}.gpg", noise(20_000))
             await folder.save(f"import {number}.jpg", photo(20_000))
         for inode, name in folder.names():
             if name.endswith("jpg"):
@@ -162,7 +170,7 @@ async def test_honest_work_is_not(tmp_path: Path) -> None:
                 folder.fs.setattr(inode, size=0)
                 await folder.write(inode, 0, photo(25_000))
             elif name.endswith("txt"):
-                await folder.save(f"{name}.gz", b"\x1f\x8b\x08\0" + os.urandom(len(files[name]) // 3))
+                await folder.save(f"{name}.gz", b"\x1f\x8b\x08\0" + noise(len(files[name]) // 3))
                 folder.remove(name)
             await folder.fs.fsync(inode)
         await folder.fs.sync()
