@@ -200,7 +200,8 @@ def _segments_of(volume: MountedVolume, name: bytes) -> Iterator[str]:
     for _, _, frame, _ in reader._spans(inode, 0, volume.filesystem.getattr(inode).size):
         row = volume._local.index.get_frame(frame)
         assert row is not None
-        yield reader._segment(reader._place(row).sequence)[0]
+        place = reader._place(row)
+        yield reader._segment(place.stream, place.sequence)[0]
 
 
 def _kinds(

@@ -655,7 +655,8 @@ async def test_relocated_segments_delay_nothing(
         rig.offer(key)
     async with rig.running() as mirror:
         await trio.sleep(2.6)
-        assert store.started == [segment(1), checkpoint(1), head(1), *moved[:2]]
+        assert store.started[:3] == [segment(1), checkpoint(1), head(1)]
+        assert sorted(store.started[3:]) == moved[:2], "two at a time, whichever task is first"
         rig.offer(segment(2))
         await trio.sleep(0.1)
         assert store.started[-1] == segment(2), "it is sent beside them, at once"
