@@ -31,19 +31,26 @@ class DailyPrune:
         self._clock = clock
 
     def policy(self, *, confirmed: bool = False) -> PolicyState:
-        """What is in force now, written down. Raises: DiskError, DiskFull."""
-        now = self.next_policy(confirmed=confirmed)
-        write_policy(self._disk, now)
+        """What is in force now, written down if it was not. Raises: DiskError, DiskFull."""
+        before = self._read()
+        now = self._after(before, confirmed=confirmed)
+        if now != before:
+            write_policy(self._disk, now)
         return now
 
     def next_policy(self, *, confirmed: bool = False) -> PolicyState:
         """The same, and nothing is written down."""
+        return self._after(self._read(), confirmed=confirmed)
+
+    def _after(self, before: PolicyState, *, confirmed: bool) -> PolicyState:
+        return before.with_configured(self.configured, self._clock.now_ns(), confirmed=confirmed)
+
+    def _read(self) -> PolicyState:
         try:
-            before = read_policy(self._disk)
+            return read_policy(self._disk)
         except FormatError as exc:
             logger.warning("%s", exc)
-            before = PolicyState()
-        return before.with_configured(self.configured, self._clock.now_ns(), confirmed=confirmed)
+            return PolicyState()
 
     async def run(self) -> None:
         """Prune now and then, until cancelled. Raises: DiskError, DiskFull."""
