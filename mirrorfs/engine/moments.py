@@ -68,7 +68,7 @@ class Moments:
 
     def base(self) -> MomentRow | None:
         """The moment from which on every one is kept; None: nothing was ever dropped."""
-        return next((moment for moment in self._local.index.list_moments() if moment.base), None)
+        return self._local.index.base_moment()
 
     def plan(self, policy: Policy) -> PruneReport:
         """What the moments would be; touches nothing."""

@@ -254,7 +254,7 @@ class Pruner:
 
     def _tell(self, report: PruneReport) -> None:
         moments = self._local.index.list_moments()
-        base = next((moment for moment in moments if moment.base), None)
+        base = self.moments.base()
         report.base_ns = 0 if base is None else base.time_ns
         report.moments = sorted(row.time_ns for row in moments if base is not None and row < base)
         report.condemned = len(self._local.index.list_condemned(after=(0, 0), limit=1 << 62))

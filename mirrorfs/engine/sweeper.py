@@ -152,7 +152,7 @@ class Sweeper:
     async def _sweep_checkpoints(self, report: PruneReport, on_progress: OnProgress) -> None:
         """Delete checkpoint segments that no kept moment, and none of the newest checkpoints, needs."""
         moments = self._local.index.list_moments()
-        base = next((moment for moment in moments if moment.base), None)
+        base = self._local.index.base_moment()
         if base is None:
             return
         segments = await self._look(Stream.CHECKPOINT)
