@@ -111,8 +111,8 @@ class Joiner:
             if plan.unreached:
                 raise StoreUnavailable(_unreached(plan.unreached))
             raise (_Beginning if planner.has_no_head else DamagedError)(
-                f"The stores' log is not whole: {damage}. Make the other store reachable, or restore"
-                " what there is with `mirrorfs restore`."
+                f"The stores' log is not whole: {damage}. Make the other store reachable, mount on the PC"
+                " that wrote it, or restore what there is with `mirrorfs restore`."
             )
         if not plan.journal_sequence:
             index.close()

@@ -572,16 +572,7 @@ class MirrorSimulation:
     async def _heal(self) -> None:
         """All faults are over: everything gets everywhere, and what is bad is mended."""
         async with trio.open_nursery() as nursery:
-            machine = self._last if self._last in self._machines else self._fresh()
-            assert machine is not None
-            self._wake(machine, may_crash=False)
-            try:
-                session = await self._mount(machine, nursery, take_over=True)
-            except Refused:
-                self._drop(machine)
-                machine = self._fresh()
-                self._wake(machine, may_crash=False)
-                session = await self._mount(machine, nursery, take_over=True)
+            session = await self._mount_healed(nursery)
             volume = session.volume
             with trio.fail_after(HEAL_S):
                 await self._mend_all(volume)
@@ -591,8 +582,24 @@ class MirrorSimulation:
                     raise Violation(f"{name!r} reads as something else")
             await self._healed(volume)
             await volume.close(wait_for_stores=True)
-            self.chronicle.promise(session.line, session.line.newest, who=machine.name)
+            self.chronicle.promise(session.line, session.line.newest, who=session.machine.name)
             nursery.cancel_scope.cancel()
+
+    async def _mount_healed(self, nursery: trio.Nursery) -> Session:
+        """Mount where one may go on: on the machine that was last, on a fresh one, or on any that is left.
+
+        What a store acknowledged and lost, and its head names, may be on the disk of an earlier writer alone,
+        while nothing of the one that took over from it ever came to a store: then only that earlier one may.
+        """
+        last = self._last if self._last in self._machines else None
+        for machine in (last or self._fresh(), None, *(one for one in self._machines if one is not last)):
+            chosen = machine or self._fresh()
+            self._wake(chosen, may_crash=False)
+            try:
+                return await self._mount(chosen, nursery, take_over=True)
+            except Refused:
+                self._drop(chosen)
+        raise Violation("nobody may go on, although all faults are over")
 
     async def _mend_all(self, volume: MountedVolume) -> None:
         left = await self._mend(volume)

@@ -26,6 +26,12 @@ def test_nothing_that_was_said_to_be_safe_is_lost(first: int, fast_directory: Pa
         MirrorSimulation(seed, directory).run()
 
 
+def test_only_the_pc_that_has_what_a_store_lost_goes_on(fast_directory: Path) -> None:
+    # A store lost a segment that it had acknowledged, and shows its writer's heads; nothing of the machine
+    # that took over meanwhile came to a store. It and a fresh one are refused, the first writer is not.
+    MirrorSimulation(17196, fast_directory).run()
+
+
 def test_what_is_referred_to_again_is_not_lost_either(fast_directory: Path) -> None:
     found_bytes = 0
     for seed in range(5):
