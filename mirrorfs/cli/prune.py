@@ -175,5 +175,7 @@ class _Shown:
             print(f"Segments that wait for their deletion: {report['condemned']}.")
         if report["deleted"]:
             print(f"Objects deleted in every store: {report['deleted']}.")
+        for store in report["left"]:
+            print(f"Store {store} is append-only: what is not needed waits for the machine that prunes it.")
         for store in report["denied"]:
             print(f"Store {store} does not let this PC delete: what is not needed stays there.")
