@@ -288,7 +288,10 @@ def object_source(
 ) -> ObjectSource:
     """Where the objects of a volume are read from, whole and verified."""
     local = LocalObjects(world.disk, index, world.offload)
-    return ObjectSource(local, world.offload, keys, header.public_keys.writer, stores=stores.stores)
+    public = header.public_keys
+    return ObjectSource(
+        local, world.offload, keys, public.writer, stores=stores.stores, pruner_key=public.pruner
+    )
 
 
 def mirrors_of(stores: StoreSet, suspect: Callable[[str | None, str], None]) -> Mirrors:
