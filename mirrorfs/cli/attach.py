@@ -149,8 +149,9 @@ def _stores(
             _say(f"Store {one.store.name} is not on the volume's list any more, and is left out.")
             continue
         name = names[instance.instance]
-        rotates = any(store.instance == instance.instance and store.rotating for store in before)
-        stores[name] = StoreConfig(name, one.store.url, instance.instance, rotates)
+        new = StoreConfig(name, one.store.url, instance.instance)
+        old = next((store for store in before if store.instance == instance.instance), new)
+        stores[name] = replace(old, name=name, url=new.url)
     # A store that does not answer now is still one of the volume's.
     for store in before:
         if names.get(store.instance) == store.name:

@@ -175,6 +175,8 @@ class StoreConfig:
     """UUID of the store's instance, 16 bytes."""
     rotating: bool = False
     """It may be away for long, and catches up when it is back."""
+    append_only: bool = False
+    """This PC deletes nothing there: another machine prunes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +238,7 @@ class VolumeConfig:
                 f"url = {quoted(store.url)}",
                 f"instance = {quoted(store.instance.hex())}",
                 *(["rotating = true"] if store.rotating else []),
+                *(["append_only = true"] if store.append_only else []),
             ]
         # [limits] is the last: its own tables follow it.
         lines += (
@@ -308,14 +311,12 @@ def _stores(value: object) -> tuple[StoreConfig, ...]:
     for item in value:
         if not isinstance(item, dict):
             raise ConfigError("A [[store]] of the volume's configuration is not a table.")
-        read = Table(item, where="store.", known={"name", "url", "instance", "rotating"})
+        read = Table(item, where="store.", known={"name", "url", "instance", "rotating", "append_only"})
         read.check()
         name = read.text("name")
         check_configured_store_name(name)
-        rotating = item.get("rotating", False)
-        if not isinstance(rotating, bool):
-            raise ConfigError("Field store.rotating of the volume's configuration must be true or false.")
-        stores.append(StoreConfig(name, read.text("url"), read.identifier("instance"), rotating))
+        flags = [read.switch(flag, default=False) for flag in ("rotating", "append_only")]
+        stores.append(StoreConfig(name, read.text("url"), read.identifier("instance"), *flags))
     if len({store.name for store in stores}) != len(stores):
         raise ConfigError("Two stores of the volume's configuration have one name; correct it.")
     if all(store.rotating for store in stores):

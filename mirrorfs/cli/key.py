@@ -20,7 +20,7 @@ from mirrorfs.cli.config import load_config, make_private_directory, volume_path
 from mirrorfs.cli.headers import local_header
 from mirrorfs.cli.headless import add_unlock_arguments
 from mirrorfs.cli.kdf_option import add_kdf_argument, check_kdf_argument
-from mirrorfs.cli.key_change import KeyChange
+from mirrorfs.cli.key_change import ROLES, KeyChange
 from mirrorfs.cli.key_events import recorded
 from mirrorfs.cli.key_status import only_way_in, only_way_in_note
 from mirrorfs.cli.store_session import find_session
@@ -83,9 +83,10 @@ def _add_new_token_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="of its slot; default: what it calls itself")
     parser.add_argument(
         "--role",
-        choices=("writer", "reader"),
+        choices=tuple(ROLES),
         default="writer",
-        help="whether it may change files (the default) or only read them",
+        help="writer (the default): may do all; pc: all but prune stores; pruner: read, and prune stores;"
+        " reader: only read",
     )
 
 
@@ -161,7 +162,8 @@ def _row(slot: Slot) -> tuple[str, str, str, str]:
 def _may(slot: Slot) -> str:
     if slot.kind is SlotKind.RECOVERY:
         return "restore, enrol"
-    return "read, write" if Role.WRITER in slot.roles else "read"
+    words = {Role.WRITER: "write", Role.PRUNER: "prune"}
+    return ", ".join(["read", *(word for role, word in words.items() if role in slot.roles)])
 
 
 def _json(header: VolumeHeader) -> dict[str, object]:

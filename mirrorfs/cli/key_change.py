@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 import trio
 
@@ -33,6 +34,15 @@ from mirrorfs.keys.slots import make_slot, stretch_password, token_authorisation
 from mirrorfs.keys.token import Enrolment, Token
 
 RECOVERY_SLOT_NAME = "recovery"
+
+
+ROLES: Final[Mapping[str, tuple[Role, ...]]] = {
+    "writer": tuple(Role),
+    "pc": (Role.WRITER, Role.DRILL),
+    "pruner": (Role.PRUNER,),
+    "reader": (),
+}
+"""What `key add --role` grants."""
 
 
 class KeyChange:
@@ -83,7 +93,9 @@ class KeyChange:
         token = make_token(config, sources, create=arguments.create_key)
         if token.kind is SlotKind.RECOVERY:
             raise UsageError("A recovery code is made by `mirrorfs key recovery`.")
-        roles = unlocked.slot.roles if arguments.role == "writer" else ()
+        roles = tuple(role for role in unlocked.slot.roles if role in ROLES[arguments.role])
+        if arguments.role != "writer" and roles != ROLES[arguments.role]:
+            raise UsageError("The slot that was opened does not have that role itself; use one that has it.")
         kdf = new_kdf(self._arguments)
         stretched = stretch_password(self._password.password(), kdf)
         enrolment = self._enrol(token, unlocked, stretched, kdf)

@@ -257,7 +257,8 @@ def unlocked_session(
         watched=WatchedToken.of(unlocked.slot, chosen).to_text(),
         events_seen=events_seen,
     )
-    return UnlockedSession(request, unlocked.key_set, unlocked.data)
+    key_set = unlocked.key_set.restricted(tuple(set(unlocked.slot.roles) - {Role.PRUNER}))
+    return UnlockedSession(request, key_set, unlocked.data)
 
 
 async def _look(paths: VolumePaths, config: VolumeConfig) -> tuple[list[StoreLook], bytes]:

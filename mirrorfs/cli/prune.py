@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import trio
 
+from mirrorfs.cli import prune_store
 from mirrorfs.cli.config import VolumePaths, load_config
 from mirrorfs.cli.config_retention import policy_words
 from mirrorfs.cli.control_protocol import STALL_S, ControlClient, Message, NotMounted
@@ -42,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="VOLUME|MOUNTPOINT")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go, and what it frees")
     parser.add_argument(
+        "--store",
+        action="append",
+        default=[],
+        metavar="NAME|URL",
+        help="delete from this store, on a machine that is not the PC; by this machine's own policy",
+    )
+    parser.add_argument(
         "--confirm",
         action="store_true",
         help="a policy that keeps less than before counts at once; of a volume that is not mounted",
@@ -58,6 +66,8 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     config = load_config(paths)
     if config.retention is None:
         raise UsageError(NO_POLICY)
+    if arguments.store:
+        return prune_store.run(arguments, environment, paths, config, config.retention)
     shown = _Shown(paths, arguments)
     request: Message = {"dry_run": arguments.dry_run, "configured": asdict(config.retention)}
     try:
@@ -175,5 +185,7 @@ class _Shown:
             print(f"Segments that wait for their deletion: {report['condemned']}.")
         if report["deleted"]:
             print(f"Objects deleted in every store: {report['deleted']}.")
+        for store in report["left"]:
+            print(f"Store {store} is append-only: what is not needed waits for the machine that prunes it.")
         for store in report["denied"]:
             print(f"Store {store} does not let this PC delete: what is not needed stays there.")

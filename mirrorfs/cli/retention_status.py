@@ -34,6 +34,7 @@ def retention_answer(volume: MountedVolume) -> Message | None:
         "older_moments": older,
         "condemned": condemned,
         "denied": pruner.denied,
+        "left": pruner.left,
         "reseal": reseal,
     }
 
@@ -50,6 +51,7 @@ def retention_json(answer: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "older_moments": answer["older_moments"],
         "condemned": answer["condemned"],
         "denied": answer["denied"],
+        "left": answer.get("left", []),  # a mount of an earlier version does not know of it
         "reseal": None
         if reseal is None
         else {"left": reseal["left"], "of": reseal["of"], "until": _timestamp(reseal["until_ns"])},
@@ -70,6 +72,8 @@ def retention_lines(answer: Mapping[str, Any] | None, *, now_ns: int) -> list[st
     if answer["condemned"]:
         waits = "waits for its" if answer["condemned"] == 1 else "wait for their"
         line += f"; {counted(answer['condemned'], 'segment')} {waits} deletion"
+    for store in answer.get("left", []):
+        line += f"; in store {store} that is for the machine that prunes it"
     for store in answer["denied"]:
         line += f"; store {store} does not let this PC delete"
     return [line, *_reseal_line(answer["reseal"], now_ns=now_ns)]

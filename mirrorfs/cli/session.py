@@ -288,6 +288,7 @@ class Session:
             deduplicate=self._config.deduplicate,
             take_over=self._request.take_over,
             rotating=frozenset(store.name for store in self._config.stores if store.rotating),
+            append_only=frozenset(store.name for store in self._config.stores if store.append_only),
             boot_id=boot_id(),
             retention=self._config.retention,
             scratch=self._scratch,

@@ -180,6 +180,8 @@ class _Account:
             parts = [f"{place['listed']} objects", f"{place['read']} read in full"]
             if place["pending"]:
                 parts.append(f"{place['pending']} still to be sent")
+            if place["pruned"]:
+                parts.append(f"{place['pruned']} deleted by the machine that prunes")
             parts.append(f"{bad} bad" if bad else "all good")
             if place["unreachable"]:
                 parts[-1] = f"not to the end: {place['unreachable']}"

@@ -89,7 +89,7 @@ def walk(directory: int, base: str, *, prefix: str, start_after: str) -> Iterato
             if not path.endswith("/"):
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_ISREG(status.st_mode):
-                    yield ObjectInfo(ObjectKey(path), status.st_size)
+                    yield ObjectInfo(ObjectKey(path), status.st_size, written_ns=status.st_mtime_ns)
                 continue
             with opened(entry.name, DIRECTORY_FLAGS, dir_fd=directory) as below:
                 yield from walk(below, path, prefix=prefix, start_after=start_after)

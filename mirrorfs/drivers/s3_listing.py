@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from mirrorfs.drivers.object_keys import is_key
@@ -34,6 +35,8 @@ class FoundVersion:
     size_bytes: int | None
     """None: a delete marker."""
     is_latest: bool
+    written_ns: int = 0
+    """When it was put there, by the server's clock; 0: that is not told."""
 
 
 def list_page(bucket: S3Bucket, prefix: str, start_after: str) -> Sequence[ObjectInfo]:
@@ -85,7 +88,7 @@ def _page(
         full = str(entry.get("Key", ""))
         if key := _own_key(bucket, full, prefix=prefix, start_after=start_after):
             _check_order(bucket, page, key)
-            page.append(ObjectInfo(key, int(entry.get("Size", 0))))
+            page.append(ObjectInfo(key, int(entry.get("Size", 0)), written_ns=_written_ns(entry)))
     return page[:LIST_PAGE_MAX]
 
 
@@ -118,7 +121,7 @@ def _with_hidden(bucket: S3Bucket, prefix: str, start_after: str) -> Sequence[Ob
                 hidden.add(key)
             continue
         _check_order(bucket, page, key)
-        page.append(ObjectInfo(key, found.size_bytes, key in hidden))
+        page.append(ObjectInfo(key, found.size_bytes, key in hidden, found.written_ns))
         if len(page) == LIST_PAGE_MAX:
             break
     return page
@@ -206,4 +209,10 @@ def _found(entry: Mapping[str, Any], size_bytes: int | None) -> FoundVersion:
         ObjectVersion(str(entry.get("VersionId", ""))),
         size_bytes,
         bool(entry.get("IsLatest")),
+        _written_ns(entry),
     )
+
+
+def _written_ns(entry: Mapping[str, Any]) -> int:
+    at = entry.get("LastModified")
+    return int(at.timestamp()) * 10**9 if isinstance(at, datetime) else 0

@@ -140,7 +140,9 @@ class AttachedStore:
 class StoreSet:
     """The stores that a mounted volume has now."""
 
-    def __init__(self) -> None:
+    def __init__(self, append_only: frozenset[str] = frozenset()) -> None:
+        """`append_only`: names of stores in which nothing is deleted from here."""
+        self.append_only = append_only
         self.members: list[AttachedStore] = []
         self.other_fence: str | None = None
         """Why nothing may be written, where the lease of no member says so: of one that was removed, say."""
@@ -240,6 +242,7 @@ class Attaching:
             random=self.random,
             parallel=self.parallel,
             may_be_away=rotating,
+            append_only=name in self.members.append_only,
         )
         return AttachedStore(
             store,
@@ -285,7 +288,10 @@ def object_source(
 ) -> ObjectSource:
     """Where the objects of a volume are read from, whole and verified."""
     local = LocalObjects(world.disk, index, world.offload)
-    return ObjectSource(local, world.offload, keys, header.public_keys.writer, stores=stores.stores)
+    public = header.public_keys
+    return ObjectSource(
+        local, world.offload, keys, public.writer, stores=stores.stores, pruner_key=public.pruner
+    )
 
 
 def mirrors_of(stores: StoreSet, suspect: Callable[[str | None, str], None]) -> Mirrors:

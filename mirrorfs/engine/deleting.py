@@ -5,7 +5,8 @@ they are deleted, each under a fresh lease. That an object is gone counts once t
 its deletion, as that one is held does. Whatever is broken off is done again as a whole: to delete what is not
 there is success.
 
-What may be deleted is for the caller to know; that a store does not allow it is an answer, not a fault.
+What may be deleted is for the caller to know; that a store does not allow it is an answer, not a fault. One
+that is append-only is not asked for it: another machine deletes there, and it is only seen what is gone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 import trio
 
 from mirrorfs.engine.guarded_store import verify_place
+from mirrorfs.engine.look import look_at
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.errors import ObjectLocked, StoreDenied, StoreError
 from mirrorfs.ports import ObjectKey
@@ -35,7 +37,7 @@ class Deletion:
     gone: tuple[str, ...]
     """Keys under which the store has nothing any more."""
     fault: StoreError | None
-    """Why not all are gone; None: they are."""
+    """Why not all are gone; None: they are, or another machine is to delete them."""
 
     @property
     def denied(self) -> bool:
@@ -52,6 +54,8 @@ async def delete_objects(
     Raises: InUseError: the volume is another writer's. DamagedError: its lease cannot be read.
     """
     await mirror.abandon(keys)
+    if mirror.append_only:
+        return await _gone(mirror, keys)
     gone: list[str] = []
     fault: StoreError | None = None
     try:
@@ -77,3 +81,12 @@ async def delete_objects(
         except StoreError as exc:
             return Deletion((), fault or exc)
     return Deletion(tuple(gone), fault)
+
+
+async def _gone(mirror: Mirror, keys: Sequence[str]) -> Deletion:
+    """Those that another machine has deleted."""
+    try:
+        found = await look_at(mirror.store, keys)
+    except StoreError as exc:
+        return Deletion((), exc)
+    return Deletion(tuple(key for key, size_bytes in found.items() if size_bytes is None), None)

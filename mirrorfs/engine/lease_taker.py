@@ -70,6 +70,8 @@ class VolumeSettings:
     take_over: bool = False
     rotating: frozenset[str] = frozenset()
     """Names of stores that may be away for long."""
+    append_only: frozenset[str] = frozenset()
+    """Names of stores in which nothing is deleted from here: another machine prunes them."""
     encrypted_max: int = LIMIT
     """So many files replaced by what looks encrypted are a burst; 0: nobody looks."""
     retention: Policy | None = None

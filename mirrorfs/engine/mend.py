@@ -26,7 +26,7 @@ from mirrorfs.engine.objects import LocalObjects, ObjectSource
 from mirrorfs.engine.scrub import LOCAL, BadObject, Fault, Scrubber
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.standing import WHAT_NEXT
-from mirrorfs.errors import MirrorfsError, StoreError, StoreMismatch
+from mirrorfs.errors import MirrorfsError, StoreDenied, StoreError, StoreMismatch
 from mirrorfs.format.rows import SegmentRow
 from mirrorfs.ports import Clock, Disk, ObjectKey, Offload, Sealed
 
@@ -258,4 +258,8 @@ class Mender:
         """Have the way free for a good copy, or put it there. Raises: MirrorfsError."""
         data = await self._objects.read(key)
         if not await mirror.store.put_over(key, Sealed(data)):
+            if mirror.append_only:
+                raise StoreDenied(
+                    f"store {mirror.store.name} is append-only, and keeps no versions: its owner removes it."
+                )
             await mirror.store.delete(key)

@@ -66,6 +66,7 @@ class Mirror:
         random: Callable[[], float],
         parallel: int = UPLOADS_PARALLEL,
         may_be_away: bool = False,
+        append_only: bool = False,
     ) -> None:
         """
         Args:
@@ -78,9 +79,11 @@ class Mirror:
             on_conflict: hears the key of an object under which the store holds other bytes.
             random: uniform in [0, 1), for the back-off.
             may_be_away: that it does not answer is no reason for a warning.
+            append_only: nothing is deleted there from here.
         """
         self.store = store
         self.instance = instance
+        self.append_only = append_only
         self._read_object = read_object
         self.lease_fresh = lease_fresh
         self._save_held = save_held

@@ -13,6 +13,7 @@ import trio
 
 from mirrorfs.core.genuine import check_object, is_another_state
 from mirrorfs.core.salvage import combine_copies
+from mirrorfs.engine.manifests import manifests_of
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.versions import NOT_GOOD
 from mirrorfs.errors import (
@@ -242,10 +243,12 @@ class ObjectSource:
         *,
         stores: Callable[[], Iterable[Store]],
         on_bad_copy: Callable[[str | None, str], None] = lambda store, key: None,
+        pruner_key: bytes | None = None,
     ) -> None:
         """
         Args:
-            public_key: Ed25519 of the writer role, 32 bytes.
+            public_key, pruner_key: Ed25519 of the writer and the pruner role, 32 bytes each; without the
+                latter no manifest counts.
             stores: those to ask now, best first.
             on_bad_copy: hears the name of the store (None: the local disk) and the key of each copy that
                 is there and does not verify.
@@ -256,6 +259,14 @@ class ObjectSource:
         self._public_key = public_key
         self._stores = stores
         self._on_bad_copy = on_bad_copy
+        self._pruner_key = pruner_key
+
+    async def deleted_from(self, store: Store, *, instance: bytes) -> frozenset[str]:
+        """Keys of what the machine that prunes deleted there, as it signed. Raises: StoreError."""
+        if self._pruner_key is None:
+            return frozenset()
+        manifests = await manifests_of(store, self._keys, self._pruner_key, instance=instance)
+        return frozenset(one.key for manifest in manifests for one in manifest.objects)
 
     async def check(self, key: str, data: bytes) -> None:
         """Return if these are the object's bytes. Raises DamagedError, LimitError."""

@@ -26,5 +26,7 @@ class PruneReport:
     """Segments that wait for their deletion."""
     deleted: int = 0
     """Objects that were deleted in every store."""
+    left: list[str] = field(default_factory=list)
+    """Names of append-only stores that hold what another machine is to delete there."""
     denied: list[str] = field(default_factory=list)
     """Names of stores that do not let this machine delete."""

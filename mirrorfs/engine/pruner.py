@@ -86,6 +86,8 @@ class Pruner:
         """Whether what was sealed with keys that are out of use is sealed anew."""
         self.denied: list[str] = []
         """Stores that did not let this machine delete when they were last asked."""
+        self.left: list[str] = []
+        """Append-only stores that held something that is not needed when they were last looked at."""
         self._running = trio.Lock()
 
     async def run(
@@ -114,7 +116,7 @@ class Pruner:
                 await self.sweeper.run(report, on_progress)
             self.reseal.check_done()
             self._tell(report)
-            self.denied = report.denied
+            self.denied, self.left = report.denied, report.left
             return report
 
     async def account(self, policy: Policy) -> PruneReport:

@@ -12,7 +12,7 @@ last object it was done with; a sample goes on where the last sample ended.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -46,6 +46,8 @@ class PlaceReport:
     """Objects that are still to be sent there."""
     read: int = 0
     """Objects of which every byte was looked at."""
+    pruned: int = 0
+    """Objects that another machine deleted there, as a manifest says which that signed."""
     unreachable: str | None = None
     """Why the place could not be looked at, or not to the end."""
 
@@ -87,6 +89,8 @@ class Scrubber:
         self._state: ScrubState | None = None
         self._disk = disk
         self._clock = clock
+        self._deleted: dict[str, Collection[str]] = {}
+        """By instance, as far as this run had to ask."""
 
     @property
     def places(self) -> list[str]:
@@ -110,6 +114,7 @@ class Scrubber:
         """
         state = self._state = ScrubState(self._disk, self._clock, depth, restart=restart)
         report = ScrubReport(resumed=state.resumed)
+        self._deleted = {}
         lost_here = await find_lost(self._objects, self._mirrors().values())
         for place in self.places:
             if places is not None and place not in places:
@@ -272,7 +277,10 @@ class Scrubber:
                     if item.key in skip:
                         continue
                     if size_bytes is None:
-                        note(BadObject(place, item.key, Fault.MISSING, "the store does not have it."))
+                        if (why := await self._why_missing(mirror, item.key)) is None:
+                            found.pruned += 1
+                        else:
+                            note(BadObject(place, item.key, Fault.MISSING, why))
                     elif size_bytes == item.size:
                         yield item.key
                     elif prefix in SMALL_PREFIXES and await self.examine(place, item.key) is None:
@@ -282,3 +290,13 @@ class Scrubber:
                     else:
                         wanted = f" instead of {item.size}" * (item.size >= 0)
                         note(BadObject(place, item.key, Fault.SIZE, f"it has {size_bytes} bytes{wanted}."))
+
+    async def _why_missing(self, mirror: Mirror, key: str) -> str | None:
+        """What is wrong with that; None: nothing is. Raises: StoreError."""
+        if mirror.instance not in self._deleted:
+            instance = bytes.fromhex(mirror.instance)
+            self._deleted[mirror.instance] = await self._source.deleted_from(mirror.store, instance=instance)
+        if key not in self._deleted[mirror.instance]:
+            return "the store does not have it."
+        is_needed = self._objects.row_of(key) is not None
+        return "the machine that prunes deleted it, but it is needed." if is_needed else None

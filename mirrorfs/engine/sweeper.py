@@ -110,6 +110,8 @@ class Sweeper:
             report.denied.append(one.store.name)
         elif done.fault is not None and not done.denied:
             raise done.fault
+        if one.mirror.append_only and len(done.gone) < len(keys) and one.store.name not in report.left:
+            report.left.append(one.store.name)
         return set(done.gone)
 
     async def _forget(self, rows: Iterable[CondemnedRow]) -> None:

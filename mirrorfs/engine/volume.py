@@ -157,7 +157,7 @@ class MountedVolume:
             local.adopt(identity)
             checkpointer.adopt(identity)
 
-        members = StoreSet()
+        members = StoreSet(settings.append_only)
         objects = object_source(world, index, keys, header, members)
         attaching = Attaching(
             members, objects, index, world, upload_pace(world, settings, lambda: local), random, suspect,

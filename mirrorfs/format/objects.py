@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType
 
 ObjectKey = NewType("ObjectKey", str)
@@ -21,6 +21,8 @@ class ObjectInfo:
     """Of the newest version."""
     is_hidden: bool = False
     """It was deleted in a store that keeps versions: `get` does not find it, `versions` does."""
+    written_ns: int = field(default=0, compare=False)
+    """In a listing: when it was put there, by the store's clock; 0: that is not told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,8 @@ def refused(volume: Mounted, *arguments: str, code: int) -> str:
 def test_one_token_more(volume: Mounted) -> None:
     add_spare(volume, cost=())
     listed = volume.must("key", "list", volume.name)
-    assert re.search(r"^first +pkcs11 practice +read, write +20\d\d-", listed, re.MULTILINE)
-    assert re.search(r"^spare +pkcs11 spare +read, write +20\d\d-", listed, re.MULTILINE)
+    assert re.search(r"^first +pkcs11 practice +read, write, prune +20\d\d-", listed, re.MULTILINE)
+    assert re.search(r"^spare +pkcs11 spare +read, write, prune +20\d\d-", listed, re.MULTILINE)
     shown = json.loads(volume.must("key", "list", volume.name, "--json"))
     assert [slot["name"] for slot in shown["slots"]] == ["first", "spare"]
     assert (shown["schema"], shown["header_generation"], shown["key_generation"]) == (1, 2, 1)

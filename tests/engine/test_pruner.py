@@ -186,3 +186,36 @@ async def test_a_store_that_denies_deleting_gets_no_checkpoint_for_each_try(
         assert (last.condemned, last.denied) == (0, [])
         assert last.deleted >= report.collected
         assert await tree(volume) == diary.state
+
+
+async def test_in_an_append_only_store_nothing_is_deleted_and_what_is_gone_is_seen(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    practice = Practice(tmp_path)
+    diary = Diary(practice, 6)
+    diary.pc.append_only = frozenset({"s3"})
+    asked: list[str] = []
+
+    async def refused(key: ObjectKey) -> None:
+        await trio.lowlevel.checkpoint()
+        asked.append(key)
+
+    diary.pc.links["s3"].delete = refused  # type: ignore[method-assign]  # it hears what it is asked
+    async with diary.pc.mounted() as volume:
+        volume.pruner.moments.zone = UTC
+        volume.pruner.sweeper.grace_ns = 0
+        for _ in range(6):
+            await diary.day(volume)
+        await volume.flush()
+        before = set(practice.places["s3"])
+        report = await volume.pruner.run(POLICY)
+        assert report.left == volume.pruner.left == ["s3"] and report.denied == []
+        assert report.condemned == report.collected > 0
+        assert before <= set(practice.places["s3"])
+        gone = before - set(practice.places["home"])
+        for key in gone:
+            del practice.places["s3"][key]
+        last = await volume.pruner.run(POLICY)
+        assert (last.condemned, last.left, last.denied) == (0, [], [])
+        assert asked == []
+        assert await tree(volume) == diary.state

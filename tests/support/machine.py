@@ -51,6 +51,7 @@ class Machine:
         self.cache_bytes = cache_bytes
         self.prefetch = prefetch
         self.rotating = frozenset(rotating)
+        self.append_only: frozenset[str] = frozenset()
         self.mirror_delay_s = 0.2
         self.deduplicate = False
         self.boot_id = ""
@@ -86,6 +87,7 @@ class Machine:
             deduplicate=self.deduplicate,
             take_over=take_over,
             rotating=self.rotating,
+            append_only=self.append_only,
             boot_id=self.boot_id,
             scratch=self.scratch,
             retention=self.retention,

@@ -65,7 +65,7 @@ def test_text_and_back() -> None:
     assert VolumeConfig.from_toml(TEXT) == CONFIG
     bare = replace(CONFIG, tokens=(TokenConfig("pkcs11:"),))
     assert VolumeConfig.from_toml(bare.to_toml()) == bare
-    usb = StoreConfig("usb", "file:///media/usb", b"\x03" * 16, rotating=True)
+    usb = StoreConfig("usb", "file:///media/usb", b"\x03" * 16, rotating=True, append_only=True)
     rotating = replace(
         CONFIG,
         stores=(*CONFIG.stores, usb),

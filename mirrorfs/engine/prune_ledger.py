@@ -1,0 +1,136 @@
+"""What the machine that prunes remembers from run to run, by its own clock, of what the log said.
+
+A writer can say anything in the log, and later something else. What was seen is not forgotten for that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mirrorfs.core.retention import DAY_NS
+from mirrorfs.errors import FormatError
+from mirrorfs.format.rows import MomentRow, SnapshotRow
+from mirrorfs.ports import Disk
+
+LEDGER_PATH: Final = "prune-ledger"
+SEEN_EVERY_NS: Final = DAY_NS // 4
+"""So far apart are the positions that are remembered."""
+SEEN_MAX: Final = 40_000
+LATE_NS: Final = 7 * DAY_NS
+"""So long may a PC that cannot reach its stores send what it wrote later."""
+_DAMAGED: Final = "What this machine remembers of the volume is damaged"
+
+
+@dataclass(slots=True)
+class SeenSnapshot:
+    """A snapshot that the log had at some time."""
+
+    position: int
+    held: bool
+    gone_ns: int = 0
+    """When it was first seen to be gone; 0: it is there."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Times are of this machine's clock, but `MomentRow.time_ns`."""
+
+    seen: list[tuple[int, int]] = field(default_factory=list)
+    """(time, end of the log), rising."""
+    moments: dict[int, MomentRow] = field(default_factory=dict)
+    """By position, those that were verified, or trusted on first use; `add_moment` says of which time."""
+    snapshots: dict[str, SeenSnapshot] = field(default_factory=dict)
+    """By name (hex)."""
+    unneeded: dict[str, int] = field(default_factory=dict)
+    """Keys of objects that could go: when they were first seen so."""
+    base: int = 0
+    """Position from which on everything is kept, as this machine reckons; 0: it has none yet."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever seen."""
+        return not self.seen
+
+    def observe(self, now_ns: int, position: int) -> None:
+        """The log ends here now."""
+        if not self.seen or now_ns - self.seen[-1][0] >= SEEN_EVERY_NS:
+            self.seen.append((now_ns, position))
+        del self.seen[:-SEEN_MAX]
+
+    def end_at(self, time_ns: int) -> int:
+        """Where the log ended when it was last seen up to a time; 0: it had not been seen yet."""
+        return max((position for at_ns, position in self.seen if at_ns <= time_ns), default=0)
+
+    def add_moment(self, row: MomentRow) -> None:
+        """A writer may say that a moment is older than it is, and have it stand for those that were."""
+        before_ns = max((at_ns for at_ns, position in self.seen if position < row.position), default=0)
+        self.moments[row.position] = row._replace(time_ns=max(row.time_ns, before_ns - LATE_NS), base=0)
+
+    def observe_snapshots(self, rows: Iterable[SnapshotRow], now_ns: int) -> list[str]:
+        """Returns the names (hex) of those whose hold was taken away since."""
+        there = {row.name.hex(): row for row in rows}
+        released = []
+        for name, row in there.items():
+            known = self.snapshots.get(name)
+            if known is not None and known.position != row.position:
+                # Another of that name: the one before is gone, whatever it was called.
+                self.snapshots[f"{name}/{known.position}"] = SeenSnapshot(known.position, known.held, now_ns)
+                known = None
+            if known is not None and known.held and not row.held:
+                released.append(name)
+            self.snapshots[name] = SeenSnapshot(row.position, bool(row.held))
+        for name, snapshot in self.snapshots.items():
+            if name not in there and not snapshot.gone_ns:
+                snapshot.gone_ns = now_ns
+        return released
+
+    def note_unneeded(self, keys: Iterable[str], now_ns: int) -> None:
+        """Exactly these objects could go now; one that was needed in between begins anew."""
+        self.unneeded = {key: self.unneeded.get(key, now_ns) for key in keys}
+
+
+def read_ledger(disk: Disk) -> Ledger:
+    """What was remembered; an empty one where there is none. Raises: FormatError, DiskError."""
+    try:
+        file = disk.open(LEDGER_PATH)
+    except FileNotFoundError:
+        return Ledger()
+    try:
+        found = json.loads(file.read(offset=0, size_bytes=file.size()))
+        return _ledger(found)
+    except (ValueError, TypeError, KeyError) as exc:
+        raise FormatError(
+            f"{_DAMAGED}; remove {LEDGER_PATH} to begin anew: it then waits as at first."
+        ) from exc
+    finally:
+        file.close()
+
+
+def _ledger(found: dict[str, Any]) -> Ledger:
+    if found["version"] != 1:
+        raise ValueError
+    rows = [
+        MomentRow._make([*row[:3], bytes.fromhex(row[3]), bytes.fromhex(row[4]), *row[5:]])
+        for row in found["moments"]
+    ]
+    return Ledger(
+        seen=[(int(at_ns), int(position)) for at_ns, position in found["seen"]],
+        moments={row.position: row for row in rows},
+        snapshots={name: SeenSnapshot(*fields) for name, fields in found["snapshots"].items()},
+        unneeded={str(key): int(at_ns) for key, at_ns in found["unneeded"].items()},
+        base=int(found["base"]),
+    )
+
+
+def write_ledger(disk: Disk, ledger: Ledger) -> None:
+    """Remember it, durably. Raises: DiskError, DiskFull."""
+    rows = [[*row[:3], row.writer.hex(), row.digest.hex(), *row[5:]] for row in ledger.moments.values()]
+    snapshots = {name: [one.position, one.held, one.gone_ns] for name, one in ledger.snapshots.items()}
+    fields = {
+        "version": 1, "seen": ledger.seen, "moments": rows, "snapshots": snapshots,
+        "unneeded": ledger.unneeded, "base": ledger.base,
+    }  # fmt: skip
+    disk.write_whole(LEDGER_PATH, json.dumps(fields).encode())

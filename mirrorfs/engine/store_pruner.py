@@ -1,0 +1,327 @@
+"""Pruning stores from a machine that writes nothing to the volume, and does not obey the PC that does.
+
+    invariant  Nothing that a moment needs which this machine keeps by its own policy, clock and memory is
+               deleted, whatever the log says; and nothing that the log does not condemn.
+
+The PC compacts and condemns. Here it is reckoned anew what is kept: `base` is a moment whose position was
+seen in the stores at least `every_moment` ago, and that replay from an earlier one confirms
+(moment_check.py); the moments before are those that were seen once and that the policy still reaches, and the
+snapshots, for 30 days after they were deleted. A condemned segment goes when it was so for GRACE_NS, is no
+part of the log from the base on, and each frame in it that something kept refers to was read in its new place
+and is the same there (condemned_check.py). What goes is first written down in a signed manifest; a run that
+is cut short between the two is ended by the next. The first run deletes nothing: what it finds it can only
+trust.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from datetime import tzinfo
+from typing import Final
+
+from mirrorfs.core.compaction import Kept
+from mirrorfs.core.retention import (
+    DAY_NS,
+    POLICY_DELAY_NS,
+    Policy,
+    kept_moments,
+    wanted_times,
+)
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.condemned_check import CondemnedCheck
+from mirrorfs.engine.moment import NEWEST
+from mirrorfs.engine.moment_check import MomentCheck
+from mirrorfs.engine.objects import key_of
+from mirrorfs.engine.policy_record import read_policy, write_policy
+from mirrorfs.engine.prune_ledger import Ledger, read_ledger, write_ledger
+from mirrorfs.engine.restore_plan import Planner
+from mirrorfs.engine.sources import Segments
+from mirrorfs.engine.store_deletion import OnProgress, StoreDeletion, StorePruneReport
+from mirrorfs.errors import DamagedError, StoreUnavailable
+from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
+from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.signing import load_public_key
+from mirrorfs.format.slot import PublicKeys
+from mirrorfs.ports import Clock, Disk, Index, IndexFiles, Offload, Store
+
+logger = logging.getLogger(__name__)
+
+GRACE_NS: Final = DAY_NS
+"""So long an object is seen to be of no use before it goes, for readers elsewhere that began before."""
+CLOCKS_APART_NS: Final = DAY_NS
+CHECKPOINTS_KEPT: Final = 3
+"""The newest ones, whatever they are good for."""
+
+
+class StorePruner:
+    """Prunes some stores of one volume; one run at a time."""
+
+    def __init__(
+        self,
+        stores: Mapping[bytes, Store],
+        disk: Disk,
+        scratch: Callable[[], IndexFiles],
+        offload: Offload,
+        clock: Clock,
+        keys: VolumeKeys,
+        public_keys: PublicKeys,
+        seed: bytes,
+        *,
+        zone: tzinfo | None = None,
+    ) -> None:
+        """
+        Args:
+            stores: by instance (16 bytes).
+            disk: of what this machine remembers.
+            scratch: makes the files of an index that is thrown away.
+            seed: of the pruner role.
+            zone: where days end at midnight; None: the local one.
+        """
+        self._stores = stores
+        self._disk = disk
+        self._scratch = scratch
+        self._offload = offload
+        self._clock = clock
+        self._keys = keys
+        self._public_keys = public_keys
+        self._writer = load_public_key(public_keys.writer)
+        self._seed = seed
+        self._zone = zone
+
+    async def run(
+        self,
+        configured: Policy,
+        *,
+        confirmed: bool = False,
+        dry_run: bool = False,
+        on_progress: OnProgress = lambda what, done, total: None,
+    ) -> StorePruneReport:
+        """Delete what is due, and remember what was seen.
+
+        Args:
+            confirmed: a person says that a shorter policy counts at once, and that what the PC gave up, as
+                the log has it now, may be given up here.
+            dry_run: nothing is deleted or remembered.
+        Raises: StoreUnavailable: a store does not answer. DamagedError: the log cannot be read to its end.
+            FormatError: what is remembered is damaged. DiskError, DiskFull.
+        """
+        ledger = read_ledger(self._disk)
+        now_ns = await self._now()
+        state = read_policy(self._disk).with_configured(configured, now_ns, confirmed=confirmed)
+        report = StorePruneReport(state, now_ns)
+        files = self._scratch()
+        try:
+            planner = Planner(
+                list(self._stores.values()), files, self._offload, self._keys, self._public_keys.writer
+            )
+            newest, plan = await planner.run(NEWEST)
+            with closing(newest):
+                if plan.silent or plan.unreached:
+                    names = ", ".join(sorted({*plan.silent, *plan.unreached}))
+                    raise StoreUnavailable(f"Store {names} did not answer; nothing is deleted.")
+                if plan.damage is not None:
+                    raise DamagedError(f"Nothing is deleted, for the log cannot be read: {plan.damage}.")
+                report.position = plan.position
+                await self._prune(newest, ledger, report, planner.main, on_progress, confirmed, dry_run)
+        finally:
+            files.remove()
+        if not dry_run:
+            write_policy(self._disk, state)
+            write_ledger(self._disk, ledger)
+        return report
+
+    async def _now(self) -> int:
+        """This machine's time, but not later than when anything was last put in a store, as that says."""
+        told = 0
+        for store in self._stores.values():
+            after = ""
+            while page := await store.list("heads/", start_after=after):
+                told = max(told, *(info.written_ns for info in page))
+                after = page[-1].key
+        now_ns = self._clock.now_ns()
+        return min(now_ns, told) if told else now_ns
+
+    async def _prune(
+        self,
+        newest: Index,
+        ledger: Ledger,
+        report: StorePruneReport,
+        main: Segments,
+        on_progress: OnProgress,
+        confirmed: bool,
+        dry_run: bool,
+    ) -> None:
+        checkpoints = Segments(
+            Stream.CHECKPOINT, disk=None, offload=self._offload, stores=list(self._stores.values())
+        )
+        await checkpoints.look()
+        checks = MomentCheck(main, checkpoints, self._scratch, self._offload, self._keys, self._writer)
+        await self._learn(newest, ledger, report, checks, confirmed=confirmed)
+        policy = report.policy.in_force
+        if policy is None or not ledger.base:
+            return
+        base = ledger.moments[ledger.base]
+        positions = self._kept_positions(newest, ledger, policy, report)
+        kept = Kept(base.position, sorted(position for position in positions if position < base.position))
+        report.base_ns, report.moments = base.time_ns, len(kept.moments)
+        rows = newest.list_condemned(after=(0, 0), limit=1 << 62)
+        condemned = {key_of(Stream(row.stream), row) for row in rows}
+        old = await self._old_checkpoints(checkpoints, newest, ledger, kept)
+        ledger.note_unneeded({*condemned, *old}, report.now_ns)
+        due = [key for key, at_ns in ledger.unneeded.items() if report.now_ns - at_ns >= GRACE_NS]
+        report.waiting = len(ledger.unneeded) - len(due)
+        files = self._scratch()
+        try:
+            with closing(await checks.load(base, files)) as at_base:
+                for instance, store in self._stores.items():
+                    check = CondemnedCheck(
+                        store, self._keys, self._writer, newest=newest, base=at_base, kept=kept,
+                        condemned=condemned, trusts_log=confirmed,
+                    )  # fmt: skip
+                    deletion = StoreDeletion(
+                        instance, store, check, report, self._keys, public_key=self._public_keys.pruner,
+                        seed=self._seed, base=base.position, dry_run=dry_run,
+                    )  # fmt: skip
+                    await deletion.run(sorted(due), old, on_progress)
+        finally:
+            files.remove()
+
+    # --- what is kept --------------------------------------------------------------------------
+
+    async def _learn(
+        self, newest: Index, ledger: Ledger, report: StorePruneReport, checks: MomentCheck, *, confirmed: bool
+    ) -> None:
+        """Take in what the log says now, as far as it can be believed."""
+        tip = newest.base_moment()
+        rows = [row for row in newest.list_moments() if tip is not None and row.position <= tip.position]
+        for name in ledger.observe_snapshots(newest.list_snapshots(), report.now_ns):
+            report.alarms.append(f"The hold of snapshot {_shown(name)} was taken away.")
+        is_new = ledger.is_new
+        for row in rows:
+            known = ledger.moments.get(row.position)
+            if known is not None and known.digest == row.digest:
+                continue
+            before = [one for position, one in ledger.moments.items() if position < row.position]
+            try:
+                if not is_new:
+                    await checks.verify(row, max(before, default=None))
+            except DamagedError as exc:
+                report.alarms.append(f"A moment that the PC made is not relied on: {exc}")
+                continue
+            ledger.add_moment(row)
+        ledger.observe(report.now_ns, report.position)
+        if confirmed:
+            _give_up(newest, ledger)
+        if report.policy.in_force is not None:
+            self._move_base(ledger, report.policy.in_force, report, confirmed=confirmed)
+
+    def _move_base(
+        self, ledger: Ledger, policy: Policy, report: StorePruneReport, *, confirmed: bool
+    ) -> None:
+        """The newest moment that was in the stores when the window began, if none is missing before."""
+        start_ns = report.now_ns - policy.every_moment * DAY_NS
+        limit = ledger.end_at(start_ns)
+        found = max((position for position in ledger.moments if position <= limit), default=0)
+        if found <= ledger.base:
+            return
+        rows = sorted(row for row in ledger.moments.values() if row.position <= found)
+        begun_ns = ledger.moments[ledger.base].time_ns if ledger.base else start_ns
+        for time_ns in self._times(policy, report.now_ns):
+            if time_ns <= begun_ns or time_ns >= ledger.moments[found].time_ns or confirmed:
+                continue
+            position = max((row.position for row in rows if row.time_ns <= time_ns), default=0)
+            if position < ledger.end_at(time_ns - CLOCKS_APART_NS):
+                report.alarms.append(
+                    "The PC keeps no moment for the end of a day, week, month or year that this machine's"
+                    " policy has: make its [retention] keep as much, or run this with --confirm."
+                )
+                return
+        ledger.base = found
+
+    def _kept_positions(
+        self, newest: Index, ledger: Ledger, policy: Policy, report: StorePruneReport
+    ) -> set[int]:
+        snapshots: set[int] = set()
+        for name, one in list(ledger.snapshots.items()):
+            if one.gone_ns and report.now_ns - one.gone_ns >= POLICY_DELAY_NS:
+                del ledger.snapshots[name]
+                continue
+            if one.gone_ns:
+                report.alarms.append(f"Snapshot {_shown(name)} was deleted; here it is kept for 30 days.")
+            snapshots.add(one.position)
+        rows = sorted(row for row in ledger.moments.values() if row.position <= ledger.base)
+        kept = kept_moments(rows, self._times(policy, report.now_ns), snapshots) | {ledger.base}
+        # The PC's clock, and its days, may be ahead of ours.
+        later = self._times(policy, report.now_ns + 2 * CLOCKS_APART_NS, until_ns=report.now_ns)
+        given_up = kept_moments(rows, later, ()) - {row.position for row in newest.list_moments()}
+        if given_up - {ledger.base}:
+            report.alarms.append(
+                f"The PC has given up moments that this machine's policy keeps"
+                f" ({len(given_up - {ledger.base})}): what they need stays in the stores."
+            )
+        tip = newest.base_moment()
+        window_ns = report.now_ns - policy.every_moment * DAY_NS + CLOCKS_APART_NS
+        limit = min(
+            (position for at_ns, position in ledger.seen if at_ns >= window_ns), default=report.position
+        )
+        if tip is not None and tip.position > limit:
+            report.alarms.append(
+                "The PC has given up the log of days that this machine's policy keeps: what it needs stays in"
+                " the stores."
+            )
+        for row in rows:
+            if row.position not in kept:
+                del ledger.moments[row.position]
+        return kept
+
+    def _times(self, policy: Policy, now_ns: int, *, until_ns: int | None = None) -> list[int]:
+        """The ends of days, weeks, months and years that the policy has before its window."""
+        start_ns = (now_ns if until_ns is None else until_ns) - policy.every_moment * DAY_NS
+        return wanted_times(policy, now_ns, start_ns, self._zone)
+
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    async def _old_checkpoints(
+        self, segments: Segments, newest: Index, ledger: Ledger, kept: Kept
+    ) -> set[str]:
+        """Keys of checkpoint segments that nothing which is kept needs, neither here nor for the PC."""
+        reader = CheckpointReader(segments, self._keys, self._writer)
+        rows = [*newest.list_moments(), *ledger.moments.values()]
+        needed = {SegmentId(row.sequence, row.epoch, row.writer) for row in rows}
+        order = segments.by_writer()
+        recent, last = 0, None
+        for segment in order:
+            try:
+                root = await reader.root_of(segment)
+            except DamagedError as exc:
+                # What cannot be read now may name what would be deleted.
+                logger.info("no old checkpoints are deleted now: %s", exc)
+                return set()
+            if root is None:
+                continue
+            last = last or segment
+            recent += 1
+            if segment in needed or root.position >= kept.base or recent <= CHECKPOINTS_KEPT:
+                needed |= {segment, *(ref.segment for ref in root.chunks)}
+        return {
+            segment_object_key(Stream.CHECKPOINT, one)
+            for one in order
+            if last is not None
+            and one not in needed
+            and (one.epoch, one.sequence) < (last.epoch, last.sequence)
+            and not segments.is_deleted(one)
+        }
+
+
+def _give_up(newest: Index, ledger: Ledger) -> None:
+    """A person says so: what the log has not, is not kept here either."""
+    there = {row.position for row in newest.list_moments()} | {ledger.base}
+    ledger.moments = {position: row for position, row in ledger.moments.items() if position in there}
+    ledger.snapshots = {name: one for name, one in ledger.snapshots.items() if not one.gone_ns}
+
+
+def _shown(name: str) -> str:
+    """The name of a snapshot, for people."""
+    return bytes.fromhex(name.partition("/")[0]).decode(errors="replace")
