@@ -181,6 +181,11 @@ class _Shown:
             f"Segments that {would or 'were '}done without: {report['collected']}, which frees"
             f" {format_size(max(freed, 0))} in each store."
         )
+        if report["merged_bytes"]:
+            print(
+                f"Files in very many pieces, written anew: {format_size(report['merged_bytes'])}, in"
+                f" {counted(report['merged_extents'], 'piece')} less."
+            )
         if report["condemned"]:
             print(f"Segments that wait for their deletion: {report['condemned']}.")
         if report["deleted"]:

@@ -20,6 +20,8 @@ from mirrorfs.format.limits import CHUNK_SIZE
 
 _EXTENT = struct.Struct("<IIQI")
 _START = struct.Struct("<I")
+EXTENT_SIZE = _EXTENT.size
+"""Bytes of one in the packed form."""
 
 
 class Extent(NamedTuple):

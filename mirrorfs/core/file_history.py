@@ -89,7 +89,7 @@ class FileHistory:
         made: set[int] = set()
         for record in records:
             match record:
-                case Extents():
+                case Extents() if record.size:  # else the bytes are those of before, in other frames
                     self._sizes[record.inode] = max(self._size(record.inode) or 0, record.size)
                     written.add(record.inode)
                 case Truncate():

@@ -72,7 +72,7 @@ class Tally:
                 if record.inode != ROOT_INODE:
                     self.created += 1
                 self._new.add(record.inode)
-            case Extents():
+            case Extents() if record.size:  # else the bytes are those of before, in other frames
                 self._written.add(record.inode)
                 self.written_bytes += sum(piece.length for piece in unpack_pieces(record.pieces))
             case Truncate():

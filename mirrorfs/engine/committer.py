@@ -18,8 +18,9 @@ Invariants
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -28,7 +29,7 @@ from mirrorfs.engine.journals import journal_body
 from mirrorfs.engine.log import Log
 from mirrorfs.engine.reserve import Reserve
 from mirrorfs.engine.sealer import BATCH_BYTES, Sealer
-from mirrorfs.engine.segment_writer import SegmentWriter
+from mirrorfs.engine.segment_writer import Placed, SegmentWriter
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.state import MIB, VolumeState
 from mirrorfs.errors import DamagedError, DiskError, DiskFull, MirrorfsError, NoSpaceLeft, WritesStopped
@@ -57,6 +58,7 @@ class _Waiter:
     everything: bool
     seal: bool
     done: trio.Event
+    move: Callable[[], Awaitable[None]] | None = None
     error: MirrorfsError | None = None
 
 
@@ -127,9 +129,20 @@ class Committer:
 
         `seal` also closes the segment, so that the stores get it. Raises NoSpaceLeft, WritesStopped.
         """
+        await self._served(_Waiter(inodes or set(), inodes is None, seal, trio.Event()))
+
+    async def move(self, payloads: Sequence[bytes], name: Callable[[Sequence[Placed]], None]) -> None:
+        """Write frames with bytes that are in the log already, and commit what `name` records of them.
+
+        Returns when that is durable. Raises as `commit`.
+        """
+        bodies = await self._sealer.make(payloads)
+        move = partial(self._sealer.move, bodies, name)
+        await self._served(_Waiter(set(), False, False, trio.Event(), move))
+
+    async def _served(self, waiter: _Waiter) -> None:
         if self._state.fatal is not None:
             raise WritesStopped(self._state.fatal)
-        waiter = _Waiter(inodes or set(), inodes is None, seal, trio.Event())
         self._waiters.append(waiter)
         self._wake.set()
         await waiter.done.wait()
@@ -245,6 +258,9 @@ class Committer:
         # What an fsync is told if this task ends in a way nobody foresaw.
         error: MirrorfsError | None = WritesStopped("The writer of the volume stopped; mount it again.")
         try:
+            for waiter in waiters:
+                if waiter.move is not None:
+                    await waiter.move()
             if any(waiter.everything for waiter in waiters):
                 await self._commit(list(self._state.dirty), with_index=True)
             else:

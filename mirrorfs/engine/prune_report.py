@@ -22,6 +22,10 @@ class PruneReport:
     collected_bytes: int = 0
     copied_bytes: int = 0
     """Bytes of what is still needed of those, which are written anew."""
+    merged_bytes: int = 0
+    """Bytes of files that lay in very many pieces and were written anew."""
+    merged_extents: int = 0
+    """Pieces that those have less of."""
     condemned: int = 0
     """Segments that wait for their deletion."""
     deleted: int = 0

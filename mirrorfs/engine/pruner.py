@@ -27,6 +27,7 @@ from mirrorfs.engine.checkpointer import Checkpointer
 from mirrorfs.engine.compactor import Compactor, Copied, wanted_frames
 from mirrorfs.engine.holding import Holding
 from mirrorfs.engine.local import LocalVolume, World
+from mirrorfs.engine.merger import Merger
 from mirrorfs.engine.moments import Moments, OnProgress
 from mirrorfs.engine.objects import PAGE, ObjectSource
 from mirrorfs.engine.prune_report import PruneReport
@@ -77,6 +78,7 @@ class Pruner:
             identity=lambda: local.identity,
         )  # fmt: skip
         self.copy_bytes_max = COPY_BYTES_MAX
+        self.merger = Merger(local, world.offload)
         self._holding = Holding(world, local, tasks, checkpointer)
         self.moments = Moments(world, local, self._holding, checkpointer, source, scratch, public_key)
         self.sweeper = Sweeper(
@@ -115,6 +117,7 @@ class Pruner:
                 report.made += await self.moments.seal_anew(on_progress)
                 await self.sweeper.run(report, on_progress)
             self.reseal.check_done()
+            await self._merge(report, hurried=attended)
             self._tell(report)
             self.denied, self.left = report.denied, report.left
             return report
@@ -199,12 +202,23 @@ class Pruner:
         report.collected_bytes = sum(victim.size for victim in done)
         report.copied_bytes = sum(one.size for one in copied)
 
-    async def _give_way(self) -> None:
-        """Wait while people work, but not for ever."""
+    async def _give_way(self, *, to_uploads: bool = False) -> None:
+        """Wait while people work, or `to_uploads` of what they wrote, but not for ever."""
         for _ in range(LOOKS_MAX):
-            if not self._local.is_busy():
+            is_sending = to_uploads and self._holding.members.is_catching_up()
+            if not is_sending and not self._local.is_busy():
                 return
             await trio.sleep(LOOK_S)
+
+    async def _merge(self, report: PruneReport, *, hurried: bool) -> None:
+        """Write anew what lies in very many pieces and is older than every moment is kept."""
+        base = self.moments.base()
+        if base is None:
+            return
+        give_way = trio.lowlevel.checkpoint if hurried else partial(self._give_way, to_uploads=True)
+        saved = self.merger.saved
+        report.merged_bytes = await self.merger.run(base.position, give_way=give_way)
+        report.merged_extents = self.merger.saved - saved
 
     async def _choose(self, kept: Kept, *, copy_bytes_max: int) -> list[Victim]:
         """Segments to do without. The index is committed first: what is looked at is its last commit."""

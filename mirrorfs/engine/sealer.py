@@ -124,6 +124,26 @@ class Sealer:
         self._on_progress()
         return True
 
+    async def make(self, payloads: Sequence[bytes]) -> list[Body]:
+        """Bodies of data frames, made in a thread; anybody may call it."""
+        level = self._level
+        return await self._offload.run(
+            lambda: [make_body(Kind.DATA, payload, level=level) for payload in payloads]
+        )
+
+    async def move(self, bodies: Sequence[Body], name: Callable[[Sequence[Placed]], None]) -> None:
+        """Append frames with bytes that are in the log already; `name` records them, in the same step.
+
+        What it does not name is dead. Raises: DiskError, DiskFull.
+        """
+        try:
+            placed = await self._log.append_data(bodies)
+        except DiskError:
+            self._bury(self._log.take_strays())
+            raise
+        self._bury(placed)
+        name(placed)
+
     def _take(self, file: DirtyFile, pieces: list[tuple[Group, DirtyPiece]], limit: int) -> int:
         source = file.frozen or file.ranges
         group = Group(file.uid, file.parent)

@@ -108,7 +108,10 @@ class Truncate(NamedTuple):
 
 
 class Extents(NamedTuple):
-    """Bytes of a file are now in data frames; the size grows to at least `size`."""
+    """Bytes of a file are now in data frames; the size grows to at least `size`.
+
+    With size 0 they are the bytes that were there before, moved to other frames: the file has not changed.
+    """
 
     inode: int
     size: int

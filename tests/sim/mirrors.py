@@ -685,7 +685,7 @@ class MirrorSimulation:
             filesystem.opened(inode, writable=True)
             if block:
                 await filesystem.write(inode, 0, block)
-            await filesystem.write(inode, at, data)
+            await self._fill(session, inode, at, data)
             filesystem.released(inode, writable=True)
             filesystem.rename(1, b".new", new_parent=1, new_name=name)
         except (ReadOnly, WritesStopped):
@@ -693,6 +693,10 @@ class MirrorSimulation:
             return
         state = self.chronicle.states[session.line.newest]
         self.chronicle.add(session.line, {**state, name: block.ljust(at, b"\0") + data})
+
+    async def _fill(self, session: Session, inode: int, at: int, data: bytes) -> None:
+        """Write what is new in a file."""
+        await session.volume.filesystem.write(inode, at, data)
 
     def _check_fenced(self, session: Session) -> None:
         session.machine.disk.check_alive()

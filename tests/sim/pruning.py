@@ -41,6 +41,8 @@ class PruningSimulation(MirrorSimulation):
         self.pruned = 0
         """Runs that came to their end."""
         self.collected = 0
+        self.merged = 0
+        """Extents that there were less."""
 
     async def _between(self, session: Session) -> None:
         if self._prune_rng.random() < 0.15:
@@ -55,6 +57,15 @@ class PruningSimulation(MirrorSimulation):
             await session.volume.snapshots.create(name, held=False)
         except (ReadOnly, WritesStopped):
             self._check_fenced(session)
+
+    async def _fill(self, session: Session, inode: int, at: int, data: bytes) -> None:
+        """Some files come in pieces, each with a commit of its own: so they are worth merging."""
+        rng, filesystem = self._prune_rng, session.volume.filesystem
+        step = len(data) // rng.choice((1, 1, 4, 7)) + 1
+        for start in range(0, len(data), step):
+            await filesystem.write(inode, at + start, data[start : start + step])
+            if step < len(data):
+                await filesystem.fsync(inode)
 
     async def _prune(self, session: Session) -> None:
         rng = self._prune_rng
@@ -71,8 +82,11 @@ class PruningSimulation(MirrorSimulation):
         volume.pruner.moments.zone = UTC
         volume.pruner.sweeper.grace_ns = grace_ns
         volume.pruner.copy_bytes_max = self._prune_rng.choice((1, 100_000, 1 << 30))
+        volume.pruner.merger.gain_min = 1
+        volume.pruner.merger.bytes_max = self._prune_rng.choice((1, 100_000, 1 << 30))
         report = await volume.pruner.run(NOTHING_BUT_NOW)
         self.pruned += 1
+        self.merged += report.merged_extents
         self.collected += report.collected
 
     async def _healed(self, volume: MountedVolume) -> None:

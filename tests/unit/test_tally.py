@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 
+from mirrorfs.core.file_history import FileHistory
 from mirrorfs.core.tally import Tally
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.record import (
@@ -66,6 +67,17 @@ def test_each_record_counts_once() -> None:
 def test_nothing() -> None:
     tally = Tally()
     assert (tally.moments, tally.changed, tally.attributes_changed, tally.written_bytes) == (0, 0, 0, 0)
+
+
+def test_bytes_that_were_merged_are_no_change() -> None:
+    tally = Tally()
+    merged = write(3, 100)._replace(size=0)
+    tally.add([merged], position=7, time_ns=70)
+    assert (tally.moments, tally.changed, tally.written_bytes) == (1, 0, 0)
+    history = FileHistory([b"file"], None)
+    history.add([create(3)._replace(name=b"file"), write(3, 100)], position=5, time_ns=50)
+    history.add([merged], position=7, time_ns=70)
+    assert [one.position for one in history.versions] == [5]
 
 
 def test_snapshots_change_nothing_but_names() -> None:
