@@ -65,6 +65,8 @@ class Moments:
         self._public_key = public_key
         self.zone: tzinfo | None = None
         """Where days end at midnight; None: the local one."""
+        self._known: dict[MomentRow, frozenset[SegmentId]] = {}
+        """The checkpoint segments of moments that were read since the mount: the row's digest binds them."""
 
     def base(self) -> MomentRow | None:
         """The moment from which on every one is kept; None: nothing was ever dropped."""
@@ -178,8 +180,11 @@ class Moments:
             return
         segments, reader = await self._look()
         needed: set[SegmentId] = set()
+        self._known = {row: self._known[row] for row in moments if row in self._known}
         for row in moments:
-            needed |= await _segments_of(reader, row)
+            if row not in self._known:
+                self._known[row] = frozenset(await _segments_of(reader, row))
+            needed |= self._known[row]
         for segment in sorted(needed - segments.local):
             key = segment_object_key(Stream.CHECKPOINT, segment)
             data = await self._source.read(key)
