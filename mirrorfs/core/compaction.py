@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mirrorfs.format.ids import Stream, split_frame_id
+from mirrorfs.format.limits import SEGMENT_SIZE_MAX
 from mirrorfs.format.rows import FrameRow, MomentRow, RelocationRow
 
 Place = tuple[int, int]
@@ -23,6 +24,15 @@ SHARE_MIN: Final = 0.8
 GAIN_MIN: Final = 64 * 1024
 """Bytes. To rewrite what was rewritten already for less than this is not worth the while: a small segment is
 mostly header and trailer, however often it is written."""
+
+
+SMALL_MAX: Final = SEGMENT_SIZE_MAX // 4
+"""Bytes. Segments below this are joined, whole as they are."""
+JOINED_MIN: Final = 16
+"""So many of one size, up to a factor of SIZES, are joined: each byte is copied once for each factor."""
+SIZES_BITS: Final = 4
+JOINED_MAX: Final = 2000
+"""Segments that one run joins of each size: each is read by itself."""
 
 
 class Kept(NamedTuple):
@@ -120,29 +130,54 @@ def victims(
     copy_bytes_max: int,
     forced: Callable[[Place], bool] = lambda place: False,
 ) -> list[Victim]:
-    """Segments to do without, those of which least is needed first, then the oldest.
+    """Segments to do without: those of which least is needed first, then the oldest; then small ones to join.
 
     Args:
         segments: (place, bytes) of those that may be taken: none from the base on.
         copy_bytes_max: for all together; one segment may always be taken.
         forced: whether one is taken however much of it is needed.
     """
-    found = []
+    found: list[Victim] = []
+    full: list[Victim] = []
     for place, size in segments:
         used = usage.get(place)
         needed = used.needed_bytes if used is not None else 0
-        if needed < share_min * size or forced(place):
-            found.append(Victim(place, size, needed))
+        (found if needed < share_min * size or forced(place) else full).append(Victim(place, size, needed))
     again = [
         one for one in found if one.place[0] != Stream.MAIN and one.needed_bytes and not forced(one.place)
     ]
     if len(again) == len(found) and sum(one.size - one.needed_bytes for one in again) < GAIN_MIN:
-        return []
+        found = []
     found.sort(key=lambda one: (one.needed_bytes / one.size if one.size else 0.0, one.place))
     taken: list[Victim] = []
     for one in found:
         if taken and one.needed_bytes > copy_bytes_max:
-            break
+            return taken
         taken.append(one)
         copy_bytes_max -= one.needed_bytes
+    return taken + joined(full, copy_bytes_max=copy_bytes_max)
+
+
+def joined(segments: Iterable[Victim], *, copy_bytes_max: int) -> list[Victim]:
+    """Small segments to write together, of which all is needed: oldest first, the smallest ones before.
+
+    Of each size as many as may be copied, or none: JOINED_MIN together are at least of the next size, so that
+    what was joined is joined again only with its like.
+    """
+    sizes: dict[int, list[Victim]] = {}
+    for one in segments:
+        if one.size < SMALL_MAX:
+            sizes.setdefault(one.size.bit_length() // SIZES_BITS, []).append(one)
+    taken: list[Victim] = []
+    for _, of_size in sorted(sizes.items()):
+        group: list[Victim] = []
+        left = copy_bytes_max
+        for one in sorted(of_size)[:JOINED_MAX]:
+            if one.needed_bytes > left:
+                break
+            group.append(one)
+            left -= one.needed_bytes
+        if len(group) >= JOINED_MIN:
+            taken += group
+            copy_bytes_max = left
     return taken

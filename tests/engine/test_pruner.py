@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 from trio.testing import MockClock
 
+from mirrorfs.core.compaction import JOINED_MIN
 from mirrorfs.core.retention import Policy, wanted_times
 from mirrorfs.engine.moment import Moment
 from mirrorfs.engine.past import ReadOnlyVolume
@@ -219,3 +220,34 @@ async def test_in_an_append_only_store_nothing_is_deleted_and_what_is_gone_is_se
         assert (last.condemned, last.left, last.denied) == (0, [], [])
         assert asked == []
         assert await tree(volume) == diary.state
+
+
+async def test_tiny_segments_are_joined(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A volume that is written a little now and then, of which all is needed."""
+    practice = Practice(tmp_path)
+    pc, rng = practice.pc("pc"), random.Random(5)
+    state: State = {}
+    async with pc.mounted() as volume:
+        fs, pruner = volume.filesystem, volume.pruner
+        pruner.sweeper.grace_ns = 0
+        for number in range(3 * JOINED_MIN):
+            name, data = b"%d" % number, rng.randbytes(20_000)
+            inode = fs.create(1, name, mode=FILE, uid=0, gid=0, umask=0).inode
+            fs.opened(inode, writable=True)
+            await fs.write(inode, 0, data)
+            fs.released(inode, writable=True)
+            await volume._local.quiesce()
+            pc.world.clock.stepped_s += 3600
+            state[name] = data
+        pc.world.clock.stepped_s += 5 * 24 * 3600
+        report = await pruner.run(Policy(every_moment=3))
+        assert report.collected > 2 * JOINED_MIN
+        index = volume._local.index
+        assert len(index.list_relocated(from_sequence=0, limit=100)) == 1
+        # What was joined is left alone until there are more of its like.
+        assert (await pruner.run(Policy(every_moment=3))).collected == 0
+        assert await tree(volume) == state
+        await volume.flush()
+    for store, place in practice.places.items():
+        assert (await look_back(practice, store, Moment()))[1] == state
+        assert sum(key.startswith("segments/") for key in place) < JOINED_MIN

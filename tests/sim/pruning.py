@@ -11,9 +11,11 @@ import random
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
+from unittest import mock
 
 import trio
 
+from mirrorfs.core import compaction
 from mirrorfs.core.retention import Policy
 from mirrorfs.engine.moment import Moment
 from mirrorfs.engine.past import ReadOnlyVolume
@@ -84,7 +86,8 @@ class PruningSimulation(MirrorSimulation):
         volume.pruner.copy_bytes_max = self._prune_rng.choice((1, 100_000, 1 << 30))
         volume.pruner.merger.gain_min = 1
         volume.pruner.merger.bytes_max = self._prune_rng.choice((1, 100_000, 1 << 30))
-        report = await volume.pruner.run(NOTHING_BUT_NOW)
+        with mock.patch.object(compaction, "JOINED_MIN", self._prune_rng.choice((2, 3, 16))):
+            report = await volume.pruner.run(NOTHING_BUT_NOW)
         self.pruned += 1
         self.merged += report.merged_extents
         self.collected += report.collected

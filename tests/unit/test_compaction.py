@@ -9,8 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorfs.core.compaction import GAIN_MIN, SHARE_MIN, Kept, Place, Usage, placed, survey, victims
+from mirrorfs.core.compaction import (
+    GAIN_MIN,
+    JOINED_MIN,
+    SHARE_MIN,
+    SMALL_MAX,
+    Kept,
+    Place,
+    Usage,
+    Victim,
+    joined,
+    placed,
+    survey,
+    victims,
+)
 from mirrorfs.format.ids import Stream, frame_id
+from mirrorfs.format.limits import SEGMENT_SIZE_MAX
 from mirrorfs.format.rows import FrameRow, MomentRow, RelocationRow
 
 MAIN, RELOCATED = Stream.MAIN, Stream.RELOCATED
@@ -83,6 +97,8 @@ sizes = st.integers(1, 1_000_000)
 def test_victims(segments: dict[Place, tuple[int, float]], most: int, forced: Place) -> None:
     usage = {place: Usage(int(size * share), 0) for place, (size, share) in segments.items()}
     asked = [(place, size) for place, (size, _) in segments.items()]
+    # Fewer than are joined where all of them is needed.
+    assert len(segments) < JOINED_MIN
     taken = victims(asked, usage, copy_bytes_max=most, forced=lambda place: place == forced)
     worth = {
         place for place, size in asked if usage[place].needed_bytes < SHARE_MIN * size or place == forced
@@ -115,3 +131,39 @@ def test_what_was_rewritten_is_not_rewritten_for_its_header() -> None:
     both = victims([((RELOCATED, 4), 900), ((MAIN, 1), 900)], tiny, copy_bytes_max=1 << 30)
     assert [one.place for one in both] == [(MAIN, 1), (RELOCATED, 4)]
     assert [one.place for one in victims([((RELOCATED, 5), 900)], tiny, copy_bytes_max=0)] == [(RELOCATED, 5)]
+
+
+def test_small_segments_are_joined_each_byte_a_few_times() -> None:
+    """A volume that is written a little every minute, and pruned every day."""
+    rng = random.Random(1)
+    segments: dict[Place, int] = {}
+    made = written = copied = 0
+    for day in range(60):
+        for minute in range(50):
+            segments[int(MAIN), day * 50 + minute] = size = rng.randrange(1000, 60_000)
+            written += size
+        usage = {place: Usage(size, 0) for place, size in segments.items()}
+        taken = victims(segments.items(), usage, copy_bytes_max=1 << 30)
+        total = sum(one.needed_bytes for one in taken)
+        copied += total
+        for one in taken:
+            del segments[one.place]
+        while total:
+            segments[int(RELOCATED), made] = min(total, SEGMENT_SIZE_MAX)
+            total -= segments[int(RELOCATED), made]
+            made += 1
+        # Fewer than are joined of each size up to those that are left alone.
+        assert sum(size < SMALL_MAX for size in segments.values()) <= 4 * JOINED_MIN
+    assert sum(segments.values()) == written
+    assert copied < 3 * written
+
+
+def test_few_small_segments_are_left_alone() -> None:
+    few = [Victim((int(MAIN), number), 5000, 4900) for number in range(JOINED_MIN)]
+    assert joined(few, copy_bytes_max=1 << 30) == few
+    assert joined(reversed(few), copy_bytes_max=JOINED_MIN * 4900) == few
+    assert joined(few[1:], copy_bytes_max=1 << 30) == []
+    # Nor is a part of them joined where no more may be copied.
+    assert joined(few, copy_bytes_max=JOINED_MIN * 4900 - 1) == []
+    large = [one._replace(size=SMALL_MAX, needed_bytes=SMALL_MAX) for one in few]
+    assert joined(large, copy_bytes_max=1 << 40) == []
