@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import trio
+
 from mirrorfs.cli.ls import shown
 from mirrorfs.cli.past_session import (
     WHEN_HELP,
@@ -22,10 +24,14 @@ from mirrorfs.cli.past_session import (
 )
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.cli.restore_report import date_of
+from mirrorfs.engine.merged_files import without_merged
 from mirrorfs.engine.moment import NEWEST
+from mirrorfs.engine.past import reader_of
+from mirrorfs.engine.state import VolumeState
 from mirrorfs.engine.tree_diff import Difference, How, TreeDiff
 from mirrorfs.format.ids import format_position
 from mirrorfs.format.rows import InodeRow
+from mirrorfs.format.signing import load_public_key
 
 SCHEMA: Final = 1
 _MARKS: Final = {
@@ -56,7 +62,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     async def work(past: Past) -> int:
         async with past.at(first) as old, past.at(second) as new:
             compared = TreeDiff(old.index, new.index, on_names=lambda count: past.show_count("diff", count))
-            found = compared.run()
+            found = await _without_merged(past, compared)
             past.end_progress()
             if arguments.json:
                 print(json.dumps(_as_json(past.name, old, new, found), indent=2))
@@ -65,6 +71,28 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         return 0
 
     return look_back(arguments, environment, work)
+
+
+async def _without_merged(past: Past, compared: TreeDiff) -> list[Difference]:
+    world, writer = past.world, load_public_key(past.writer_key)
+    found = compared.run()
+    async with trio.open_nursery() as nursery:
+        old, new = (
+            reader_of(
+                VolumeState(index, world.clock, read_only=True),
+                world,
+                past.keys,
+                writer,
+                past.stores,
+                nursery,
+            )
+            for index in (compared.old, compared.new)
+        )
+        found = await without_merged(compared, found, old, new)
+        old.close()
+        new.close()
+        nursery.cancel_scope.cancel()
+    return found
 
 
 def _print(old: Opened, new: Opened, found: Sequence[Difference]) -> None:

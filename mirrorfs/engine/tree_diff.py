@@ -1,15 +1,15 @@
 """What differs between the trees of two moments of one volume.
 
-Both are walked together by names; contents are compared by their extents, for a frame never changes. A file
-that is the same inode under another name was renamed. What is below a directory that only changed its name is
-not told again.
+Both are walked together by names; contents are compared by their extents, for a frame never changes; of
+a file that was merged that is told as a change (engine/merged_files.py knows better). A file that is the same
+inode under another name was renamed. What is below a directory that only changed its name is not told again.
 """
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import zip_longest
 
@@ -74,8 +74,8 @@ class TreeDiff:
             exact: whether every attribute counts, all times included: for two tellings of one moment.
             on_names: hears how many names were compared so far.
         """
-        self._old = old
-        self._new = new
+        self.old = old
+        self.new = new
         self._exact = exact
         self._on_names = on_names
         self._found: list[Difference] = []
@@ -88,7 +88,7 @@ class TreeDiff:
         pending = [(ROOT_INODE, b"")]
         while pending:
             directory, path = pending.pop()
-            old, new = dict(entries(self._old, directory)), dict(entries(self._new, directory))
+            old, new = dict(entries(self.old, directory)), dict(entries(self.new, directory))
             count += len(new)
             self._on_names(count)
             for name in old.keys() | new.keys():
@@ -100,11 +100,18 @@ class TreeDiff:
                     self._compare(below, None, one, two)
                     continue
                 if one is not None:
-                    self._collect(self._old, self._gone, _Item(below, directory, one))
+                    self._collect(self.old, self._gone, _Item(below, directory, one))
                 if two is not None:
-                    self._collect(self._new, self._come, _Item(below, directory, two))
+                    self._collect(self.new, self._come, _Item(below, directory, two))
         self._match()
         return sorted(self._found, key=lambda one: (one.path, one.how))
+
+    def with_same_contents(self, one: Difference) -> Difference | None:
+        """What is left of a change when the contents turn out to be the same; None: nothing."""
+        assert one.old is not None and one.new is not None
+        if one.how is How.RENAMED_CHANGED:
+            return replace(one, how=How.RENAMED)
+        return replace(one, how=How.ATTRIBUTES) if self._has_other_attributes(one.old, one.new) else None
 
     def _collect(self, index: Index, into: dict[int, list[_Item]], item: _Item) -> None:
         into.setdefault(item.row.inode, []).append(item)
@@ -144,7 +151,7 @@ class TreeDiff:
             return True
         if not stat.S_ISREG(old.mode):
             return False
-        pairs = zip_longest(_extents(self._old, old.inode), _extents(self._new, new.inode))
+        pairs = zip_longest(extents_of(self.old, old.inode), extents_of(self.new, new.inode))
         return any(one != two for one, two in pairs)
 
     def _has_other_attributes(self, old: InodeRow, new: InodeRow) -> bool:
@@ -155,7 +162,7 @@ class TreeDiff:
         # A directory's time changes with the names in it, which are told by themselves.
         if not stat.S_ISDIR(old.mode) and old.mtime_ns != new.mtime_ns:
             return True
-        return _xattrs(self._old, old.inode) != _xattrs(self._new, new.inode)
+        return _xattrs(self.old, old.inode) != _xattrs(self.new, new.inode)
 
 
 def _are_one_kind(old: InodeRow, new: InodeRow) -> bool:
@@ -165,7 +172,7 @@ def _are_one_kind(old: InodeRow, new: InodeRow) -> bool:
     return not stat.S_ISDIR(old.mode) or old.inode == new.inode
 
 
-def _extents(index: Index, inode: int) -> Iterator[tuple[int, bytes]]:
+def extents_of(index: Index, inode: int) -> Iterator[tuple[int, bytes]]:
     """Chunks and what they map."""
     chunk = 0
     while page := index.list_extents(inode, from_chunk=chunk, limit=EXTENTS_PER_PAGE):

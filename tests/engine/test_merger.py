@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -10,13 +12,17 @@ from trio.testing import MockClock
 
 from mirrorfs.core.extents import unpack_extents
 from mirrorfs.core.retention import Policy
+from mirrorfs.engine.merged_files import without_merged
 from mirrorfs.engine.moment import Moment
+from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.prune_report import PruneReport
+from mirrorfs.engine.tree_diff import How, TreeDiff
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.ports import Index
 from tests.engine.test_pruner import look_back
 from tests.support.machine import FILE, read_file
 from tests.support.practice import Pc, Practice
+from tests.support.volumes import HEADER, KEYS
 
 KEEP_A_DAY = Policy(every_moment=1)
 PAGE, PAGES = 4096, 128
@@ -106,6 +112,53 @@ async def test_a_database_changed_page_by_page_is_merged(autojump_clock: MockClo
         assert (await look_back(practice, store, Moment(position=named.position)))[1][NAME] == old
         found = (await look_back(practice, store, Moment()))[1]
         assert found[NAME] == young
+
+
+@asynccontextmanager
+async def view_at(practice: Practice, position: int) -> AsyncIterator[ReadOnlyVolume]:
+    pc = practice.new_pc()
+    async with trio.open_nursery() as nursery:
+        view = await ReadOnlyVolume.open(
+            nursery=nursery, world=pc.world, files=pc.files, keys=KEYS, writer_key=HEADER.public_keys.writer,
+            stores=list(pc.links.values()), moment=Moment(position=position), random=random.Random(1).random,
+        )  # fmt: skip
+        yield view
+        view.close()
+        nursery.cancel_scope.cancel()
+
+
+async def differences(practice: Practice, one: int, two: int) -> tuple[list[How], list[How]]:
+    """As the extents say, and as the bytes do."""
+    async with view_at(practice, one) as old, view_at(practice, two) as new:
+        compared = TreeDiff(old._index, new._index)
+        found = compared.run()
+        kept = await without_merged(compared, found, old.reader, new.reader)
+        return [one.how for one in found], [one.how for one in kept]
+
+
+async def test_a_merged_file_is_no_difference(autojump_clock: MockClock, tmp_path: Path) -> None:
+    practice, database = Practice(tmp_path), Database(4)
+    pc = practice.pc("pc")
+    async with pc.mounted() as volume:
+        await database.make(volume)
+        await database.change(volume, 100)
+        await grow_old(pc, volume)
+        positions = [volume._local.committer.durable_position]
+        assert (await volume.pruner.run(KEEP_A_DAY)).merged_bytes
+        positions.append(volume._local.committer.durable_position)
+        # The kernel has not told its times yet: the bytes decide.
+        await database.change(volume, 1)
+        positions.append(volume._local.committer.durable_position)
+        volume.filesystem.setattr(database.inode, mode=0o600)
+        volume.filesystem.rename(1, NAME, new_parent=1, new_name=b"other.db")
+        await volume.filesystem.sync()
+        positions.append(volume._local.committer.durable_position)
+        await volume.flush()
+    first, merged, changed, renamed = positions
+    assert await differences(practice, first, merged) == ([How.CHANGED], [])
+    assert await differences(practice, merged, changed) == ([How.CHANGED], [How.CHANGED])
+    assert await differences(practice, changed, renamed) == ([How.RENAMED], [How.RENAMED])
+    assert await differences(practice, first, renamed) == ([How.RENAMED_CHANGED], [How.RENAMED_CHANGED])
 
 
 async def test_a_write_that_comes_between_wins(autojump_clock: MockClock, tmp_path: Path) -> None:
