@@ -1,7 +1,8 @@
 """The simulation of mirrors.py, with pruning at any moment: nothing that is kept may be lost by it.
 
 Snapshots are made at random, and the policy keeps nothing else but the newest state: so each run does away
-with all it may. Whatever else happens to machines and stores, every snapshot that the volume lists at the end
+with all it may. Some are deleted, and no seed lasts as long as it takes that one goes. Whatever else
+happens to machines and stores, every snapshot that the volume lists at the end
 is restored from each store alone, bit for bit.
 """
 
@@ -41,10 +42,14 @@ class PruningSimulation(MirrorSimulation):
         self.pruned = 0
         """Runs that came to their end."""
         self.collected = 0
+        self.deleted = 0
+        """Snapshots that are to go, and were there to the end."""
 
     async def _between(self, session: Session) -> None:
         if self._prune_rng.random() < 0.15:
             await self._snapshot(session)
+        if self._prune_rng.random() < 0.1:
+            await self._delete(session)
         if self._prune_rng.random() < 0.2:
             await self._prune(session)
 
@@ -53,6 +58,20 @@ class PruningSimulation(MirrorSimulation):
         self._named[name] = session.line.newest
         try:
             await session.volume.snapshots.create(name, held=False)
+        except (ReadOnly, WritesStopped):
+            self._check_fenced(session)
+
+    async def _delete(self, session: Session) -> None:
+        names = session.volume.snapshots
+        rows = names.list()
+        if not rows:
+            return
+        row = self._prune_rng.choice(rows)
+        try:
+            await names.delete(row.name)
+            self.deleted += 1
+            if self._prune_rng.random() < 0.3:
+                await names.keep(row.name)
         except (ReadOnly, WritesStopped):
             self._check_fenced(session)
 
@@ -71,7 +90,10 @@ class PruningSimulation(MirrorSimulation):
         volume.pruner.moments.zone = UTC
         volume.pruner.sweeper.grace_ns = grace_ns
         volume.pruner.copy_bytes_max = self._prune_rng.choice((1, 100_000, 1 << 30))
+        before = {row.name for row in volume.snapshots.list()}
         report = await volume.pruner.run(NOTHING_BUT_NOW)
+        if not before <= {row.name for row in volume.snapshots.list()}:
+            raise Violation("a snapshot is gone before its time")
         self.pruned += 1
         self.collected += report.collected
 

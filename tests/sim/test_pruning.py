@@ -14,11 +14,12 @@ pytestmark = pytest.mark.expects_warnings(".*")
 
 @pytest.mark.parametrize("first", (0, 3))
 def test_nothing_that_is_kept_is_lost(first: int, fast_directory: Path) -> None:
-    collected = 0
+    collected = deleted = 0
     for seed in range(first, first + 3):
         directory = fast_directory / f"seed-{seed}"
         directory.mkdir()
         simulation = PruningSimulation(seed, directory)
         simulation.run()
         collected += simulation.collected
-    assert collected
+        deleted += simulation.deleted
+    assert collected and deleted
