@@ -55,7 +55,7 @@ def retention_json(answer: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "condemned": answer["condemned"],
         "denied": answer["denied"],
         "left": answer.get("left", []),  # a mount of an earlier version does not know of it
-        "snapshots_leaving": [timestamp(goes_ns) for goes_ns in answer["leaving"]],
+        "snapshots_leaving": [timestamp(goes_ns) for goes_ns in answer.get("leaving", [])],
         "reseal": None
         if reseal is None
         else {"left": reseal["left"], "of": reseal["of"], "until": _timestamp(reseal["until_ns"])},
@@ -81,7 +81,7 @@ def retention_lines(answer: Mapping[str, Any] | None, *, now_ns: int) -> list[st
     for store in answer["denied"]:
         line += f"; store {store} does not let this PC delete"
     lines = [line, *_reseal_line(answer["reseal"], now_ns=now_ns)]
-    if answer["leaving"]:
+    if answer.get("leaving"):
         first = local_time(answer["leaving"][0], now_ns=now_ns)
         snapshots = counted(len(answer["leaving"]), "snapshot")
         goes = "was deleted and goes" if len(answer["leaving"]) == 1 else "were deleted; the first goes"
