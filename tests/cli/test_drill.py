@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -102,23 +103,27 @@ def test_of_a_mounted_volume_nobody_is_asked(practice: Practice, monkeypatch: py
         first.send("drill", store="a")
         served_by = first.pid
         wait_until(lambda: children(served_by))
+        (child,) = children(served_by)
+        os.kill(child, signal.SIGSTOP)  # so that it cannot come to its end first
         with ControlClient(paths.socket, volume=volume.name) as second:
             second.send("drill", store="a")
             with pytest.raises(RemoteError, match="under way"):
                 list(second.answers())
         assert volume.status()["light"]  # it answers meanwhile
+    os.kill(child, signal.SIGCONT)
     wait_until(lambda: not children(served_by))
     assert len(practice.kept()) == before
 
 
-def children(pid: int) -> list[str]:
+def children(pid: int) -> list[int]:
     """The processes of drills that a process has."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):
             for child in (task / "children").read_text().split():
-                found.append(Path(f"/proc/{child}/cmdline").read_text())
-    return [line for line in found if "drill_child" in line]
+                if "drill_child" in Path(f"/proc/{child}/cmdline").read_text():
+                    found.append(int(child))
+    return found
 
 
 def wait_until(is_so: Callable[[], object]) -> None:
