@@ -15,8 +15,8 @@ DAYS_MAX: Final = 3650
 ENCRYPTED_MAX: Final = 100_000
 COMMAND_WORDS_MAX: Final = 32
 _FIELDS: Final = (
-    "max_lag_s", "max_pending", "max_blocked_s", "max_absent_days", "max_drill_days", "min_free",
-    "max_encrypted_files", "command", "user",
+    "max_lag_s", "max_pending", "max_blocked_s", "max_absent_days", "max_drill_days",
+    "drill_every_days", "min_free", "max_encrypted_files", "command", "user",
 )  # fmt: skip
 
 
@@ -34,6 +34,8 @@ class AlarmConfig:
     """So long may a rotating store be away, or lack a change."""
     max_drill_days: int = 0
     """So long ago may the last restore drill that passed be, of each store; off until somebody says so."""
+    drill_every_days: int = 0
+    """While it is mounted, a store whose last restore drill is so old is tried again; 0: none by itself."""
     min_free_bytes: int = 1 << 30
     """So much must be free on the local disk."""
     max_encrypted_files: int = LIMIT
@@ -53,6 +55,7 @@ class AlarmConfig:
             ("max_blocked_s", str(self.max_blocked_s), str(default.max_blocked_s)),
             ("max_absent_days", str(self.max_absent_days), str(default.max_absent_days)),
             ("max_drill_days", str(self.max_drill_days), str(default.max_drill_days)),
+            ("drill_every_days", str(self.drill_every_days), str(default.drill_every_days)),
             ("min_free", _text(self.min_free_bytes), _text(default.min_free_bytes)),
             ("max_encrypted_files", str(self.max_encrypted_files), str(default.max_encrypted_files)),
         ):
@@ -83,6 +86,7 @@ class AlarmConfig:
             max_blocked_s=_seconds(value, "max_blocked_s", default.max_blocked_s),
             max_absent_days=_days(value, "max_absent_days", default.max_absent_days),
             max_drill_days=_days(value, "max_drill_days", default.max_drill_days),
+            drill_every_days=_days(value, "drill_every_days", default.drill_every_days),
             min_free_bytes=_size(value, "min_free", default.min_free_bytes),
             max_encrypted_files=_count(
                 value, "max_encrypted_files", default.max_encrypted_files, most=ENCRYPTED_MAX, of="files"

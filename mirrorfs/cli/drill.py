@@ -1,19 +1,18 @@
 """`mirrorfs drill`: restore from one store alone to nowhere, compare, and sign a report; or show reports.
 
-The volume may be mounted or not: like a read-only mount a drill takes no lease, and it writes nothing but its
-report. Restored contents are digested in memory; the indexes of the two sides lie in a temporary directory,
-encrypted under a key that nobody keeps.
+The process that serves a mounted volume has the keys, and is asked (cli/drill_requests.py). One that is not
+mounted is unlocked here; like a read-only mount a drill takes no lease, and it writes nothing but its report.
+Restored contents are digested in memory; the indexes of the two sides lie in a temporary directory, encrypted
+under a key that nobody keeps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import secrets
 import sys
-from array import array
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,12 +20,14 @@ import trio
 
 from mirrorfs.cli.config import StoreConfig, VolumePaths, load_config, make_private_directory
 from mirrorfs.cli.drill_list import list_reports
+from mirrorfs.cli.drill_mounted import drill_mounted
 from mirrorfs.cli.drill_record import DrillRecord
 from mirrorfs.cli.drill_report import as_json, as_text
+from mirrorfs.cli.drill_sample import choice
 from mirrorfs.cli.drill_session import Drilled, DrillSession
 from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.headless import add_unlock_arguments, unlocked_here
-from mirrorfs.cli.progress import Progress
+from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.resolve import resolve
 from mirrorfs.cli.restore import work_directory
 from mirrorfs.cli.restore_report import EXIT_DAMAGED, EXIT_UNAVAILABLE, say
@@ -94,41 +95,30 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     target = _directory(arguments.to)
     stores = _stores(paths, arguments.store)
     harden_process()
+    account = _Account(paths, target, arguments)
+    if drill_mounted(paths, stores, arguments.sample, account.take):
+        return account.end()
     make_private_directory(paths.state, what="state")
     unlocked = unlocked_here(arguments, environment, paths, view="drill")
     try:
         if Role.DRILL not in unlocked.key_set.roles():
             raise UsageError("The slot of this token may sign no drill report; use a token that may write.")
         progress = Progress(sys.stderr)
-        session = DrillSession(unlocked, paths, load_config(paths), choose, progress)
+
+        def show(item: ProgressItem) -> None:
+            if sys.stderr.isatty():
+                progress.show([item])
+
+        session = DrillSession(
+            unlocked, paths, load_config(paths), choose, on_progress=show, on_end=progress.end
+        )
         with warning_lines(progress):
-            account = _Account(session, target, arguments)
             for store in stores:
                 with work_directory(environment) as work:
-                    account.take(store, work)
+                    account.take(store, partial(trio.run, session.drill, store, work))
         return account.end()
     finally:
         unlocked.wipe()
-
-
-def choice(sample: str | None) -> Callable[[array[int]], array[int]]:
-    """Whose contents are restored: of all, of a share, or of so many. Raises: UsageError."""
-    if sample is None:
-        return lambda inodes: inodes
-    number = sample.removesuffix("%")
-    try:
-        value = float(number) if number != sample else float(int(sample))
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf or (number != sample and value > 100):
-        raise UsageError("--sample takes a percentage or a number of files, such as 5% or 200.")
-
-    def choose(inodes: array[int]) -> array[int]:
-        count = math.ceil(len(inodes) * value / 100) if number != sample else int(value)
-        # By the system's generator: what a store can foresee it could keep good.
-        return array("q", sorted(secrets.SystemRandom().sample(inodes, min(count, len(inodes)))))
-
-    return choose
 
 
 def _stores(paths: VolumePaths, names: list[str]) -> list[StoreConfig]:
@@ -149,8 +139,9 @@ def _directory(text: str | None) -> Path | None:
 class _Account:
     """What came of the drills, shown as they end."""
 
-    def __init__(self, session: DrillSession, target: Path | None, arguments: argparse.Namespace) -> None:
-        self._session = session
+    def __init__(self, paths: VolumePaths, target: Path | None, arguments: argparse.Namespace) -> None:
+        self._name = paths.name
+        self._volume = load_config(paths).volume
         self._target = target
         self._json = arguments.json
         self._is_named = bool(arguments.store)
@@ -158,10 +149,10 @@ class _Account:
         self._failed = False
         self._untried = False
 
-    def take(self, store: StoreConfig, work: Path) -> None:
-        """Carry out one drill; a store that cannot be tried does not stop the others."""
+    def take(self, store: StoreConfig, drill: Callable[[], Drilled]) -> None:
+        """Have one drill carried out; a store that cannot be tried does not stop the others."""
         try:
-            drilled = trio.run(self._session.drill, store, work)
+            drilled = drill()
         except StoreError as exc:
             # A disk that rotates is expected to be away, unless it was asked for.
             if self._is_named or not store.rotating:
@@ -169,13 +160,13 @@ class _Account:
             self._drills.append({"store": store.name, "error": str(exc), "report": None, "file": None})
             say(f"Store {store.name} was not tried: {exc}")
             return
-        report, volume, key = drilled.report, self._session.volume, self._session.drill_key
+        report, volume, key = drilled.report, self._volume, drilled.key
         self._failed = self._failed or not report.passed
         fields = as_json(report, volume=volume, key=key)
         self._drills.append({"store": store.name, "error": None, "report": fields, "file": str(drilled.file)})
-        text = as_text(report, volume=volume, name=self._session.name, key=key)
+        text = as_text(report, volume=volume, name=self._name, key=key)
         if self._target is not None:
-            _write(self._target, self._session.name, drilled, text, fields)
+            _write(self._target, self._name, drilled, text, fields)
         if drilled.damage is not None:
             say(f"Store {store.name}: {drilled.damage}")
         if not self._json:
@@ -190,7 +181,7 @@ class _Account:
     def end(self) -> int:
         """Show what is to be shown at the end, and return the exit code."""
         if self._json:
-            shown = {"schema": SCHEMA, "volume": self._session.name, "drills": self._drills}
+            shown = {"schema": SCHEMA, "volume": self._name, "drills": self._drills}
             print(json.dumps(shown, indent=2))
         if self._failed:
             return EXIT_DAMAGED

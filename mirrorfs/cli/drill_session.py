@@ -6,7 +6,6 @@ import hashlib
 import os
 import secrets
 import socket
-import sys
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,7 +23,7 @@ from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.drill_record import DrillRecord
 from mirrorfs.cli.headers import store_headers
 from mirrorfs.cli.key_pipe import UnlockedSession
-from mirrorfs.cli.progress import Progress, ProgressItem
+from mirrorfs.cli.progress import ProgressItem
 from mirrorfs.cli.restore_report import date_of
 from mirrorfs.cli.restore_state import STATE_NAME
 from mirrorfs.cli.restore_stores import LOOK_DEADLINE_S
@@ -51,6 +50,8 @@ class Drilled:
     """What came of a drill."""
 
     report: DrillReport
+    key: bytes
+    """The public key that it is checked with, 32 bytes."""
     data: bytes
     """The signed document."""
     file: Path
@@ -76,31 +77,25 @@ class DrillSession:
         paths: VolumePaths,
         config: VolumeConfig,
         choose: Callable[[array[int]], array[int]],
-        progress: Progress,
+        *,
+        on_progress: Callable[[ProgressItem], None],
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             unlocked: with the drill role; the caller wipes it.
             choose: see engine.drill.Drill.
+            on_progress: hears how far it is, often.
+            on_end: called when nothing follows.
         """
         self._unlocked = unlocked
         self._header, self._keys = verify_header(unlocked.header, unlocked.key_set)
         self._paths = paths
         self._config = config
         self._choose = choose
-        self._progress = progress
+        self._on_progress = on_progress
+        self._on_end = on_end
         self._record = DrillRecord(paths, volume=config.volume)
-        self.name = paths.name
-
-    @property
-    def volume(self) -> bytes:
-        """Its UUID."""
-        return self._config.volume
-
-    @property
-    def drill_key(self) -> bytes:
-        """The public key that reports are checked with, 32 bytes."""
-        return self._header.public_keys.drill
 
     async def drill(self, store: StoreConfig, work: Path) -> Drilled:
         """Carry one out, and keep its report.
@@ -116,13 +111,13 @@ class DrillSession:
             try:
                 found = await self._run(tried, others, local, work)
             finally:
-                self._progress.end()
+                self._on_end()
         faults = self._judge(store, found, lacks_header=lacks_header, now_ns=started_ns)
         report = self._report(store, found, faults, started_ns)
         data = seal_drill_report(report, keys=self._keys, seed=self._unlocked.key_set.drill)
         file = self._record.add(report, data)
         paths = tuple(os.fsdecode(path) for path in found.paths)
-        return Drilled(report, data, file, found.damage, paths)
+        return Drilled(report, self._header.public_keys.drill, data, file, found.damage, paths)
 
     @asynccontextmanager
     async def _opened(
@@ -225,17 +220,13 @@ class DrillSession:
             faults=tuple(fault for fault in DrillFault if fault in faults),
         )
 
-    # --- progress, for a person at a terminal --------------------------------------------------
-
     def _show(self, state: DrillProgress) -> None:
-        if sys.stderr.isatty():
-            name = "compare" if state.reference else "restore"
-            note = f"{state.names} names"
-            self._progress.show([ProgressItem(name, state.done_bytes, state.total_bytes, note=note)])
+        name = "compare" if state.reference else "restore"
+        note = f"{state.names} names"
+        self._on_progress(ProgressItem(name, state.done_bytes, state.total_bytes, note=note))
 
     def _show_replay(self, sequence: int, time_ns: int) -> None:
-        if sys.stderr.isatty():
-            self._progress.show([ProgressItem("log", 0, 0, note=f"segment {sequence} of {date_of(time_ns)}")])
+        self._on_progress(ProgressItem("log", 0, 0, note=f"segment {sequence} of {date_of(time_ns)}"))
 
 
 def _allowed_s(store: StoreConfig, alarm: AlarmConfig) -> int:

@@ -80,13 +80,18 @@ class UnlockedSession:
         return f"UnlockedSession({self.request.name!r})"
 
 
-def write_session(fd: int, session: UnlockedSession) -> None:
-    """Write everything to a pipe and close it. Raises: MirrorfsError: nobody reads."""
+def encode_session(session: UnlockedSession) -> bytes:
+    """What goes through the pipe, keys and all."""
     described = json.dumps(asdict(session.request)).encode()
     prefix = _PREFIX.pack(_MAGIC, len(described), len(session.header))
+    return prefix + described + session.key_set.encode() + session.header
+
+
+def write_session(fd: int, session: UnlockedSession) -> None:
+    """Write everything to a pipe and close it. Raises: MirrorfsError: nobody reads."""
     try:
         with open(fd, "wb", buffering=0) as pipe:
-            remaining = memoryview(prefix + described + session.key_set.encode() + session.header)
+            remaining = memoryview(encode_session(session))
             while remaining:
                 remaining = remaining[pipe.write(remaining) :]
     except BrokenPipeError as exc:
@@ -94,7 +99,7 @@ def write_session(fd: int, session: UnlockedSession) -> None:
 
 
 def read_session(fd: int) -> UnlockedSession | None:
-    """Read what `write_session` wrote, to the end of the pipe, and close it.
+    """Read what `write_session` wrote, and close the pipe.
 
     Returns: None when the other side closed without writing: it was not unlocked.
     Raises: MirrorfsError: cut short, or not what `write_session` wrote.

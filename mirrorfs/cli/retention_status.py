@@ -17,7 +17,9 @@ def retention_answer(volume: MountedVolume) -> Message | None:
     """What the session knows; None: everything is kept, and nothing else is wanted."""
     pruner, state = volume.pruner, volume.daily_prune.next_policy()
     base, older, condemned = pruner.history()
-    if state.in_force is None and state.wanted is None and base is None and not pruner.reseal.is_wanted:
+    leaving = sorted(volume.snapshots.leaving().values())
+    is_as_ever = state.in_force is None and state.wanted is None and base is None
+    if is_as_ever and not leaving and not pruner.reseal.is_wanted:
         return None
     reseal: Message | None = None
     if pruner.reseal.is_wanted:
@@ -36,6 +38,7 @@ def retention_answer(volume: MountedVolume) -> Message | None:
         "denied": pruner.denied,
         "left": pruner.left,
         "reseal": reseal,
+        "leaving": leaving,
     }
 
 
@@ -52,6 +55,7 @@ def retention_json(answer: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "condemned": answer["condemned"],
         "denied": answer["denied"],
         "left": answer.get("left", []),  # a mount of an earlier version does not know of it
+        "snapshots_leaving": [timestamp(goes_ns) for goes_ns in answer.get("leaving", [])],
         "reseal": None
         if reseal is None
         else {"left": reseal["left"], "of": reseal["of"], "until": _timestamp(reseal["until_ns"])},
@@ -76,7 +80,13 @@ def retention_lines(answer: Mapping[str, Any] | None, *, now_ns: int) -> list[st
         line += f"; in store {store} that is for the machine that prunes it"
     for store in answer["denied"]:
         line += f"; store {store} does not let this PC delete"
-    return [line, *_reseal_line(answer["reseal"], now_ns=now_ns)]
+    lines = [line, *_reseal_line(answer["reseal"], now_ns=now_ns)]
+    if answer.get("leaving"):
+        first = local_time(answer["leaving"][0], now_ns=now_ns)
+        snapshots = counted(len(answer["leaving"]), "snapshot")
+        goes = "was deleted and goes" if len(answer["leaving"]) == 1 else "were deleted; the first goes"
+        lines.append(f"  {snapshots} {goes} on {first}: `mirrorfs snapshot keep` takes that back")
+    return lines
 
 
 def _reseal_line(reseal: Mapping[str, Any] | None, *, now_ns: int) -> list[str]:

@@ -25,6 +25,7 @@ from mirrorfs.cli.alarm import Alarm
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths
 from mirrorfs.cli.control import ControlServer
 from mirrorfs.cli.drill_record import DrillRecord
+from mirrorfs.cli.drill_requests import DrillRequests
 from mirrorfs.cli.failures import single_error
 from mirrorfs.cli.key_events import EventLog
 from mirrorfs.cli.key_pipe import UnlockedSession
@@ -133,6 +134,7 @@ class Session:
         self._limits = Limits(limits.timetable, SystemClock()) if limits.is_limited else None
         self._control = self._make_control()
         self._control.limits = self._limits
+        self._drills = DrillRequests(unlocked, paths, self._control)
         self._control.change_stores = self._change_stores
         self._events = EventLog(paths, seen=self._request.events_seen)
         self._control.log_events = self._events.log_new
@@ -169,7 +171,8 @@ class Session:
         log.debug("%d copies of keys were overwritten", self._unlocked.wipe())
 
     async def _run(self) -> None:
-        handlers = {**self._control.handlers(), "lock": self._locking.handle}
+        drills = self._drills.handle
+        handlers = {**self._control.handlers(), "lock": self._locking.handle, "drill": drills}
         server = ControlServer(self._paths.socket, handlers)
         with trio.open_signal_receiver(*_SIGNALS) as signals:
             async with trio.open_nursery() as nursery:
@@ -320,6 +323,7 @@ class Session:
         )
         self._locking.on_lock = alarm.locked
         nursery.start_soon(alarm.run)
+        nursery.start_soon(self._drills.by_schedule)
         opened = Opened(volume.filesystem, lambda: self._close(volume, files), volume.unforeseen)
         if not self._config.history_directory:
             return opened

@@ -97,6 +97,10 @@ class SessionControl:
         """Whether the mount is gone."""
         return self._unmounted.is_set()
 
+    async def wait_unmounted(self) -> None:
+        """Return when the mount is gone."""
+        await self._unmounted.wait()
+
     async def wait_finished(self) -> None:
         """Return when everything is closed. Raises: MirrorfsError: it was not closed properly."""
         await self._finished.wait()

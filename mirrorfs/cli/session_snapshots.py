@@ -1,7 +1,7 @@
 """What the control socket can ask of the snapshots of a mounted volume.
 
-Whoever can reach the socket may make and hold them. To release or delete one takes the signature of a slot
-that was opened for it: a program that runs as the user cannot take away what was kept against it.
+Whoever can reach the socket may make, hold and keep them. To release or delete one takes the signature of a
+slot that was opened for it: a program that runs as the user cannot take away what was kept against it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ SIGNED: Final = ("release", "delete")
 _ROWS_PER_LINE: Final = 256
 
 
-def row_as_json(row: SnapshotRow) -> Message:
-    """A snapshot, as docs/history-json.md says."""
+def row_as_json(row: SnapshotRow, goes_ns: int | None = None) -> Message:
+    """A snapshot, as docs/history-json.md says. `goes_ns`: when it goes, if it was deleted."""
     return {
         "name": row.name.decode(),
         "position": format_position(row.position),
         "time_ns": row.time_ns,
         "held": row.held == 1,
+        "goes_ns": goes_ns,
     }
 
 
@@ -39,17 +40,20 @@ def request_bytes(change: str, name: bytes) -> bytes:
     return change.encode() + b"\0" + name
 
 
-async def change_snapshot(
-    volume: MountedVolume, change: str, name: bytes, *, held: bool = False
-) -> SnapshotRow:
-    """Carry out a change. Returns: the snapshot, one that is gone now too. Raises: as `Snapshots`."""
+async def change_snapshot(volume: MountedVolume, change: str, name: bytes, *, held: bool = False) -> Message:
+    """Carry out a change. Returns: the snapshot, as `row_as_json`. Raises: as `Snapshots`."""
+    snapshots = volume.snapshots
     if change == "create":
-        return await volume.snapshots.create(name, held=held)
-    if change in ("hold", "release"):
-        return await volume.snapshots.hold(name, held=change == "hold")
-    if change == "delete":
-        return await volume.snapshots.delete(name)
-    raise UsageError("The process that serves the volume does not know this change of a snapshot.")
+        row = await snapshots.create(name, held=held)
+    elif change in ("hold", "release"):
+        row = await snapshots.hold(name, held=change == "hold")
+    elif change == "delete":
+        row = await snapshots.delete(name)
+    elif change == "keep":
+        row = await snapshots.keep(name)
+    else:
+        raise UsageError("The process that serves the volume does not know this change of a snapshot.")
+    return row_as_json(row, snapshots.goes_ns(row))
 
 
 class SnapshotRequests:
@@ -60,19 +64,18 @@ class SnapshotRequests:
 
     async def list(self, volume: MountedVolume, connection: Connection) -> Message:
         """Send the snapshots, some on each line, and at last the challenge for the next change."""
-        rows = volume.snapshots.list()
+        rows, leaving = volume.snapshots.list(), volume.snapshots.leaving()
         for at in range(0, len(rows), _ROWS_PER_LINE):
-            some = [row_as_json(row) for row in rows[at : at + _ROWS_PER_LINE]]
+            some = [row_as_json(row, leaving.get(row.position)) for row in rows[at : at + _ROWS_PER_LINE]]
             await connection.send({"type": "progress", "snapshots": some})
         return {"challenge": self._challenge.hex()}
 
     async def change(self, volume: MountedVolume, request: Message) -> Message:
-        """Carry out `create`, `hold`, `release` or `delete`."""
+        """Carry out `create`, `hold`, `release`, `delete` or `keep`."""
         change, name = str(request.get("change")), snapshot_name(str(request.get("name")))
         if change in SIGNED:
             self._check(volume, request, request_bytes(change, name))
-        row = await change_snapshot(volume, change, name, held=request.get("held") is True)
-        return {"snapshot": row_as_json(row)}
+        return {"snapshot": await change_snapshot(volume, change, name, held=request.get("held") is True)}
 
     def _check(self, volume: MountedVolume, request: Message, signed: bytes) -> None:
         challenge, self._challenge = self._challenge, secrets.token_bytes(CHALLENGE_SIZE_BYTES)

@@ -27,8 +27,11 @@ from mirrorfs.cli.tokens import SecretSources, chosen_tokens, refuse_recovery
 from mirrorfs.cli.unlock import Unlocked, unlock_configured
 from mirrorfs.cli.waiting_client import must_write_back
 from mirrorfs.cli.when import snapshot_name
+from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.process import harden_process
 from mirrorfs.engine.moment import NEWEST
+from mirrorfs.engine.snapshot_record import SnapshotRecord
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import MirrorfsError, UsageError
 from mirrorfs.format.consent import sign_request
@@ -38,7 +41,8 @@ SCHEMA: Final = 1
 _COMMANDS: Final = (
     ("create", "give the present state a name"),
     ("list", "show the snapshots"),
-    ("delete", "delete a snapshot that is not held"),
+    ("delete", "have a snapshot that is not held go, in 30 days"),
+    ("keep", "take back that a snapshot was deleted"),
     ("hold", "let nobody delete a snapshot"),
     ("release", "hold a snapshot no more"),
 )
@@ -116,8 +120,7 @@ class _Change:
         held = getattr(self._arguments, "hold", False)
 
         async def work(volume: MountedVolume) -> None:
-            row = await change_snapshot(volume, self._change, self._name, held=held)
-            found.append(row_as_json(row))
+            found.append(await change_snapshot(volume, self._change, self._name, held=held))
 
         def opened(unlocked: Unlocked) -> None:
             if recording is not None:
@@ -172,7 +175,12 @@ class _Change:
     def _sentence(self, row: Mapping[str, Any]) -> str:
         name = self._name.decode()
         if self._change == "delete":
-            return f"Snapshot {name} is deleted; `mirrorfs log` shows its moment as long as history is kept."
+            return (
+                f"Snapshot {name} is deleted: it goes on {date_of(row['goes_ns'])}; until then `mirrorfs"
+                " snapshot keep` takes that back."
+            )
+        if self._change == "keep":
+            return f"Snapshot {name} stays."
         if self._change == "create":
             held = ", held" if row["held"] else ""
             return f"Snapshot {name}: position {row['position']} of {date_of(row['time_ns'])}{held}."
@@ -210,19 +218,21 @@ def _asked(paths: VolumePaths) -> tuple[list[dict[str, Any]], bytes]:
 
 def _list(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     operands_of(arguments, least=0, most=0)
+    leaving: dict[int, int] = {}
     if not arguments.store:
         paths = resolve(arguments.operands[0], environment)
         try:
             rows, _ = _asked(paths)
         except NotMounted:
-            pass  # Then its local state and its stores are looked at.
+            # Then its local state and its stores are looked at.
+            leaving = SnapshotRecord(LocalDisk(paths.state), SystemClock()).leaving()
         else:
             _show(arguments, paths.name, rows)
             return 0
 
     async def work(past: Past) -> int:
         async with past.at(NEWEST, needs_all=False) as newest:
-            rows = [row_as_json(row) for row in newest.index.list_snapshots()]
+            rows = [row_as_json(row, leaving.get(row.position)) for row in newest.index.list_snapshots()]
             _show(arguments, past.name, rows)
             return exit_code_of(newest.plan)
 
@@ -237,6 +247,9 @@ def _show(arguments: argparse.Namespace, name: str, rows: Sequence[Mapping[str, 
     for row in rows:
         made = datetime.fromtimestamp(row["time_ns"] // _NS_PER_S).astimezone()
         held = "held" if row["held"] else "    "
-        print(f"{made:%Y-%m-%d %H:%M:%S}  {row['position']:<{width}}  {held}  {row['name']}")
+        goes = ""
+        if row["goes_ns"] is not None:
+            goes = f"  (deleted, goes on {datetime.fromtimestamp(row['goes_ns'] // _NS_PER_S):%Y-%m-%d})"
+        print(f"{made:%Y-%m-%d %H:%M:%S}  {row['position']:<{width}}  {held}  {row['name']}{goes}")
     if not rows:
         say("There are no snapshots; `mirrorfs snapshot create` makes one.")

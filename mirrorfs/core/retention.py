@@ -7,7 +7,7 @@ So a time within the policy always has its moment: the state that was in force a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta, tzinfo
 from enum import StrEnum
@@ -19,7 +19,7 @@ DAY_NS: Final = 24 * 3600 * 10**9
 STEP_DAYS_MAX: Final = 31
 """The window is moved on by at most so much at a time where nobody looks: a clock may be years ahead."""
 POLICY_DELAY_NS: Final = 30 * DAY_NS
-"""A policy that keeps less comes into force after so long."""
+"""A policy that keeps less comes into force after so long, and so does that a snapshot was deleted."""
 
 
 class Step(StrEnum):
@@ -86,6 +86,24 @@ class PolicyState:
             return PolicyState(in_force=configured)
         in_force = None if self.in_force is None else self.in_force.joined(configured)
         return PolicyState(in_force, configured, since_ns)
+
+
+def remembered(
+    known: Mapping[int, int], present: Collection[int], held: Collection[int], now_ns: int
+) -> dict[int, int]:
+    """What is to be known of snapshots: by position since when it is to go; 0: it stays.
+
+    Args:
+        known: what was known before.
+        present, held: positions of the snapshots that there are, and of those of them that are held.
+    One that is there no more, and nobody here deleted, is one to go from now on.
+    """
+    found = {position: 0 if position in held else min(known.get(position, 0), now_ns) for position in present}
+    for position, since_ns in known.items():
+        begun_ns = min(since_ns, now_ns) or now_ns
+        if position not in found and now_ns - begun_ns < POLICY_DELAY_NS:
+            found[position] = begun_ns
+    return found
 
 
 def window_start(policy: Policy, now_ns: int, *, pins: Collection[int] = ()) -> int:

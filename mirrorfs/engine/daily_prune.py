@@ -60,10 +60,11 @@ class DailyPrune:
             await trio.sleep(wait_s)
             wait_s = EVERY_S
             policy = self.policy().in_force
-            if policy is None:
-                continue
             try:
-                await self._pruner.run(policy, attended=False)
+                if policy is None:
+                    await self._pruner.let_go()
+                else:
+                    await self._pruner.run(policy, attended=False)
             except (StoreError, FilesystemError) as exc:
                 logger.info("nothing is pruned now: %s", exc)
             except MirrorfsError as exc:

@@ -132,7 +132,7 @@ class LocalVolume:
         )
         self.committer.durable_position = recovered.position
         self.committer.durable_ns = recovered.time_ns
-        self.snapshots = Snapshots(self.state, self.committer, self.space)
+        self.snapshots = Snapshots(self.state, self.committer, self.space, world.disk)
         self.cache, self.reader = self._make_reading(world, writer, mirrors, cache_bytes, nursery)
         self.filesystem = FileSystem(
             self.state,

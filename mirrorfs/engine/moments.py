@@ -128,7 +128,7 @@ class Moments:
         index = self._local.index
         times = wanted_times(policy, now_ns, start_ns, self.zone)
         positions = {row.position for row in index.list_snapshots() if row.time_ns <= start_ns}
-        return index.list_moments(), times, positions
+        return index.list_moments(), times, positions | self._local.snapshots.leaving().keys()
 
     def _missing_times(self, times: Sequence[int], start_ns: int) -> list[int]:
         """Those since the base: of them nobody made a moment yet."""
@@ -157,13 +157,16 @@ class Moments:
         positions = {
             row.position for row in self._local.index.list_snapshots() if row.position < base.position
         }
-        lacking = [Moment(position=at) for at in sorted(positions - {row.position for row in rows})]
+        # Of one that the log let go of the moment may be gone with a branch that nobody follows.
+        leaving = {at for at in self._local.snapshots.leaving() if at < base.position}
+        wished = positions | leaving
+        lacking = [Moment(position=at) for at in sorted(wished - {row.position for row in rows})]
         await self._make_all(lacking, moments, made, on_progress)
         if lacking and not positions <= {*made, *(row.position for row in moments)}:
             raise DamagedError("A snapshot cannot be read: nothing is pruned, run `mirrorfs verify --deep`.")
         rows = sorted([*moments, *made.values()])
         old = [row for row in rows if row.position <= base.position]
-        kept = kept_moments(old, times, positions) | {base.position}
+        kept = kept_moments(old, times, wished) | {base.position}
         dropped = [row.position for row in old if row.position not in kept]
         if not made and not dropped:
             return
@@ -278,6 +281,8 @@ class Moments:
             try:
                 if not plan.position or plan.position in known:
                     return None  # before the first commit of all there is nothing to do without
+                if moment.position not in (None, plan.position):
+                    return None  # the log has no commit there
                 if plan.open_segment is not None:
                     # What stands for it in an index that is only read is not true of any position.
                     index.delete_segment(plan.open_segment.sequence)

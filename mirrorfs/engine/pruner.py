@@ -108,6 +108,7 @@ class Pruner:
         async with self._running:
             report = PruneReport()
             self._holding.check_stores()
+            await self.let_go()
             await self.moments.adopt()
             await self.moments.retain(policy, report, on_progress, attended=attended)
             if self.moments.base() is not None:
@@ -121,6 +122,10 @@ class Pruner:
             self._tell(report)
             self.denied, self.left = report.denied, report.left
             return report
+
+    async def let_go(self) -> None:
+        """Do without the snapshots that were deleted long enough ago. Raises: DiskError, WritesStopped."""
+        await self._local.snapshots.let_go()
 
     async def account(self, policy: Policy) -> PruneReport:
         """What a run would do; nothing is changed."""

@@ -16,6 +16,7 @@ import trio
 from mirrorfs.engine.attached import AttachedStore, StoreSet
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.local import LocalVolume, World
+from mirrorfs.engine.old_heads import old_heads
 from mirrorfs.engine.prune_report import PruneReport
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError
@@ -87,6 +88,7 @@ class Sweeper:
         except DamagedError as exc:
             # What cannot be read now may name what would be deleted.
             logger.info("no old checkpoints are deleted now: %s", exc)
+        await self._sweep_heads(report, on_progress)
 
     # --- deleting ------------------------------------------------------------------------------
 
@@ -181,6 +183,18 @@ class Sweeper:
         await self._delete(
             [segment_object_key(Stream.CHECKPOINT, one) for one in unneeded], report, on_progress
         )
+
+    async def _sweep_heads(self, report: PruneReport, on_progress: OnProgress) -> None:
+        """Delete old heads, where every store lets them go: else they all stay, here too."""
+        base = self._local.index.base_moment()
+        members = self._members.members
+        if base is None or report.denied or any(one.snapshot().can_delete is False for one in members):
+            return
+        if any(one.locks is not None or one.mirror.append_only for one in members):
+            return
+        keys = await old_heads(self._world, self._local, base, self._public_key)
+        if keys:
+            await self._delete(keys, report, on_progress)
 
     async def _root(
         self, reader: CheckpointReader, segment: SegmentId

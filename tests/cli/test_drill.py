@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mirrorfs.cli.config import volume_paths
+from mirrorfs.cli.control_protocol import ControlClient
+from mirrorfs.cli.failures import RemoteError
 from mirrorfs.format.document import DOCUMENT_MAGIC
 from tests.support.mounted import Mounted, mounted_volume
 
@@ -82,6 +88,49 @@ def test_both_stores_pass(practice: Practice) -> None:
     assert all(b"mueller" not in path.read_bytes() for path in (*practice.kept(), *written))
     for store in practice.volume.status()["stores"]:
         assert store["drilled"] is not None and store["drill_failed"] is None
+
+
+def test_of_a_mounted_volume_nobody_is_asked(practice: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it ends, with its process, when whoever wanted it goes."""
+    volume = practice.volume
+    for name in ("MIRRORFS_PASSWORD_FILE", "MIRRORFS_PIN_FILE"):
+        monkeypatch.delitem(volume.env, name, raising=False)
+    (report,) = (one["report"] for one in practice.json(volume.name, "--store", "b")["drills"])
+    assert report["passed"] and report["compared_files"] == 2
+    before = len(practice.kept())
+    paths = volume_paths(volume.name, volume.env)
+    with ControlClient(paths.socket, volume=volume.name) as first:
+        first.send("drill", store="a")
+        served_by = first.pid
+        wait_until(lambda: children(served_by))
+        (child,) = children(served_by)
+        os.kill(child, signal.SIGSTOP)  # so that it cannot come to its end first
+        with ControlClient(paths.socket, volume=volume.name) as second:
+            second.send("drill", store="a")
+            with pytest.raises(RemoteError, match="under way"):
+                list(second.answers())
+        assert volume.status()["light"]  # it answers meanwhile
+    os.kill(child, signal.SIGCONT)
+    wait_until(lambda: not children(served_by))
+    assert len(practice.kept()) == before
+
+
+def children(pid: int) -> list[int]:
+    """The processes of drills that a process has."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            for child in (task / "children").read_text().split():
+                if "drill_child" in Path(f"/proc/{child}/cmdline").read_text():
+                    found.append(int(child))
+    return found
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_sample(practice: Practice) -> None:

@@ -110,9 +110,10 @@ def test_to_delete_one_takes_password_and_token(volume: Mounted, tmp_path: Path)
     position = listed(volume)[0]["position"]
     assert "can be deleted" in volume.must("snapshot", "release", name, NAME)
     assert "is deleted" in volume.must("snapshot", "delete", name, NAME)
-    assert listed(volume) == []
-    entry = json.loads(shown_by(volume, "log", name, "--all", "--json"))["entries"][-1]
-    assert entry["snapshots_deleted"] == [NAME]
+    (row,) = listed(volume)
+    assert row["goes_ns"] is not None and "1 snapshot was deleted and goes on" in volume.must("status", name)
+    assert "(deleted, goes on 20" in volume.must("snapshot", "list", name)
+    assert "snapshot keep" in refused(volume, "snapshot", "create", name, NAME, code=2)
     *_, refusal, released, deleted = events(volume)
     assert (refusal["command"], refusal["result"], refusal["changes"]) == ("snapshot release", "refused", [])
     assert (released["slot"], released["changes"]) == ("first", [change("snapshot-released", position)])
@@ -121,6 +122,8 @@ def test_to_delete_one_takes_password_and_token(volume: Mounted, tmp_path: Path)
         [change("snapshot-deleted", position)],
     )
     assert f"snapshot delete: snapshot at {position} deleted; opened with slot first" in volume.log_text()
+    assert "stays" in volume.must("snapshot", "keep", name, NAME)
+    assert listed(volume) == [{**row, "goes_ns": None}]
     assert [line["event"] for line in lines_of(volume, out, 2)] == ["snapshots-changed"] * 2
     # A name is in the log alone, encrypted.
     in_the_clear = [
@@ -154,6 +157,8 @@ def test_not_mounted(volume: Mounted) -> None:
     assert [one["change"] for one in deleted["changes"]] == ["snapshot-deleted"]
     assert [one["change"] for one in released["changes"]] == ["snapshot-released"]
     assert released["slot"] == "first"
+    before = listed(volume)
+    assert [row["goes_ns"] is None for row in before] == [False, True]
     volume.mount()
-    assert held(volume) == {"second": False}
+    assert listed(volume) == before
     assert volume.warnings() == []

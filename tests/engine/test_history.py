@@ -34,6 +34,7 @@ from mirrorfs.format.acl import ACL_ACCESS, GROUP_OBJ, MASK, OTHER, USER, USER_O
 from mirrorfs.format.ids import format_position
 from mirrorfs.format.limits import ROOT_INODE
 from mirrorfs.format.rows import InodeRow
+from tests.engine.test_snapshots import let_go
 from tests.support.practice import Pc, Practice
 from tests.support.volumes import HEADER
 
@@ -165,7 +166,7 @@ async def test_trees_of_then(autojump_clock: MockClock, tmp_path: Path) -> None:
                 await it.history.getattr(number)
         with pytest.raises(NoAttribute):
             await it.history.getxattr(first.inode, ACL_ACCESS, ROOT)
-        await it.volume.snapshots.delete(b"first")
+        await let_go(it.volume._local, b"first")
         with pytest.raises(NoEntry):
             await it.find(b"first/letters")
 

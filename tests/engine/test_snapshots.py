@@ -10,12 +10,16 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from mirrorfs.core.retention import POLICY_DELAY_NS, Policy
+from mirrorfs.drivers.local_disk import LocalDisk
+from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.engine import snapshots as snapshots_module
 from mirrorfs.engine.apply import Applier
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.local import LocalVolume
 from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.past import ReadOnlyVolume
+from mirrorfs.engine.snapshot_record import SNAPSHOTS_PATH, SnapshotRecord, read_snapshots
 from mirrorfs.errors import DamagedError, FormatError, LimitError, NoSpaceLeft, UsageError
 from mirrorfs.errors import ReadOnlyVolume as ReadOnly
 from mirrorfs.format.limits import SNAPSHOTS_MAX
@@ -29,6 +33,12 @@ from tests.support.store_memory import MemoryStore
 from tests.support.volumes import HEADER, KEYS
 
 
+async def let_go(mounted: LocalVolume, name: bytes) -> None:
+    """As a run of pruning does, when the delay of one that was deleted is over."""
+    mounted.state.record(SnapshotGone(mounted.state.clock.now_ns(), name))
+    await mounted.committer.commit(set())
+
+
 async def build(volume: BuiltVolume, *, checkpoint: bool = False) -> list[SnapshotRow]:
     """A letter, which is written, kept, changed, kept again and deleted."""
     async with volume.session(checkpoint=checkpoint) as mounted:
@@ -38,7 +48,7 @@ async def build(volume: BuiltVolume, *, checkpoint: bool = False) -> list[Snapsh
         await fs.write(letter, 4, b" sir")
         await names.create(b"second", held=False)
         await names.create(b"in vain", held=False)
-        await names.delete(b"in vain")
+        await let_go(mounted, b"in vain")
         fs.unlink(1, b"letter")
     async with volume.session() as mounted:
         # The records that are behind the checkpoint.
@@ -121,7 +131,7 @@ async def test_two_pcs_and_one_that_follows(autojump_clock: MockClock, tmp_path:
         async with two.mounted() as volume:
             assert volume.snapshots.list() == [first]
             await volume.snapshots.hold(b"first", held=False)
-            await volume.snapshots.delete(b"first")
+            await let_go(volume._local, b"first")
             second = await volume.snapshots.create(b"second", held=False)
         await view.follower.look()
         assert view._index.list_snapshots() == [second]
@@ -139,14 +149,16 @@ async def test_what_was_answered_outlives_a_kill(
     pc = practice.pc("one")
     async with pc.until_killed() as volume:
         await save(volume, b"a")
-        await volume.snapshots.create(b"deleted", held=False)
+        deleted = await volume.snapshots.create(b"deleted", held=False)
         await volume.snapshots.delete(b"deleted")
+        goes_ns = volume.snapshots.goes_ns(deleted)
         kept = await volume.snapshots.create(b"kept", held=True)
         left = practice.copy(pc, "what is left")
     if not has_index:
         left.files.remove()
     async with left.mounted() as volume:
-        assert volume.snapshots.list() == [kept]
+        assert volume.snapshots.list() == [deleted, kept]
+        assert goes_ns is not None and volume.snapshots.leaving() == {deleted.position: goes_ns}
 
 
 async def test_everything_written_before_is_in_it(tmp_path: Path) -> None:
@@ -187,7 +199,7 @@ async def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in (b"", b"a/b", b"-x", b"\x1b[2J", b"n" * 65):
             with pytest.raises(FormatError):
                 await names.create(name, held=False)
-        for change in (names.delete(b"nobody"), names.hold(b"nobody", held=True)):
+        for change in (names.delete(b"nobody"), names.keep(b"nobody"), names.hold(b"nobody", held=True)):
             with pytest.raises(UsageError, match="no snapshot of that name"):
                 await change
         # What is so already is not recorded again.
@@ -199,6 +211,11 @@ async def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(LimitError, match="at most 2 snapshots"):
             await names.create(b"third", held=False)
         await names.delete(b"second")
+        with pytest.raises(UsageError, match="snapshot keep"):
+            await names.create(b"second", held=False)
+        with pytest.raises(LimitError, match="within 30 days"):
+            await names.create(b"third", held=False)
+        await let_go(mounted, b"second")
         with monkeypatch.context() as patch:
             patch.setattr(mounted.space, "soft", lambda: True)
             with pytest.raises(NoSpaceLeft):
@@ -229,3 +246,69 @@ def _check_misfits(mounted: LocalVolume) -> None:
     with pytest.raises(DamagedError, match="more snapshots"):
         applier.apply(Snapshot(1, 0, b"one too many"))
     mounted.index.rollback()
+
+
+async def test_one_that_is_deleted_stays_for_thirty_days(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What only snapshots keep is there until then; taken back or held, it is there for good."""
+    practice = Practice(tmp_path)
+    pc = practice.pc("pc")
+    rows: list[SnapshotRow] = []
+    async with pc.mounted() as volume:
+        for number in range(4):
+            await save(volume, b"%d" % number)
+            rows.append(await volume.snapshots.create(b"%d" % number, held=False))
+        await save(volume, b"4")
+        await volume.flush()
+        names, prune = volume.snapshots, volume.pruner.run
+        for number in range(4):
+            await names.delete(b"%d" % number)
+        await names.keep(b"0")
+        await names.hold(b"1", held=True)
+        await names.hold(b"1", held=False)
+        assert [names.goes_ns(row) is None for row in rows] == [True, True, False, False]
+        pc.clock.stepped_s += POLICY_DELAY_NS // 10**9 - 3600
+        await prune(Policy(every_moment=0))
+        assert names.list() == rows
+    async with pc.mounted() as volume:
+        await volume.snapshots.delete(b"3")  # again: it does not wait any longer for that
+        pc.clock.stepped_s += 2 * 3600
+        await volume.pruner.run(Policy(every_moment=0))
+        assert volume.snapshots.list() == rows[:2] and not volume.snapshots.leaving()
+        assert {row.position for row in rows} & {
+            row.position for row in volume._local.index.list_moments()
+        } == {row.position for row in rows[:2]}
+
+
+async def test_one_that_the_log_lets_go_of_at_once_is_kept_as_long(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Whoever prunes goes by what he saw himself, not by what a writer puts down."""
+    pc = Practice(tmp_path).pc("pc")
+    async with pc.mounted() as volume:
+        await save(volume, b"a")
+        row = await volume.snapshots.create(b"a", held=True)
+        await save(volume, b"b")
+        await volume.flush()
+        await volume.pruner.let_go()  # it is seen
+        await volume.snapshots.hold(b"a", held=False)
+        await let_go(volume._local, b"a")
+        await volume.pruner.run(Policy(every_moment=0))
+        await save(volume, b"c")
+        await volume.flush()
+        pc.clock.stepped_s += POLICY_DELAY_NS // 10**9 - 3600
+        await volume.pruner.run(Policy(every_moment=0))
+        assert volume._local.index.get_moment(row.position) is not None
+        pc.clock.stepped_s += 2 * 3600
+        await volume.pruner.run(Policy(every_moment=0))
+        assert volume._local.index.get_moment(row.position) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"version": 2}', b'{"version": 1, "known": {"1": -1}}'])
+@pytest.mark.expects_warnings("those that there are stay")
+def test_a_damaged_record_lets_nothing_go(tmp_path: Path, data: bytes) -> None:
+    disk = LocalDisk(tmp_path)
+    disk.write_whole(SNAPSHOTS_PATH, data)
+    record = SnapshotRecord(disk, SystemClock())
+    assert record.leaving() == {}
+    assert record.look([SnapshotRow(5, b"a", 0, 0)]) == []
+    assert read_snapshots(disk) == {5: 0}

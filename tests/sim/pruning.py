@@ -1,7 +1,8 @@
 """The simulation of mirrors.py, with pruning at any moment: nothing that is kept may be lost by it.
 
 Snapshots are made at random, and the policy keeps nothing else but the newest state: so each run does away
-with all it may. Whatever else happens to machines and stores, every snapshot that the volume lists at the end
+with all it may. Some are deleted, and no seed lasts as long as it takes that one goes. Whatever else
+happens to machines and stores, every snapshot that the volume lists at the end
 is restored from each store alone, bit for bit.
 """
 
@@ -45,10 +46,14 @@ class PruningSimulation(MirrorSimulation):
         self.collected = 0
         self.merged = 0
         """Extents that there were less."""
+        self.deleted = 0
+        """Snapshots that are to go, and were there to the end."""
 
     async def _between(self, session: Session) -> None:
         if self._prune_rng.random() < 0.15:
             await self._snapshot(session)
+        if self._prune_rng.random() < 0.1:
+            await self._delete(session)
         if self._prune_rng.random() < 0.2:
             await self._prune(session)
 
@@ -69,6 +74,20 @@ class PruningSimulation(MirrorSimulation):
             if step < len(data):
                 await filesystem.fsync(inode)
 
+    async def _delete(self, session: Session) -> None:
+        names = session.volume.snapshots
+        rows = names.list()
+        if not rows:
+            return
+        row = self._prune_rng.choice(rows)
+        try:
+            await names.delete(row.name)
+            self.deleted += 1
+            if self._prune_rng.random() < 0.3:
+                await names.keep(row.name)
+        except (ReadOnly, WritesStopped):
+            self._check_fenced(session)
+
     async def _prune(self, session: Session) -> None:
         rng = self._prune_rng
         with trio.move_on_after(rng.choice((1.0, 60.0, 3600.0))):
@@ -86,8 +105,11 @@ class PruningSimulation(MirrorSimulation):
         volume.pruner.copy_bytes_max = self._prune_rng.choice((1, 100_000, 1 << 30))
         volume.pruner.merger.gain_min = 1
         volume.pruner.merger.bytes_max = self._prune_rng.choice((1, 100_000, 1 << 30))
+        before = {row.name for row in volume.snapshots.list()}
         with mock.patch.object(compaction, "JOINED_MIN", self._prune_rng.choice((2, 3, 16))):
             report = await volume.pruner.run(NOTHING_BUT_NOW)
+        if not before <= {row.name for row in volume.snapshots.list()}:
+            raise Violation("a snapshot is gone before its time")
         self.pruned += 1
         self.merged += report.merged_extents
         self.collected += report.collected

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.expects_warnings(".*")
 
 @pytest.mark.parametrize("first", (0, 3))
 def test_nothing_that_is_kept_is_lost(first: int, fast_directory: Path) -> None:
-    collected = merged = 0
+    collected = merged = deleted = 0
     for seed in range(first, first + 3):
         directory = fast_directory / f"seed-{seed}"
         directory.mkdir()
@@ -22,4 +22,5 @@ def test_nothing_that_is_kept_is_lost(first: int, fast_directory: Path) -> None:
         simulation.run()
         collected += simulation.collected
         merged += simulation.merged
-    assert collected and merged
+        deleted += simulation.deleted
+    assert collected and merged and deleted

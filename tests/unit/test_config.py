@@ -69,9 +69,12 @@ def test_text_and_back() -> None:
     rotating = replace(
         CONFIG,
         stores=(*CONFIG.stores, usb),
-        alarm=AlarmConfig(max_absent_days=60, max_drill_days=35, max_encrypted_files=0),
+        alarm=AlarmConfig(max_absent_days=60, max_drill_days=35, drill_every_days=30, max_encrypted_files=0),
     )
-    assert "max_absent_days = 60\nmax_drill_days = 35\nmax_encrypted_files = 0" in rotating.to_toml()
+    assert (
+        "max_absent_days = 60\nmax_drill_days = 35\ndrill_every_days = 30\nmax_encrypted_files = 0"
+        in rotating.to_toml()
+    )
     assert VolumeConfig.from_toml(rotating.to_toml()) == rotating
     assert "rotating" not in TEXT
     off = replace(CONFIG, deduplicate=False)
