@@ -1,7 +1,8 @@
 """Whether a condemned segment of a store may go: nothing that is kept needs it, or it lies elsewhere as well.
 
 Which frames are needed is reckoned at a moment that was verified. Where they lie now only the newest log
-says, whose writer may lie: so each is read there, and compared with the one that is to go.
+says, whose writer may lie: so each is read there, and compared with the one that is to go. With an object all
+its versions go, so each of them is looked at: what shows may have been put over what is needed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Collection
 from typing import Final
 
 from mirrorfs.core.compaction import Kept
-from mirrorfs.core.scan import ScannedFrame, ScannedSegment, scan_segment
+from mirrorfs.core.scan import ScannedFrame, scan_segment
 from mirrorfs.engine.versions import get_good
 from mirrorfs.errors import DamagedError, LimitError, ObjectNotFound
 from mirrorfs.format.frame import Kind, unpack
@@ -35,6 +36,10 @@ CACHED_MAX: Final = 8
 
 class MustStay(Exception):
     """The object is needed, or that it is not cannot be told. Says why, in some words."""
+
+
+class ForgedCopy(MustStay):
+    """What is said to be a copy of a frame verifies, and is none: only a writer's keys can make that."""
 
 
 class CondemnedCheck:
@@ -74,11 +79,32 @@ class CondemnedCheck:
         stream, segment = parse_segment_object_key(key)
         if stream is Stream.MAIN and self._kept.is_log(segment.sequence):
             raise MustStay("it is a part of the log")
-        data, scan = await self._scanned(key, segment)
-        for frame in [frame for journal in scan.journals for frame in journal.frames] + list(scan.rest):
-            if self._needs(frame.frame):
-                await self._compare(key, data, frame)
-        return Listed(key, len(data), hashlib.sha256(data).digest())
+        listed: Listed | None = None
+        digests: set[bytes] = set()
+        missing = {row.frame for row in self._base.frames_in(stream, segment.sequence)}
+        for version in (None, *await self._store.versions(ObjectKey(key))):
+            try:
+                data = await self._store.get(ObjectKey(key), version=version)
+            except (ObjectNotFound, LimitError):
+                continue
+            digest = hashlib.sha256(data).digest()
+            if digest in digests:
+                continue
+            digests.add(digest)
+            try:
+                frames = self._frames_of(key, data)
+            except DamagedError:
+                continue  # no reader takes anything out of it
+            for frame in frames:
+                if self._needs(frame.frame):
+                    await self._compare(key, data, frame)
+                missing.discard(frame.frame)
+            listed = listed or Listed(key, len(data), digest)
+        if not digests:
+            raise ObjectNotFound(f"Store {self._store.name} holds no object {key}.")
+        if listed is None or any(map(self._needs, sorted(missing))):
+            raise MustStay("it is damaged")
+        return listed
 
     async def whole(self, key: str) -> Listed:
         """The same of an object of which no part is looked at. Raises: as `check`."""
@@ -107,20 +133,14 @@ class CondemnedCheck:
             raise MustStay("what was in it was given up before this machine could tell")
         return False
 
-    async def _scanned(self, key: str, segment: SegmentId) -> tuple[bytes, ScannedSegment]:
-        def check(data: bytes) -> tuple[bytes, ScannedSegment]:
-            scan = scan_segment(data, self._keys, self._writer)
-            if segment_object_key(scan.header.stream, scan.header.segment) != key:
-                raise DamagedError("another segment.")
-            return data, scan
-
-        try:
-            data, scan = await get_good(self._store, ObjectKey(key), check)
-        except (DamagedError, LimitError) as exc:
-            raise MustStay("it is damaged") from exc
+    def _frames_of(self, key: str, data: bytes) -> list[ScannedFrame]:
+        """The data frames in a segment. Raises: DamagedError: it is none. MustStay: a part of it is bad."""
+        scan = scan_segment(data, self._keys, self._writer)
+        if segment_object_key(scan.header.stream, scan.header.segment) != key:
+            raise DamagedError("another segment.")
         if scan.bad or (scan.trailer is not None and scan.fault is not None):
             raise MustStay("it is damaged")
-        return data, scan
+        return [*(frame for journal in scan.journals for frame in journal.frames), *scan.rest]
 
     async def _compare(self, key: str, data: bytes, frame: ScannedFrame) -> None:
         row, moved = self._newest.get_frame(frame.frame), self._newest.get_relocation(frame.frame)
@@ -135,11 +155,11 @@ class CondemnedCheck:
         if place is None or place == key or place in self._condemned:
             raise MustStay("a kept moment needs it, and what is in it is nowhere else")
         try:
-            copy = self._opened(await self._read(place), frame.frame, ordinal, offset)
+            copy = self._opened(place, await self._read(place), frame.frame, ordinal, offset)
         except (DamagedError, LimitError, ObjectNotFound) as exc:
             raise MustStay("a kept moment needs it, and its copy is missing or damaged") from exc
-        if copy != self._opened(data, frame.frame, frame.ordinal, frame.offset):
-            raise MustStay("a kept moment needs it, and its copy has other contents")
+        if copy != self._opened(key, data, frame.frame, frame.ordinal, frame.offset):
+            raise ForgedCopy("a kept moment needs it, and its copy has other contents")
 
     def _key_at(self, stream: int, sequence: int) -> str | None:
         is_main = stream == Stream.MAIN
@@ -155,9 +175,11 @@ class CondemnedCheck:
             self._cached[key] = await self._store.get(ObjectKey(key))
         return self._cached[key]
 
-    def _opened(self, data: bytes, frame: int, ordinal: int, offset: int) -> bytes:
-        """The plaintext of a frame. Raises: DamagedError."""
-        _, cipher = decode_header(data, self._keys, self._writer)
+    def _opened(self, key: str, data: bytes, frame: int, ordinal: int, offset: int) -> bytes:
+        """The plaintext of a frame, as any reader takes it out of a segment. Raises: DamagedError."""
+        header, cipher = decode_header(data, self._keys, self._writer)
+        if segment_object_key(header.stream, header.segment) != key:
+            raise DamagedError("another segment lies there.")
         found, body = cipher.open_body(memoryview(data)[offset:], offset=offset, ordinal=ordinal)
         if body.kind is not Kind.DATA or frame_id(found.birth_sequence, found.birth_ordinal) != frame:
             raise DamagedError("another frame lies there.")

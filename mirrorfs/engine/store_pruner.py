@@ -31,16 +31,17 @@ from mirrorfs.core.retention import (
 )
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.condemned_check import CondemnedCheck
+from mirrorfs.engine.kept import root_segment
 from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.moment_check import MomentCheck
 from mirrorfs.engine.objects import key_of
 from mirrorfs.engine.policy_record import read_policy, write_policy
-from mirrorfs.engine.prune_ledger import Ledger, read_ledger, write_ledger
+from mirrorfs.engine.prune_ledger import LEDGER_PATH, Ledger, read_ledger, write_ledger
 from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.sources import Segments
 from mirrorfs.engine.store_deletion import OnProgress, StoreDeletion, StorePruneReport
-from mirrorfs.errors import DamagedError, StoreUnavailable
-from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
+from mirrorfs.errors import DamagedError, MirrorfsError, StoreUnavailable
+from mirrorfs.format.ids import Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.format.slot import PublicKeys
@@ -105,10 +106,11 @@ class StorePruner:
                 the log has it now, may be given up here.
             dry_run: nothing is deleted or remembered.
         Raises: StoreUnavailable: a store does not answer. DamagedError: the log cannot be read to its end.
-            FormatError: what is remembered is damaged. DiskError, DiskFull.
+            FormatError: what is remembered is damaged. MirrorfsError: the clock is behind. DiskError,
+            DiskFull.
         """
         ledger = read_ledger(self._disk)
-        now_ns = await self._now()
+        now_ns = await self._now(ledger)
         state = read_policy(self._disk).with_configured(configured, now_ns, confirmed=confirmed)
         report = StorePruneReport(state, now_ns)
         files = self._scratch()
@@ -132,16 +134,25 @@ class StorePruner:
             write_ledger(self._disk, ledger)
         return report
 
-    async def _now(self) -> int:
-        """This machine's time, but not later than when anything was last put in a store, as that says."""
-        told = 0
+    async def _now(self, ledger: Ledger) -> int:
+        """This machine's time, but not later than when anything was last put in a store, as that says.
+
+        Raises: MirrorfsError: it is before that, or before what was remembered: with such a clock moments
+        would seem to be of a time that the policy has not come to, and waiting would end with its next step.
+        """
+        told_ns, known_ns = 0, max((at_ns for at_ns, _ in ledger.seen), default=0)
         for store in self._stores.values():
             after = ""
             while page := await store.list("heads/", start_after=after):
-                told = max(told, *(info.written_ns for info in page))
+                told_ns = max(told_ns, *(info.written_ns for info in page))
                 after = page[-1].key
         now_ns = self._clock.now_ns()
-        return min(now_ns, told) if told else now_ns
+        if now_ns < max(told_ns, known_ns) - CLOCKS_APART_NS:
+            raise MirrorfsError(
+                "Nothing is deleted, for the clock of this machine is behind the dates of its stores, or of"
+                f" its last run: set it right. If it was ahead before, remove {LEDGER_PATH} to begin anew."
+            )
+        return max(min(now_ns, told_ns) if told_ns else now_ns, known_ns)
 
     async def _prune(
         self,
@@ -222,7 +233,9 @@ class StorePruner:
     ) -> None:
         """The newest moment that was in the stores when the window began, if none is missing before."""
         start_ns = report.now_ns - policy.every_moment * DAY_NS
-        limit = ledger.end_at(start_ns)
+        # A snapshot without a checkpoint of its own is a part of the log, and has nothing else.
+        alone = [one.position for one in ledger.snapshots.values() if one.position not in ledger.moments]
+        limit = min([ledger.end_at(start_ns), *alone])
         found = max((position for position in ledger.moments if position <= limit), default=0)
         if found <= ledger.base:
             return
@@ -289,12 +302,15 @@ class StorePruner:
         """Keys of checkpoint segments that nothing which is kept needs, neither here nor for the PC."""
         reader = CheckpointReader(segments, self._keys, self._writer)
         rows = [*newest.list_moments(), *ledger.moments.values()]
-        needed = {SegmentId(row.sequence, row.epoch, row.writer) for row in rows}
+        needed = {root_segment(row) for row in rows}
+        # By their digests: something else that verifies may have been put over one.
+        trusted = {root_segment(row): row for row in ledger.moments.values()}
         order = segments.by_writer()
         recent, last = 0, None
         for segment in order:
             try:
-                root = await reader.root_of(segment)
+                row = trusted.get(segment)
+                root = await (reader.root_of(segment) if row is None else reader.of_moment(row))
             except DamagedError as exc:
                 # What cannot be read now may name what would be deleted.
                 logger.info("no old checkpoints are deleted now: %s", exc)

@@ -18,7 +18,7 @@ from mirrorfs.engine.store_pruner import StorePruner, StorePruneReport
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import StoreUnavailable
 from mirrorfs.format.manifest import Listed, manifest_key, seal_manifest
-from mirrorfs.ports import ObjectKey
+from mirrorfs.ports import Clock, ObjectKey
 from tests.engine.test_pruner import Diary, look_back, tree
 from tests.support.practice import Practice
 from tests.support.volumes import HEADER, KEY_SET, KEYS
@@ -30,8 +30,8 @@ STORE = "s3"
 class Elsewhere:
     """The machine that prunes the append-only store, with the PC whose diary it watches."""
 
-    def __init__(self, root: Path, seed: int) -> None:
-        self.practice = Practice(root)
+    def __init__(self, root: Path, seed: int, *, practice: Practice | None = None) -> None:
+        self.practice = practice or Practice(root)
         self.diary = Diary(self.practice, seed)
         self.diary.pc.append_only = frozenset({STORE})
         self.pc = self.practice.pc("elsewhere")
@@ -47,13 +47,18 @@ class Elsewhere:
         await volume.flush()
 
     async def prune(
-        self, policy: Policy = POLICY, *, confirmed: bool = False, dry_run: bool = False
+        self,
+        policy: Policy = POLICY,
+        *,
+        confirmed: bool = False,
+        dry_run: bool = False,
+        clock: Clock | None = None,
     ) -> StorePruneReport:
         self.pc.world.clock.stepped_s = self.diary.pc.world.clock.stepped_s
         (instance,) = (entry.instance for entry in HEADER.stores if entry.name == STORE)
         pruner = StorePruner(
             {instance: self.pc.links[STORE]}, self.pc.disk, self.pc.scratch, self.pc.world.offload,
-            self.pc.world.clock, KEYS, HEADER.public_keys, KEY_SET.pruner, zone=UTC,
+            clock or self.pc.world.clock, KEYS, HEADER.public_keys, KEY_SET.pruner, zone=UTC,
         )  # fmt: skip
         return await pruner.run(policy, confirmed=confirmed, dry_run=dry_run)
 
