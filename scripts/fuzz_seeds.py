@@ -19,6 +19,7 @@ from mirrorfs.format.generation import KeyGeneration
 from mirrorfs.format.header import VolumeHeader, seal_header
 from mirrorfs.format.ids import Stream
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.manifest import LISTED_MAX, Listed, Manifest, seal_manifest
 from mirrorfs.format.record import Forget
 from mirrorfs.format.segment import HEADER_SIZE
 from mirrorfs.format.slot import Slot
@@ -106,6 +107,23 @@ def drill_reports() -> Sequence[bytes]:
 
 
 @cache
+def manifests() -> Sequence[bytes]:
+    """One that names an object of each stream, one that names as many as it can, and the golden volume's."""
+    names = ("0000000000000003-00000002-ffeeddccbbaa9988", "0000000000000004-00000000-00112233445566ff")
+    keys = sorted(f"{stream}/{name}" for stream in ("checkpoints", "relocated", "segments") for name in names)
+    many = [f"segments/{number:016x}-00000001-00112233445566ff" for number in range(LISTED_MAX)]
+    made = [
+        Manifest(
+            INSTANCE.instance, counter, DRILL.started_ns, DRILL.position, 7 << 20, (30, 93, 0, 1116, 7320),
+            tuple(Listed(key, 4711, b"\x47" * 32) for key in listed),
+        )
+        for counter, listed in ((1, keys), (3, many))
+    ]  # fmt: skip
+    sealed = [seal_manifest(manifest, keys=KEYS, seed=KEY_SET.pruner) for manifest in made]
+    return [*sealed, *_golden("deletion-manifest")]
+
+
+@cache
 def instances() -> Sequence[bytes]:
     """The instance alone, and the golden volume's."""
     return [control_documents()[0], *_golden("volume-1/instance")]
@@ -115,7 +133,10 @@ def instances() -> Sequence[bytes]:
 def bodies() -> Sequence[bytes]:
     """The JSON in those, and small values of every kind."""
     small = (b"{}", b"[]", b"0", b'""', b'{"a":[1,-1,{"b":"\\u00e9"}]}')
-    return [*(data[16:-96] for data in (*headers(), *control_documents(), *drill_reports())), *small]
+    return [
+        *(data[16:-96] for data in (*headers(), *control_documents(), *drill_reports(), *manifests())),
+        *small,
+    ]
 
 
 # --- segments --------------------------------------------------------------------------------
@@ -162,7 +183,8 @@ def object_keys() -> Sequence[bytes]:
     name = b"0000000000000003-00000001-00112233445566ff"
     digest = b"88a4f6c45e241dc36f843ed56e4a70c4"
     prefixes = (b"segments/", b"checkpoints/", b"relocated/", b"heads/")
-    return [*(prefix + name for prefix in prefixes), b"header/00000001-" + digest, b"lease", b"instance"]
+    dated = [b"header/00000001-" + digest, b"manifests/000000000000001a-" + digest]
+    return [*(prefix + name for prefix in prefixes), *dated, b"lease", b"instance"]
 
 
 @cache

@@ -40,6 +40,13 @@ from mirrorfs.format.frame import FRAME_HEADER, FRAME_HEADER_SIZE, FrameHeader, 
 from mirrorfs.format.header import VolumeHeader, parse_header, parse_header_key, verify_successor
 from mirrorfs.format.ids import Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.limits import FORMAT_VERSION, SEGMENT_SIZE_MAX
+from mirrorfs.format.manifest import (
+    MANIFEST_PREFIX,
+    Manifest,
+    manifest_key,
+    open_manifest,
+    parse_manifest_key,
+)
 from mirrorfs.format.segment import HEADER_SIZE, MAC_SIZE, decode_header, header_copy, read_footer
 from mirrorfs.keys.pkcs11_uri import Pkcs11Uri, parse_pkcs11_uri
 from mirrorfs.keys.recovery_code import format_code, parse_code
@@ -52,6 +59,7 @@ from tests.support.volumes import HEADER, KEY_SET, KEYS, VOLUME
 
 _WRITER = KEY_SET.public_keys().writer
 _DRILL = KEY_SET.public_keys().drill
+_PRUNER = KEY_SET.public_keys().pruner
 _NOTHING_ELSE = ()
 
 
@@ -123,6 +131,24 @@ def _drill_body(data: bytes) -> None:
     """As if the drill role had signed anything."""
     body = parse_document_unauthenticated(data, DocumentKind.DRILL_REPORT)[1]
     _same(canonical_json(DrillReport.from_body(body).to_body()), canonical_json(body))
+
+
+def _manifest(data: bytes) -> None:
+    """As it lies in a store, under a key that fits it."""
+    counter = 3 if data == seeds.manifests()[1] else 1
+    open_manifest(data, key=manifest_key(counter, data), keys=KEYS, public_key=_PRUNER)
+    if data not in seeds.manifests():
+        raise Different("A manifest verifies that was not sealed.")
+
+
+def _manifest_body(data: bytes) -> None:
+    """As if the pruner role had signed anything."""
+    body = parse_document_unauthenticated(data, DocumentKind.MANIFEST)[1]
+    manifest = Manifest.from_body(body)
+    _same(canonical_json(manifest.to_body()), canonical_json(body))
+    parse_manifest_key(manifest_key(manifest.counter, data))
+    for one in manifest.objects:
+        _same(segment_object_key(*parse_segment_object_key(one.key)), one.key)
 
 
 def _json(data: bytes) -> None:
@@ -204,6 +230,8 @@ def _object_key(data: bytes) -> None:
     if key.startswith("heads/"):
         counter, epoch, writer = parse_head_key(key)
         _same(head_key(counter=counter, epoch=epoch, writer=writer), key)
+    elif key.startswith(MANIFEST_PREFIX):
+        _same(key[: len(MANIFEST_PREFIX) + 16], f"{MANIFEST_PREFIX}{parse_manifest_key(key):016x}")
     elif key.startswith("header/"):
         generation, digest = parse_header_key(key)
         _same(f"header/{generation:08x}-{digest}", key)
@@ -281,6 +309,8 @@ TARGETS = {
         Target("document", _document, _VERIFYING, seeds.control_documents, mutate_document, 6),
         Target("drill-report", _drill_report, _VERIFYING, seeds.drill_reports, mutate_document, 4),
         Target("drill-body", _drill_body, _READING, seeds.drill_reports, mutate_document, 4),
+        Target("manifest", _manifest, _VERIFYING, seeds.manifests, mutate_document, 4),
+        Target("manifest-body", _manifest_body, _READING, seeds.manifests, mutate_document, 6),
         Target("json", _json, _READING, seeds.bodies, mutate_json, 12),
         Target("instance", _instance, (*_READING, StoreTooNew), seeds.instances, mutate_document, 6),
         Target("segment-header", _segment_header, _SEGMENT, seeds.segments, mutate_segment_header, 6),

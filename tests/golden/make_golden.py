@@ -57,7 +57,7 @@ from mirrorfs.format.slot_token import Pkcs11Fields, TokenMechanism
 from mirrorfs.keys.rotation import rotate_keys
 from mirrorfs.keys.slots import make_slot, stretch_password
 from mirrorfs.keys.token import Enrolment
-from tests.golden import compacted, drill, hostile
+from tests.golden import compacted, deletion, drill, hostile
 from tests.golden.expected_tree import TREE
 from tests.golden.material import Case, Material
 from tests.golden.story import AFTER_ROTATION, NAMED, STORY, Commit, Data, Step, t
@@ -475,7 +475,7 @@ def build_compacted(scratch: Path) -> tuple[dict[str, bytes], list[Case]]:
 
 
 def write(directory: Path) -> None:
-    """Write volume-1 to volume-4, drill-report, hostile and the JSON files that describe them."""
+    """Write volume-1 to volume-4, the two documents alone, hostile and the JSON files that describe them."""
     with tempfile.TemporaryDirectory() as scratch:
         objects, material = build(Path(scratch))
     with tempfile.TemporaryDirectory() as scratch:
@@ -491,6 +491,7 @@ def write(directory: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     (directory / "drill-report").write_bytes(drill.report(material))
+    (directory / "deletion-manifest").write_bytes(deletion.manifest(material))
     cases = [*hostile.cases(material), *variants]
     (directory / "hostile").mkdir(parents=True, exist_ok=True)
     table = []

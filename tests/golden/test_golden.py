@@ -26,6 +26,7 @@ from mirrorfs.format.frame import Kind, unpack
 from mirrorfs.format.header import parse_header, verify_header
 from mirrorfs.format.ids import format_position
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.manifest import manifest_key, open_manifest, parse_manifest_key
 from mirrorfs.format.record import decode_records
 from mirrorfs.format.segment import check_sealed, decode_header, header_copy, read_footer
 from mirrorfs.format.signing import WriterPublicKey, load_public_key
@@ -136,6 +137,29 @@ def test_a_drill_report(keys: VolumeKeys) -> None:
     assert body == report.to_body()
     with pytest.raises(Wrong):
         reader.authentic(data, 6, reader.writer)
+
+
+def test_a_deletion_manifest(keys: VolumeKeys) -> None:
+    data = (HERE / "deletion-manifest").read_bytes()
+    header = parse_header(OBJECTS[HEADER_KEY])
+    # As FORMAT.md has it: counter and hash of all the bytes.
+    key = f"manifests/{0x1A:016x}-{hashlib.sha256(data).hexdigest()[:32]}"
+    assert (manifest_key(0x1A, data), parse_manifest_key(key)) == (key, 0x1A)
+    manifest = open_manifest(data, key=key, keys=keys, public_key=header.public_keys.pruner)
+    assert manifest.instance == header.stores[0].instance
+    for one in manifest.objects:
+        there = OBJECTS[one.key]
+        assert (one.size, one.digest) == (len(there), hashlib.sha256(there).digest())
+    reader = Reader(OBJECTS, MANIFEST["password"], bytes.fromhex(MANIFEST["token_secret"]))
+    body = reader.authentic(data, 5, header.public_keys.pruner)
+    assert body.pop("format") == 1 and body.pop("volume") == keys.volume.hex()
+    assert body == manifest.to_body()
+    assert (body["policy"], body["counter"]) == ([30, 93, 0, 1116, 7320], 0x1A)
+    for role in (header.public_keys.writer, header.public_keys.drill):
+        with pytest.raises(Wrong):
+            reader.authentic(data, 5, role)
+        with pytest.raises(errors.AuthenticationError):
+            open_manifest(data, key=key, keys=keys, public_key=role)
 
 
 async def test_rotated_keys(tmp_path: Path) -> None:
