@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -20,10 +21,13 @@ from typing import Any, Final
 import trio
 
 from mirrorfs.cli import volume_lock
+from mirrorfs.cli.alarm import start_command
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths, make_private_directory
 from mirrorfs.cli.config_retention import policy_words
 from mirrorfs.cli.failures import one_line
 from mirrorfs.cli.headless import unlocked_here
+from mirrorfs.cli.key_events import Recording, recorded
+from mirrorfs.cli.key_record import Change, What
 from mirrorfs.cli.progress import Progress, ProgressItem
 from mirrorfs.cli.restore import work_directory
 from mirrorfs.cli.restore_report import date_of
@@ -47,6 +51,8 @@ from mirrorfs.ports import Store
 
 SCHEMA: Final = 1
 EXIT_ALARM: Final = 1
+COMMAND: Final = "prune --store --confirm"
+EVENT: Final = "prune-alarm"
 CLOSE_S: Final = 2.0
 
 
@@ -59,6 +65,29 @@ def run(
 ) -> int:
     """Carry out `prune --store`. Raises: MirrorfsError."""
     stores = _stores(config, arguments.store)
+    if not arguments.confirm or arguments.dry_run:
+        report = _run(arguments, environment, paths, stores, policy)
+    else:
+        with recorded(paths, config.alarm, COMMAND) as recording:
+            report = _run(arguments, environment, paths, stores, policy, recording)
+    if report.alarms and not arguments.dry_run:
+        _tell(paths, config, report)
+    if arguments.json:
+        print(json.dumps(_as_json(paths.name, report, dry_run=arguments.dry_run), indent=2))
+    else:
+        _print(report, dry_run=arguments.dry_run)
+    return EXIT_ALARM if report.alarms else 0
+
+
+def _run(
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str],
+    paths: VolumePaths,
+    stores: Sequence[StoreConfig],
+    policy: Policy,
+    recording: Recording | None = None,
+) -> StorePruneReport:
+    """`recording`: where it is noted what was confirmed, if anything is. Raises: MirrorfsError."""
     harden_process()
     make_private_directory(paths.state, what="state")
     lock_fd = volume_lock.acquire(paths)
@@ -66,22 +95,33 @@ def run(
         opened: list[Unlocked] = []
         unlocked_here(arguments, environment, paths, view="prune", on_unlocked=opened.append)
         (unlocked,) = opened
+        if recording is not None:
+            recording.opened(unlocked.header, unlocked.slot)
         if Role.PRUNER not in unlocked.slot.roles:
             raise UsageError(
                 f"Slot {unlocked.slot.name} may not prune stores; use a token that was added with"
                 " `mirrorfs key add --role pruner`."
             )
+        if recording is not None:
+            # Also that what the PC gave up is given up here, whether the policy changes or not.
+            recording.did(Change(What.POLICY_CONFIRMED, policy_words(policy)))
         progress = Progress(sys.stderr)
         with warning_lines(progress), work_directory(environment) as work:
             report = trio.run(_prune, arguments, paths, stores, policy, unlocked, work, progress)
     finally:
         os.close(lock_fd)
     progress.end()
-    if arguments.json:
-        print(json.dumps(_as_json(paths.name, report, dry_run=arguments.dry_run), indent=2))
-    else:
-        _print(report, dry_run=arguments.dry_run)
-    return EXIT_ALARM if report.alarms else 0
+    return report
+
+
+def _tell(paths: VolumePaths, config: VolumeConfig, report: StorePruneReport) -> None:
+    """Have the command of [alarm] told what a person is to look into."""
+    message: dict[str, Any] = {
+        "volume": paths.name, "event": EVENT, "light": None, "previous": None,
+        "reason": " ".join(map(one_line, report.alarms)), "time_ns": time.time_ns(), "stores": [],
+    }  # fmt: skip
+    if not start_command(config.alarm, message):
+        print("mirrorfs: The alarm command could not be started.", file=sys.stderr)
 
 
 def _stores(config: VolumeConfig, named: Sequence[str]) -> list[StoreConfig]:
@@ -188,6 +228,8 @@ def _print(report: StorePruneReport, *, dry_run: bool) -> None:
         print(f"Objects of no use whose time has not come: {report.waiting}.")
     for why, count in report.kept.items():
         print(f"Condemned by the PC, but staying: {counted(count, 'object')}: {why}.")
+    for name, count in report.locked.items():
+        print(f"Store {name}: {counted(count, 'object')} locked there; a later run deletes what is unlocked.")
     for name in report.denied:
         print(f"Store {name} does not let these credentials delete.")
     for sentence in report.alarms:

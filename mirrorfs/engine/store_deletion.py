@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import astuple, dataclass, field
 
 from mirrorfs.core.retention import PolicyState
-from mirrorfs.engine.condemned_check import CondemnedCheck, MustStay
+from mirrorfs.engine.condemned_check import CondemnedCheck, ForgedCopy, MustStay
 from mirrorfs.engine.manifests import manifests_of
 from mirrorfs.errors import ObjectLocked, ObjectNotFound, StoreDenied
 from mirrorfs.format.ids import STREAM_PREFIX
@@ -44,6 +44,8 @@ class StorePruneReport:
     """Objects that are of no use, and whose time has not come."""
     kept: dict[str, int] = field(default_factory=dict)
     """Objects that the PC condemned and that stay, by why."""
+    locked: dict[str, int] = field(default_factory=dict)
+    """By store, objects that are due and locked there: a later run deletes them."""
     denied: list[str] = field(default_factory=list)
     """Stores that do not let these credentials delete."""
 
@@ -91,8 +93,9 @@ class StoreDeletion:
         manifests = await manifests_of(self._store, self._keys, self._public_key, instance=self._instance)
         self._counter = max((one.counter for one in manifests), default=0)
         left = [one for manifest in manifests for one in manifest.objects if one.key in there]
-        report.finished += len(left)
-        if not await self._delete(left):
+        goes_on = await self._delete(left)
+        report.finished += report.deleted[name]
+        if not goes_on:
             return
         due = [key for key in due if key in there and key not in {one.key for one in left}]
         for at in range(0, len(due), LISTED_MAX):
@@ -119,6 +122,8 @@ class StoreDeletion:
             try:
                 objects.append(await self._judged(key, key in checkpoints))
             except MustStay as exc:
+                if isinstance(exc, ForgedCopy):
+                    self._warn_of_copy()
                 self._report.kept[str(exc)] = self._report.kept.get(str(exc), 0) + 1
             except ObjectNotFound:
                 continue  # beneath a delete marker, and not good
@@ -136,6 +141,14 @@ class StoreDeletion:
             await self._store.put(ObjectKey(manifest_key(self._counter, data)), Sealed(data))
         return await self._delete(objects)
 
+    def _warn_of_copy(self) -> None:
+        alarm = (
+            f"In store {self._store.name} the copy of something that is kept has other contents than what it"
+            " was made from: that stays. Somebody may have the PC's keys."
+        )
+        if alarm not in self._report.alarms:
+            self._report.alarms.append(alarm)
+
     async def _judged(self, key: str, is_checkpoint: bool) -> Listed:
         if is_checkpoint:
             return await self._check.whole(key)
@@ -148,13 +161,13 @@ class StoreDeletion:
             if not self._dry_run:
                 try:
                     await self._store.delete(ObjectKey(one.key))
+                except ObjectLocked:
+                    report.locked[name] = report.locked.get(name, 0) + 1
+                    continue
                 except StoreDenied as exc:
                     logger.info("store %s: %s", name, exc)
-                    if name not in report.denied:
-                        report.denied.append(name)
-                    if not isinstance(exc, ObjectLocked):
-                        return False
-                    continue
+                    report.denied.append(name)
+                    return False
             report.deleted[name] += 1
             report.deleted_bytes[name] += one.size
         return True

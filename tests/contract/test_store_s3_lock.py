@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -10,14 +11,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 
+from mirrorfs.core.retention import Policy, PolicyState
 from mirrorfs.drivers.s3_client import S3Target
 from mirrorfs.drivers.store_s3 import S3Store
+from mirrorfs.engine.store_deletion import StoreDeletion, StorePruneReport
 from mirrorfs.errors import ObjectExists, ObjectLocked, ObjectNotFound, StoreDenied, UsageError
+from mirrorfs.format.manifest import Listed
 from mirrorfs.format.object_lock import DAY_NS, LONG_LIVED_DAYS, LockMode, ObjectLock
 from mirrorfs.ports import LIST_PAGE_MAX, ObjectKey, Sealed
 from tests.support.s3_policy import PolicyServer, policy_server
 from tests.support.s3_servers import connect, create_bucket, environment
+from tests.support.volumes import HEADER, KEY_SET, KEYS
 
 KEY = ObjectKey("segments/1")
 GOOD, GARBAGE = Sealed(b"good bytes"), b"garbage of another size"
@@ -207,6 +214,78 @@ async def test_what_is_deleted_is_gone_but_for_what_is_locked(place: Place) -> N
         await locked.delete(kept)
     (version,) = await locked.versions(kept)
     assert await locked.get(kept, version=version) == GOOD
+
+
+async def test_the_dates_of_a_listing_are_the_servers(place: Place) -> None:
+    begun_ns = int(datetime.now(UTC).timestamp()) * 10**9
+    await place.open().put(KEY, GOOD)
+    (with_versions,) = await place.open().list("segments/")
+    plain = Place(place.server, place.client, "plain", place.prefix, place.stores)
+    await plain.open(lock=None).put(KEY, GOOD)
+    (without,) = await plain.open(lock=None).list("segments/")
+    ended_ns = int((datetime.now(UTC).timestamp() + 1) * 1e9)
+    for bucket, info in (("locked", with_versions), ("plain", without)):
+        modified: datetime = place.client.head_object(**{**place.of(KEY), "Bucket": bucket})["LastModified"]
+        assert info.written_ns == int(modified.timestamp()) * 10**9
+        assert begun_ns <= info.written_ns <= ended_ns
+
+
+class AnythingGoes:
+    """Judges every object to be of no use."""
+
+    async def check(self, key: str) -> Listed:
+        return Listed(key, len(GOOD), hashlib.sha256(GOOD).digest())
+
+
+async def test_a_run_of_pruning_deletes_what_is_not_locked_and_the_rest_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number:016x}-00000001-00112233445566ff" for number in range(3)]
+    keys = [ObjectKey(f"segments/{name}") for name in names]
+    await place.open(lock=None).put(keys[0], GOOD)
+    await place.open().put(keys[1], GOOD)
+    await place.open(lock=None).put(keys[2], GOOD)
+
+    async def run(store: S3Store) -> StorePruneReport:
+        report = StorePruneReport(PolicyState(Policy(1)), now_ns=1, position=1)
+        check: Any = AnythingGoes()
+        deletion = StoreDeletion(
+            b"\x20" * 16, store, check, report, KEYS, public_key=HEADER.public_keys.pruner,
+            seed=KEY_SET.pruner, base=1, dry_run=False,
+        )  # fmt: skip
+        await deletion.run(keys, (), lambda what, done, total: None)
+        return report
+
+    # The PC's credentials, which delete nothing, come to nothing.
+    place.server.policy = {
+        "Statement": [
+            {"Effect": "Allow", "Action": "s3:*", "Resource": "*"},
+            {"Effect": "Deny", "Action": "s3:Delete*", "Resource": "*"},
+        ]
+    }
+    for name, value in environment(place.server.as_pc()).items():
+        monkeypatch.setenv(name, value)
+    denied = await run(place.open())
+    assert (denied.denied, denied.deleted, denied.locked) == (["a"], {"a": 0}, {})
+
+    for name, value in environment(place.server).items():
+        monkeypatch.setenv(name, value)
+    store = place.open()
+    first = await run(store)
+    assert (first.denied, first.deleted, first.locked) == ([], {"a": 2}, {"a": 1})
+    assert first.finished == 2, "the manifest of the PC's run stands"
+    assert [info.key for info in await store.list("segments/")] == [keys[1]]
+    again = await run(store)
+    assert (again.deleted, again.finished, again.locked) == ({"a": 0}, 0, {"a": 1})
+
+    # Its time is over.
+    (version,) = (
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets["locked"].keys.getlist(place.of(keys[1])["Key"])
+    )
+    version.lock_until = "2020-01-01T00:00:00Z"
+    last = await run(store)
+    assert (last.deleted, last.finished, last.locked) == ({"a": 1}, 1, {})
+    assert await store.list("segments/") == []
 
 
 def listing(place: Place, key: str) -> dict[str, str]:
