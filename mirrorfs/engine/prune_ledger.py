@@ -21,6 +21,8 @@ SEEN_EVERY_NS: Final = DAY_NS // 4
 SEEN_MAX: Final = 40_000
 LATE_NS: Final = 7 * DAY_NS
 """So long may a PC that cannot reach its stores send what it wrote later."""
+AHEAD_NS: Final = DAY_NS
+"""So far may a PC's clock be ahead."""
 _DAMAGED: Final = "What this machine remembers of the volume is damaged"
 
 
@@ -64,10 +66,14 @@ class Ledger:
         """Where the log ended when it was last seen up to a time; 0: it had not been seen yet."""
         return max((position for at_ns, position in self.seen if at_ns <= time_ns), default=0)
 
-    def add_moment(self, row: MomentRow) -> None:
-        """A writer may say that a moment is older than it is, and have it stand for those that were."""
+    def add_moment(self, row: MomentRow, now_ns: int) -> None:
+        """A writer may say that a moment is older than it is, and have it stand for those that were, or
+        younger, so that those which are missing before it are not missed.
+        """
         before_ns = max((at_ns for at_ns, position in self.seen if position < row.position), default=0)
-        self.moments[row.position] = row._replace(time_ns=max(row.time_ns, before_ns - LATE_NS), base=0)
+        after_ns = min((at_ns for at_ns, position in self.seen if position >= row.position), default=now_ns)
+        time_ns = min(max(row.time_ns, before_ns - LATE_NS), after_ns + AHEAD_NS)
+        self.moments[row.position] = row._replace(time_ns=time_ns, base=0)
 
     def observe_snapshots(self, rows: Iterable[SnapshotRow], now_ns: int) -> list[str]:
         """Returns the names (hex) of those whose hold was taken away since."""

@@ -82,22 +82,18 @@ class StoreDeletion:
         self._base = base
         self._dry_run = dry_run
         self._counter = 0
+        self._listed_before: set[Listed] = set()
 
     async def run(self, due: Sequence[str], checkpoints: Collection[str], on_progress: OnProgress) -> None:
-        """`due`: keys; of these `checkpoints` are not looked into. Raises: StoreError. It finishes first
-        what an earlier run had begun.
-        """
+        """`due`: keys; of these `checkpoints` are not looked into. Raises: StoreError."""
         report, name = self._report, self._store.name
         report.deleted[name] = report.deleted_bytes[name] = 0
         there = await self._listed()
         manifests = await manifests_of(self._store, self._keys, self._public_key, instance=self._instance)
         self._counter = max((one.counter for one in manifests), default=0)
-        left = [one for manifest in manifests for one in manifest.objects if one.key in there]
-        goes_on = await self._delete(left)
-        report.finished += report.deleted[name]
-        if not goes_on:
-            return
-        due = [key for key in due if key in there and key not in {one.key for one in left}]
+        self._listed_before = {one for manifest in manifests for one in manifest.objects}
+        # What an earlier run listed and did not delete is judged again: something may need it by now.
+        due = [key for key in due if key in there]
         for at in range(0, len(due), LISTED_MAX):
             on_progress(f"objects of store {name}", at, len(due))
             if not await self._write_and_delete(due[at : at + LISTED_MAX], checkpoints):
@@ -129,13 +125,14 @@ class StoreDeletion:
                 continue  # beneath a delete marker, and not good
         if not objects:
             return True
-        if not self._dry_run:
+        new = [one for one in objects if one not in self._listed_before]
+        if new and not self._dry_run:
             policy = self._report.policy.in_force
             assert policy is not None
             self._counter += 1
             manifest = Manifest(
                 self._instance, self._counter, self._report.now_ns, self._report.position,
-                self._base, astuple(policy), tuple(sorted(objects)),
+                self._base, astuple(policy), tuple(sorted(new)),
             )  # fmt: skip
             data = seal_manifest(manifest, keys=self._keys, seed=self._seed)
             await self._store.put(ObjectKey(manifest_key(self._counter, data)), Sealed(data))
@@ -169,5 +166,6 @@ class StoreDeletion:
                     report.denied.append(name)
                     return False
             report.deleted[name] += 1
+            report.finished += one in self._listed_before
             report.deleted_bytes[name] += one.size
         return True

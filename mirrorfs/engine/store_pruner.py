@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from datetime import tzinfo
 from typing import Final
 
@@ -25,24 +25,23 @@ from mirrorfs.core.compaction import Kept
 from mirrorfs.core.retention import (
     DAY_NS,
     POLICY_DELAY_NS,
+    STEP_DAYS_MAX,
     Policy,
     kept_moments,
     wanted_times,
 )
-from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.condemned_check import CondemnedCheck
-from mirrorfs.engine.kept import root_segment
 from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.moment_check import MomentCheck
-from mirrorfs.engine.objects import key_of
 from mirrorfs.engine.policy_record import read_policy, write_policy
 from mirrorfs.engine.prune_ledger import LEDGER_PATH, Ledger, read_ledger, write_ledger
 from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.sources import Segments
 from mirrorfs.engine.store_deletion import OnProgress, StoreDeletion, StorePruneReport
+from mirrorfs.engine.store_view import StoreViews, look_at_checkpoints
 from mirrorfs.errors import DamagedError, MirrorfsError, StoreUnavailable
-from mirrorfs.format.ids import Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
+from mirrorfs.format.rows import MomentRow
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.format.slot import PublicKeys
 from mirrorfs.ports import Clock, Disk, Index, IndexFiles, Offload, Store
@@ -52,8 +51,7 @@ logger = logging.getLogger(__name__)
 GRACE_NS: Final = DAY_NS
 """So long an object is seen to be of no use before it goes, for readers elsewhere that began before."""
 CLOCKS_APART_NS: Final = DAY_NS
-CHECKPOINTS_KEPT: Final = 3
-"""The newest ones, whatever they are good for."""
+TRUSTED_TRIED_MAX: Final = 3
 
 
 class StorePruner:
@@ -152,7 +150,9 @@ class StorePruner:
                 "Nothing is deleted, for the clock of this machine is behind the dates of its stores, or of"
                 f" its last run: set it right. If it was ahead before, remove {LEDGER_PATH} to begin anew."
             )
-        return max(min(now_ns, told_ns) if told_ns else now_ns, known_ns)
+        now_ns = max(min(now_ns, told_ns) if told_ns else now_ns, known_ns)
+        # The dates of a directory's files are of this very clock, and it may be years ahead.
+        return min(now_ns, known_ns + STEP_DAYS_MAX * DAY_NS) if known_ns else now_ns
 
     async def _prune(
         self,
@@ -164,10 +164,14 @@ class StorePruner:
         confirmed: bool,
         dry_run: bool,
     ) -> None:
-        checkpoints = Segments(
-            Stream.CHECKPOINT, disk=None, offload=self._offload, stores=list(self._stores.values())
-        )
-        await checkpoints.look()
+        seen = max((position for _, position in ledger.seen), default=0)
+        if report.position < seen and not confirmed:
+            report.alarms.append(
+                "The log ends earlier than it was seen to: a store was put back in time, or another PC went"
+                " on from an earlier state. Nothing is deleted."
+            )
+            return
+        checkpoints = await look_at_checkpoints(list(self._stores.values()), self._offload)
         checks = MomentCheck(main, checkpoints, self._scratch, self._offload, self._keys, self._writer)
         await self._learn(newest, ledger, report, checks, confirmed=confirmed)
         policy = report.policy.in_force
@@ -177,25 +181,36 @@ class StorePruner:
         positions = self._kept_positions(newest, ledger, policy, report)
         kept = Kept(base.position, sorted(position for position in positions if position < base.position))
         report.base_ns, report.moments = base.time_ns, len(kept.moments)
-        rows = newest.list_condemned(after=(0, 0), limit=1 << 62)
-        condemned = {key_of(Stream(row.stream), row) for row in rows}
-        old = await self._old_checkpoints(checkpoints, newest, ledger, kept)
-        ledger.note_unneeded({*condemned, *old}, report.now_ns)
-        due = [key for key, at_ns in ledger.unneeded.items() if report.now_ns - at_ns >= GRACE_NS]
-        report.waiting = len(ledger.unneeded) - len(due)
         files = self._scratch()
         try:
             with closing(await checks.load(base, files)) as at_base:
-                for instance, store in self._stores.items():
-                    check = CondemnedCheck(
-                        store, self._keys, self._writer, newest=newest, base=at_base, kept=kept,
-                        condemned=condemned, trusts_log=confirmed,
-                    )  # fmt: skip
-                    deletion = StoreDeletion(
-                        instance, store, check, report, self._keys, public_key=self._public_keys.pruner,
-                        seed=self._seed, base=base.position, dry_run=dry_run,
-                    )  # fmt: skip
-                    await deletion.run(sorted(due), old, on_progress)
+                async with AsyncExitStack() as stack:
+                    looking = StoreViews(self._scratch, self._offload, self._keys, self._public_keys.writer)
+                    views = []
+                    for instance, store in self._stores.items():
+                        view = await looking.look(instance, store, ledger.moments.values(), kept, stack)
+                        if isinstance(view, str):
+                            report.alarms.append(
+                                f"Nothing is deleted in store {store.name}, for its own log does not do"
+                                f" without the others: {view}"
+                            )
+                        else:
+                            views.append(view)
+                    unneeded = {key for view in views for key in (*view.condemned, *view.old)}
+                    ledger.note_unneeded(unneeded, report.now_ns)
+                    due = {key for key, at_ns in ledger.unneeded.items() if report.now_ns - at_ns >= GRACE_NS}
+                    report.waiting = len(unneeded - due)
+                    for view in views:
+                        check = CondemnedCheck(
+                            view.store, self._keys, self._writer, newest=view.newest, base=at_base, kept=kept,
+                            condemned=view.condemned, trusts_log=confirmed,
+                        )  # fmt: skip
+                        deletion = StoreDeletion(
+                            view.instance, view.store, check, report, self._keys,
+                            public_key=self._public_keys.pruner, seed=self._seed, base=base.position,
+                            dry_run=dry_run,
+                        )  # fmt: skip
+                        await deletion.run(sorted(due & (view.condemned | view.old)), view.old, on_progress)
         finally:
             files.remove()
 
@@ -214,14 +229,12 @@ class StorePruner:
             known = ledger.moments.get(row.position)
             if known is not None and known.digest == row.digest:
                 continue
-            before = [one for position, one in ledger.moments.items() if position < row.position]
-            try:
-                if not is_new:
-                    await checks.verify(row, max(before, default=None))
-            except DamagedError as exc:
-                report.alarms.append(f"A moment that the PC made is not relied on: {exc}")
+            if known is None and row.position < ledger.base:
+                continue  # the policy here is done with it; the log of then may be gone
+            if not is_new and (why := await _doubt(checks, row, ledger)) is not None:
+                report.alarms.append(f"A moment that the PC made is not relied on: {why}")
                 continue
-            ledger.add_moment(row)
+            ledger.add_moment(row, report.now_ns)
         ledger.observe(report.now_ns, report.position)
         if confirmed:
             _give_up(newest, ledger)
@@ -294,41 +307,22 @@ class StorePruner:
         start_ns = (now_ns if until_ns is None else until_ns) - policy.every_moment * DAY_NS
         return wanted_times(policy, now_ns, start_ns, self._zone)
 
-    # --- checkpoints ---------------------------------------------------------------------------
 
-    async def _old_checkpoints(
-        self, segments: Segments, newest: Index, ledger: Ledger, kept: Kept
-    ) -> set[str]:
-        """Keys of checkpoint segments that nothing which is kept needs, neither here nor for the PC."""
-        reader = CheckpointReader(segments, self._keys, self._writer)
-        rows = [*newest.list_moments(), *ledger.moments.values()]
-        needed = {root_segment(row) for row in rows}
-        # By their digests: something else that verifies may have been put over one.
-        trusted = {root_segment(row): row for row in ledger.moments.values()}
-        order = segments.by_writer()
-        recent, last = 0, None
-        for segment in order:
-            try:
-                row = trusted.get(segment)
-                root = await (reader.root_of(segment) if row is None else reader.of_moment(row))
-            except DamagedError as exc:
-                # What cannot be read now may name what would be deleted.
-                logger.info("no old checkpoints are deleted now: %s", exc)
-                return set()
-            if root is None:
-                continue
-            last = last or segment
-            recent += 1
-            if segment in needed or root.position >= kept.base or recent <= CHECKPOINTS_KEPT:
-                needed |= {segment, *(ref.segment for ref in root.chunks)}
-        return {
-            segment_object_key(Stream.CHECKPOINT, one)
-            for one in order
-            if last is not None
-            and one not in needed
-            and (one.epoch, one.sequence) < (last.epoch, last.sequence)
-            and not segments.is_deleted(one)
-        }
+async def _doubt(checks: MomentCheck, row: MomentRow, ledger: Ledger) -> str | None:
+    """Why a moment is not what the log leads to from one that is trusted; None: it is.
+
+    Of the trusted ones some may be of a branch that another PC's take-over left behind.
+    """
+    before = sorted((one for one in ledger.moments.values() if one.position < row.position), reverse=True)
+    why = None
+    tried: list[MomentRow | None] = [*before[:TRUSTED_TRIED_MAX]]
+    for trusted in tried or [None]:
+        try:
+            await checks.verify(row, trusted)
+            return None
+        except DamagedError as exc:
+            why = why or str(exc)
+    return why
 
 
 def _give_up(newest: Index, ledger: Ledger) -> None:

@@ -69,8 +69,8 @@ class Sweeper:
         """Delete what is due. Raises: StoreError: a store does not answer. DiskError. WritesStopped."""
         now_ns = self._world.clock.now_ns()
         rows = self._local.index.list_condemned(after=(0, 0), limit=1 << 62)
-        # One of the future was condemned under another clock.
-        due = [row for row in rows if not row.time_ns <= now_ns < row.time_ns + self.grace_ns]
+        # One of the far future was condemned under another clock.
+        due = [row for row in rows if abs(now_ns - row.time_ns) >= self.grace_ns]
         garbage = await self._unknown(rows)
         if not due and not garbage and not report.dropped and not report.made:
             return

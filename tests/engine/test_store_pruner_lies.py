@@ -27,6 +27,7 @@ from mirrorfs.format.ids import (
     segment_object_key,
     split_frame_id,
 )
+from mirrorfs.format.record import SnapshotGone
 from mirrorfs.format.rows import CondemnedRow, FrameRow, MomentRow, SegmentRow
 from mirrorfs.format.segment import decode_header
 from mirrorfs.ports import OBJECT_SIZE_MAX, IndexSnapshot, ObjectInfo, ObjectKey, ObjectVersion
@@ -257,7 +258,9 @@ async def test_a_snapshot_that_was_deleted_before_it_had_a_checkpoint_is_kept(
         volume.filesystem.unlink(1, b"once")
         await volume.flush()
         await one.prune()
-        await volume.snapshots.delete(b"soon gone")
+        # As by somebody with the PC's keys: the PC itself would wait.
+        volume._local.state.record(SnapshotGone(one.diary.pc.clock.now_ns(), b"soon gone"))
+        await volume.flush()
         for _ in range(9):
             await one.day(volume)
             report = await one.prune()
