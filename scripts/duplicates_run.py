@@ -38,7 +38,8 @@ FILES_PER_FOLDER = 60
 TEXT_SHARE = 0.5
 SIXTEEN = bytes(b"0123456789 \n,.ab"[byte % 16] for byte in range(256))
 """To translate random bytes by: what comes out compresses to about half, and never recurs."""
-SMALL_BYTES = 16 * KIB
+SMALL_BYTES = 32 * KIB
+"""The smallest that are looked up."""
 ENVIRONMENT = {
     **os.environ,
     "RESTIC_PASSWORD": "of a benchmark only",

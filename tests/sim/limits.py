@@ -14,6 +14,7 @@ from unittest import mock
 
 from mirrorfs.engine import (
     committer,
+    duplicates,
     filesystem,
     index_commits,
     journals,
@@ -25,8 +26,12 @@ from mirrorfs.engine import (
 
 KIB = 1024
 
-_ALWAYS: tuple[tuple[ModuleType, str, int], ...] = ((reserve, "RESERVE_BYTES", 64 * KIB),)
-"""Sixteen mebibytes of zeros per mount would be most of the run time."""
+_ALWAYS: tuple[tuple[ModuleType, str, int], ...] = (
+    # Sixteen mebibytes of zeros per mount would be most of the run time.
+    (reserve, "RESERVE_BYTES", 64 * KIB),
+    # Files are smaller here.
+    (duplicates, "LOOKED_UP_MIN", 16 * KIB),
+)
 
 _SMALL: tuple[tuple[ModuleType, str, int], ...] = (
     (committer, "SEAL_AT", 24 * KIB),
