@@ -30,7 +30,6 @@ _DAMAGED: Final = "What this machine remembers of the volume is damaged"
 class SeenSnapshot:
     """A snapshot that the log had at some time."""
 
-    position: int
     held: bool
     gone_ns: int = 0
     """When it was first seen to be gone; 0: it is there."""
@@ -44,8 +43,8 @@ class Ledger:
     """(time, end of the log), rising."""
     moments: dict[int, MomentRow] = field(default_factory=dict)
     """By position, those that were verified, or trusted on first use; `add_moment` says of which time."""
-    snapshots: dict[str, SeenSnapshot] = field(default_factory=dict)
-    """By name (hex)."""
+    snapshots: dict[int, SeenSnapshot] = field(default_factory=dict)
+    """By position: names may tell of patients, and this lies in the clear."""
     unneeded: dict[str, int] = field(default_factory=dict)
     """Keys of objects that could go: when they were first seen so."""
     base: int = 0
@@ -75,21 +74,14 @@ class Ledger:
         time_ns = min(max(row.time_ns, before_ns - LATE_NS), after_ns + AHEAD_NS)
         self.moments[row.position] = row._replace(time_ns=time_ns, base=0)
 
-    def observe_snapshots(self, rows: Iterable[SnapshotRow], now_ns: int) -> list[str]:
-        """Returns the names (hex) of those whose hold was taken away since."""
-        there = {row.name.hex(): row for row in rows}
-        released = []
-        for name, row in there.items():
-            known = self.snapshots.get(name)
-            if known is not None and known.position != row.position:
-                # Another of that name: the one before is gone, whatever it was called.
-                self.snapshots[f"{name}/{known.position}"] = SeenSnapshot(known.position, known.held, now_ns)
-                known = None
-            if known is not None and known.held and not row.held:
-                released.append(name)
-            self.snapshots[name] = SeenSnapshot(row.position, bool(row.held))
-        for name, snapshot in self.snapshots.items():
-            if name not in there and not snapshot.gone_ns:
+    def observe_snapshots(self, rows: Iterable[SnapshotRow], now_ns: int) -> list[int]:
+        """Returns the positions of those whose hold was taken away since."""
+        there = {row.position: bool(row.held) for row in rows}
+        known = self.snapshots
+        released = [at for at, held in there.items() if at in known and known[at].held and not held]
+        known |= {at: SeenSnapshot(held) for at, held in there.items()}
+        for at, snapshot in known.items():
+            if at not in there and not snapshot.gone_ns:
                 snapshot.gone_ns = now_ns
         return released
 
@@ -125,7 +117,7 @@ def _ledger(found: dict[str, Any]) -> Ledger:
     return Ledger(
         seen=[(int(at_ns), int(position)) for at_ns, position in found["seen"]],
         moments={row.position: row for row in rows},
-        snapshots={name: SeenSnapshot(*fields) for name, fields in found["snapshots"].items()},
+        snapshots={int(at): SeenSnapshot(*fields) for at, fields in found["snapshots"].items()},
         unneeded={str(key): int(at_ns) for key, at_ns in found["unneeded"].items()},
         base=int(found["base"]),
     )
@@ -134,7 +126,7 @@ def _ledger(found: dict[str, Any]) -> Ledger:
 def write_ledger(disk: Disk, ledger: Ledger) -> None:
     """Remember it, durably. Raises: DiskError, DiskFull."""
     rows = [[*row[:3], row.writer.hex(), row.digest.hex(), *row[5:]] for row in ledger.moments.values()]
-    snapshots = {name: [one.position, one.held, one.gone_ns] for name, one in ledger.snapshots.items()}
+    snapshots = {str(at): [one.held, one.gone_ns] for at, one in ledger.snapshots.items()}
     fields = {
         "version": 1, "seen": ledger.seen, "moments": rows, "snapshots": snapshots,
         "unneeded": ledger.unneeded, "base": ledger.base,

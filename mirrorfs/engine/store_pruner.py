@@ -40,6 +40,7 @@ from mirrorfs.engine.sources import Segments
 from mirrorfs.engine.store_deletion import OnProgress, StoreDeletion, StorePruneReport
 from mirrorfs.engine.store_view import StoreViews, look_at_checkpoints
 from mirrorfs.errors import DamagedError, MirrorfsError, StoreUnavailable
+from mirrorfs.format.ids import format_position
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import MomentRow
 from mirrorfs.format.signing import load_public_key
@@ -171,6 +172,8 @@ class StorePruner:
                 " on from an earlier state. Nothing is deleted."
             )
             return
+        # Of what a person confirms to be gone, nothing is waited for again.
+        ledger.seen = [one for one in ledger.seen if one[1] <= report.position]
         checkpoints = await look_at_checkpoints(list(self._stores.values()), self._offload)
         checks = MomentCheck(main, checkpoints, self._scratch, self._offload, self._keys, self._writer)
         await self._learn(newest, ledger, report, checks, confirmed=confirmed)
@@ -222,8 +225,10 @@ class StorePruner:
         """Take in what the log says now, as far as it can be believed."""
         tip = newest.base_moment()
         rows = [row for row in newest.list_moments() if tip is not None and row.position <= tip.position]
-        for name in ledger.observe_snapshots(newest.list_snapshots(), report.now_ns):
-            report.alarms.append(f"The hold of snapshot {_shown(name)} was taken away.")
+        for at in ledger.observe_snapshots(newest.list_snapshots(), report.now_ns):
+            report.alarms.append(
+                f"The hold of the snapshot of position {format_position(at)} was taken away."
+            )
         is_new = ledger.is_new
         for row in rows:
             known = ledger.moments.get(row.position)
@@ -247,7 +252,7 @@ class StorePruner:
         """The newest moment that was in the stores when the window began, if none is missing before."""
         start_ns = report.now_ns - policy.every_moment * DAY_NS
         # A snapshot without a checkpoint of its own is a part of the log, and has nothing else.
-        alone = [one.position for one in ledger.snapshots.values() if one.position not in ledger.moments]
+        alone = [at for at in ledger.snapshots if at not in ledger.moments]
         limit = min([ledger.end_at(start_ns), *alone])
         found = max((position for position in ledger.moments if position <= limit), default=0)
         if found <= ledger.base:
@@ -270,13 +275,16 @@ class StorePruner:
         self, newest: Index, ledger: Ledger, policy: Policy, report: StorePruneReport
     ) -> set[int]:
         snapshots: set[int] = set()
-        for name, one in list(ledger.snapshots.items()):
+        for at, one in list(ledger.snapshots.items()):
             if one.gone_ns and report.now_ns - one.gone_ns >= POLICY_DELAY_NS:
-                del ledger.snapshots[name]
+                del ledger.snapshots[at]
                 continue
             if one.gone_ns:
-                report.alarms.append(f"Snapshot {_shown(name)} was deleted; here it is kept for 30 days.")
-            snapshots.add(one.position)
+                report.alarms.append(
+                    f"The snapshot of position {format_position(at)} was deleted; here it is kept for 30"
+                    " days."
+                )
+            snapshots.add(at)
         rows = sorted(row for row in ledger.moments.values() if row.position <= ledger.base)
         kept = kept_moments(rows, self._times(policy, report.now_ns), snapshots) | {ledger.base}
         # The PC's clock, and its days, may be ahead of ours.
@@ -329,9 +337,4 @@ def _give_up(newest: Index, ledger: Ledger) -> None:
     """A person says so: what the log has not, is not kept here either."""
     there = {row.position for row in newest.list_moments()} | {ledger.base}
     ledger.moments = {position: row for position, row in ledger.moments.items() if position in there}
-    ledger.snapshots = {name: one for name, one in ledger.snapshots.items() if not one.gone_ns}
-
-
-def _shown(name: str) -> str:
-    """The name of a snapshot, for people."""
-    return bytes.fromhex(name.partition("/")[0]).decode(errors="replace")
+    ledger.snapshots = {at: one for at, one in ledger.snapshots.items() if not one.gone_ns}

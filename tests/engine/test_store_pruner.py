@@ -17,6 +17,7 @@ from mirrorfs.engine.scrub import SIZES
 from mirrorfs.engine.store_pruner import StorePruner, StorePruneReport
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import StoreUnavailable
+from mirrorfs.format.ids import format_position
 from mirrorfs.format.manifest import Listed, manifest_key, seal_manifest
 from mirrorfs.ports import Clock, ObjectKey
 from tests.engine.test_pruner import Diary, look_back, tree
@@ -25,6 +26,11 @@ from tests.support.volumes import HEADER, KEY_SET, KEYS
 
 POLICY = Policy(every_moment=3, daily=10, monthly=100)
 STORE = "s3"
+
+
+def deleted_here(position: int) -> str:
+    """The alarm of a snapshot that the PC has no more."""
+    return f"The snapshot of position {format_position(position)} was deleted; here it is kept for 30 days."
 
 
 class Elsewhere:
@@ -138,7 +144,7 @@ async def test_a_pc_that_lies_has_nothing_deleted_that_is_kept_here(
         assert report.kept
         assert any("given up moments" in sentence for sentence in said)
         assert any("given up the log" in sentence for sentence in said)
-        assert "Snapshot never was deleted; here it is kept for 30 days." in said
+        assert deleted_here(snapshot.position) in said
         for days in (25, 3):
             clock.stepped_s += days * 86400
             left = {key: data for key, data in before.items() if key in one.practice.places[STORE]}
@@ -146,9 +152,7 @@ async def test_a_pc_that_lies_has_nothing_deleted_that_is_kept_here(
             position, _ = await look_back(one.practice, STORE, Moment(position=snapshot.position))
             one.practice.places[STORE] = whole
             assert position == snapshot.position
-            assert any("Snapshot never" in sentence for sentence in (await one.prune()).alarms) == (
-                days == 25
-            )
+            assert (deleted_here(snapshot.position) in (await one.prune()).alarms) == (days == 25)
 
 
 async def test_a_shorter_policy_here_waits_and_a_run_that_is_cut_short_is_ended(

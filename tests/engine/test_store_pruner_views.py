@@ -10,14 +10,14 @@ from trio.testing import MockClock
 
 from mirrorfs.core.retention import DAY_NS, Policy
 from mirrorfs.engine.moment import NEWEST
-from mirrorfs.engine.prune_ledger import AHEAD_NS, Ledger, read_ledger
+from mirrorfs.engine.prune_ledger import AHEAD_NS, LEDGER_PATH, Ledger, read_ledger
 from mirrorfs.engine.store_pruner import StorePruner, StorePruneReport
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.format.manifest import Listed, Manifest, manifest_key, seal_manifest
 from mirrorfs.format.record import Snapshot, SnapshotGone
 from mirrorfs.format.rows import MomentRow
 from tests.engine.test_pruner import look_back
-from tests.engine.test_store_pruner import POLICY, STORE, Elsewhere
+from tests.engine.test_store_pruner import POLICY, STORE, Elsewhere, deleted_here
 from tests.support.machine import write_file
 from tests.support.volumes import HEADER, KEY_SET, KEYS
 
@@ -98,17 +98,22 @@ async def test_a_held_snapshot_that_is_let_go_of_is_kept(autojump_clock: MockClo
             await one.day(volume)
             await one.prune()
         await save(volume, b"precious", b"precious" * 900)
-        row = await volume.snapshots.create(b"x", held=True)
+        row = await volume.snapshots.create(b"of Mrs X", held=True)
         volume.filesystem.unlink(1, b"precious")
         await volume.flush()
         await one.prune()
-        for record in (Snapshot(1, 0, b"x"), SnapshotGone(1, b"x")):
+        for record in (Snapshot(1, 0, b"of Mrs X"), SnapshotGone(1, b"of Mrs X")):
             volume._local.state.record(record)
         await volume.flush()
         for _ in range(9):
             await one.day(volume)
             report = await one.prune()
-            assert "Snapshot x was deleted; here it is kept for 30 days." in report.alarms
+            assert deleted_here(row.position) in report.alarms
+    kept = one.pc.disk.open(LEDGER_PATH)
+    said = kept.read(offset=0, size_bytes=kept.size())
+    kept.close()
+    assert str(row.position).encode() in said
+    assert b"of Mrs X" not in said and b"of Mrs X".hex().encode() not in said
     ledger = read_ledger(one.pc.disk)
     assert ledger.base <= row.position or row.position in ledger.moments
 
