@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -90,10 +90,11 @@ def _run(
     """`recording`: where it is noted what was confirmed, if anything is. Raises: MirrorfsError."""
     harden_process()
     make_private_directory(paths.state, what="state")
-    lock_fd = volume_lock.acquire(paths)
-    try:
+    with ExitStack() as stack:
+        stack.callback(os.close, volume_lock.acquire(paths))
         opened: list[Unlocked] = []
-        unlocked_here(arguments, environment, paths, view="prune", on_unlocked=opened.append)
+        session = unlocked_here(arguments, environment, paths, view="prune", on_unlocked=opened.append)
+        stack.callback(session.wipe)
         (unlocked,) = opened
         if recording is not None:
             recording.opened(unlocked.header, unlocked.slot)
@@ -106,12 +107,10 @@ def _run(
             # Also that what the PC gave up is given up here, whether the policy changes or not.
             recording.did(Change(What.POLICY_CONFIRMED, policy_words(policy)))
         progress = Progress(sys.stderr)
-        with warning_lines(progress), work_directory(environment) as work:
-            report = trio.run(_prune, arguments, paths, stores, policy, unlocked, work, progress)
-    finally:
-        os.close(lock_fd)
-    progress.end()
-    return report
+        stack.callback(progress.end)
+        stack.enter_context(warning_lines(progress))
+        work = stack.enter_context(work_directory(environment))
+        return trio.run(_prune, arguments, paths, stores, policy, unlocked, work, progress)
 
 
 def _tell(paths: VolumePaths, config: VolumeConfig, report: StorePruneReport) -> None:

@@ -176,6 +176,8 @@ class StorePruner:
         ledger.seen = [one for one in ledger.seen if one[1] <= report.position]
         checkpoints = await look_at_checkpoints(list(self._stores.values()), self._offload)
         checks = MomentCheck(main, checkpoints, self._scratch, self._offload, self._keys, self._writer)
+        if confirmed:
+            await self._go_back(ledger, checks)
         await self._learn(newest, ledger, report, checks, confirmed=confirmed)
         policy = report.policy.in_force
         if policy is None or not ledger.base:
@@ -218,6 +220,22 @@ class StorePruner:
             files.remove()
 
     # --- what is kept --------------------------------------------------------------------------
+
+    async def _go_back(self, ledger: Ledger, checks: MomentCheck) -> None:
+        """Begin at an earlier moment where the stores were put back to before they had the base."""
+        while ledger.base:
+            files = self._scratch()
+            try:
+                (await checks.load(ledger.moments[ledger.base], files)).close()
+                return
+            except DamagedError as exc:
+                logger.info("an earlier moment is gone back to: %s", exc)
+                del ledger.moments[ledger.base]
+                ledger.base = max((one for one in ledger.moments if one < ledger.base), default=0)
+            finally:
+                files.remove()
+        if not ledger.moments:
+            ledger.seen.clear()  # there is nothing to rely on: as on the first run
 
     async def _learn(
         self, newest: Index, ledger: Ledger, report: StorePruneReport, checks: MomentCheck, *, confirmed: bool

@@ -9,26 +9,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from mirrorfs.core.compaction import Kept
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.kept import root_segment
 from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.objects import key_of
+from mirrorfs.engine.old_checkpoints import FoundRoot, found_root, old_checkpoints
 from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import DamagedError, StoreUnavailable
-from mirrorfs.format.ids import Stream, segment_object_key
+from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import MomentRow
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Index, IndexFiles, Offload, Store
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS_KEPT: Final = 3
-"""The newest ones, whatever they are good for."""
 
 
 class StoreView(NamedTuple):
@@ -99,30 +97,17 @@ class StoreViews:
         needed = {root_segment(row) for row in rows}
         # By their digests: something else that verifies may have been put over one.
         trusted = {root_segment(row): row for row in moments}
-        order = segments.by_writer()
-        recent, last = 0, None
-        for segment in order:
-            try:
-                row = trusted.get(segment)
-                root = await (reader.root_of(segment) if row is None else reader.of_moment(row))
-            except DamagedError as exc:
-                # What cannot be read now may name what would be deleted.
-                logger.info("no old checkpoints are deleted now: %s", exc)
-                return set()
-            if root is None:
-                continue
-            last = last or segment
-            recent += 1
-            if segment in needed or root.position >= kept.base or recent <= CHECKPOINTS_KEPT:
-                needed |= {segment, *(ref.segment for ref in root.chunks)}
-        return {
-            segment_object_key(Stream.CHECKPOINT, one)
-            for one in order
-            if last is not None
-            and one not in needed
-            and (one.epoch, one.sequence) < (last.epoch, last.sequence)
-            and not segments.is_deleted(one)
-        }
+
+        async def root_of(segment: SegmentId) -> FoundRoot | None:
+            row = trusted.get(segment)
+            return found_root(await (reader.root_of(segment) if row is None else reader.of_moment(row)))
+
+        try:
+            old = await old_checkpoints(segments, root_of, needed, kept.base)
+        except DamagedError as exc:
+            logger.info("no old checkpoints are deleted now: %s", exc)
+            return set()
+        return {segment_object_key(Stream.CHECKPOINT, one) for one in old}
 
 
 async def look_at_checkpoints(stores: list[Store], offload: Offload) -> Segments:

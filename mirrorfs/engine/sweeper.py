@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 import trio
 
 from mirrorfs.engine.attached import AttachedStore, StoreSet
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.kept import root_segment
 from mirrorfs.engine.local import LocalVolume, World
+from mirrorfs.engine.old_checkpoints import FoundRoot, found_root, old_checkpoints
 from mirrorfs.engine.old_heads import old_heads
 from mirrorfs.engine.prune_report import PruneReport
 from mirrorfs.engine.sources import Segments
@@ -29,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 GRACE_NS: Final = 24 * 3600 * 10**9
 """So long a condemned object stays, for readers elsewhere that began before."""
-CHECKPOINTS_KEPT: Final = 3
-"""The newest ones, whatever they are good for."""
 BATCH: Final = 100
 """Objects that are deleted between two words of how far it is."""
 OnProgress = Callable[[str, int, int], None]
@@ -59,7 +60,7 @@ class Sweeper:
         self._public_key = public_key
         self._hold_checkpoint = hold_checkpoint
         self.grace_ns = GRACE_NS
-        self._roots: dict[SegmentId, tuple[int, frozenset[SegmentId]] | None] = {}
+        self._roots: dict[SegmentId, FoundRoot | None] = {}
         """Of checkpoint segments: position of the root there, and the segments it names; None: no root."""
 
         self._covered: frozenset[str] = frozenset()
@@ -161,25 +162,9 @@ class Sweeper:
             return
         segments = await self._look(Stream.CHECKPOINT)
         reader = CheckpointReader(segments, self._local.identity.keys, load_public_key(self._public_key))
-        needed = {SegmentId(row.sequence, row.epoch, row.writer) for row in moments}
-        recent = 0
-        for segment in segments.by_writer():
-            root = await self._root(reader, segment)
-            if root is None:
-                continue
-            recent += 1
-            if segment in needed or root[0] >= base.position or recent <= CHECKPOINTS_KEPT:
-                needed |= {segment, *root[1]}
-        newest = next((one for one in segments.by_writer() if self._roots.get(one) is not None), None)
-        if newest is None:
-            return
-        unneeded = [
-            one
-            for one in segments.by_writer()
-            if one not in needed
-            and (one.epoch, one.sequence) < (newest.epoch, newest.sequence)
-            and not segments.is_deleted(one)
-        ]
+        unneeded = await old_checkpoints(
+            segments, partial(self._root, reader), map(root_segment, moments), base.position
+        )
         await self._delete(
             [segment_object_key(Stream.CHECKPOINT, one) for one in unneeded], report, on_progress
         )
@@ -196,13 +181,9 @@ class Sweeper:
         if keys:
             await self._delete(keys, report, on_progress)
 
-    async def _root(
-        self, reader: CheckpointReader, segment: SegmentId
-    ) -> tuple[int, frozenset[SegmentId]] | None:
+    async def _root(self, reader: CheckpointReader, segment: SegmentId) -> FoundRoot | None:
         if segment not in self._roots:
-            root = await reader.root_of(segment)
-            found = None if root is None else (root.position, frozenset(ref.segment for ref in root.chunks))
-            self._roots[segment] = found
+            self._roots[segment] = found_root(await reader.root_of(segment))
             await trio.lowlevel.checkpoint()
         return self._roots[segment]
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,36 @@ def test_of_a_mounted_volume_nobody_is_asked(practice: Practice, monkeypatch: py
     os.kill(child, signal.SIGCONT)
     wait_until(lambda: not children(served_by))
     assert len(practice.kept()) == before
+
+
+def test_it_is_broken_off_by_the_end_of_the_mount(tmp_path: Path) -> None:
+    """And its process, with the keys, is gone before the volume is."""
+    with mounted_volume(tmp_path) as volume:
+        (volume.mountpoint / "letter").write_bytes(LETTER)
+        volume.flush()
+        paths = volume_paths(volume.name, volume.env)
+        for is_killed in (False, True):
+            if is_killed:
+                volume.mount()
+            with ControlClient(paths.socket, volume=volume.name) as client:
+                client.send("drill", store="a")
+                wait_until(partial(children, client.pid))
+                (child,) = children(client.pid)
+                process = Path(f"/proc/{child}")
+                if is_killed:
+                    os.kill(client.pid, signal.SIGKILL)
+                    wait_until(partial(is_gone, process))
+                    continue
+                os.kill(child, signal.SIGSTOP)
+                volume.umount()
+                assert is_gone(process)
+                with pytest.raises(RemoteError, match="unmounted meanwhile"):
+                    list(client.answers())
+        assert not (volume.state / "drills").exists()
+
+
+def is_gone(process: Path) -> bool:
+    return not process.exists()
 
 
 def children(pid: int) -> list[int]:

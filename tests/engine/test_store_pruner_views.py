@@ -136,6 +136,41 @@ async def test_what_an_earlier_run_listed_is_judged_again(autojump_clock: MockCl
     assert key in place
 
 
+@pytest.mark.parametrize("days", [1, 8])
+async def test_a_store_that_was_put_back_in_time_keeps_everything_until_a_person_confirms(
+    autojump_clock: MockClock, tmp_path: Path, days: int
+) -> None:
+    """Whether it was before the base that is relied on, or before all that was."""
+    one = Elsewhere(tmp_path, 8)
+    place = one.practice.places[STORE]
+    async with one.diary.pc.mounted() as volume:
+        await one.prune(confirmed=True)
+        for day in range(9):
+            await one.day(volume)
+            assert (await one.prune()).alarms == []
+            if day == days - 1:
+                earlier, end = dict(place), read_ledger(one.pc.disk).seen[-1][1]
+                then = dict(one.diary.state)
+    ledger = read_ledger(one.pc.disk)
+    later, base = ledger.seen[-1][1], ledger.base
+    assert later > end and base
+    place.clear()
+    place.update(earlier)
+    for _ in range(2):
+        one.diary.pc.world.clock.stepped_s += DAY_S
+        report = await one.prune()
+        assert [alarm for alarm in report.alarms if "ends earlier than it was seen to" in alarm]
+        assert not report.deleted and dict(place) == earlier
+        assert read_ledger(one.pc.disk).seen[-1][1] == later
+    assert (await one.prune(confirmed=True)).alarms == []
+    ledger = read_ledger(one.pc.disk)
+    assert ledger.seen[-1][1] <= end and ledger.base < base and bool(ledger.base) == (days > 1)
+    one.diary.pc.world.clock.stepped_s += DAY_S
+    report = await one.prune()
+    assert report.alarms == []
+    assert (await look_back(one.practice, STORE, NEWEST))[1] == then
+
+
 def test_a_moment_is_of_the_time_when_it_was_seen() -> None:
     ledger = Ledger()
     for day in (10, 11, 12):
