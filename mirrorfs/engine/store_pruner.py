@@ -234,8 +234,8 @@ class StorePruner:
                 ledger.base = max((one for one in ledger.moments if one < ledger.base), default=0)
             finally:
                 files.remove()
-        if not ledger.moments:
-            ledger.seen.clear()  # there is nothing to rely on: as on the first run
+            if not ledger.base:
+                ledger.seen.clear()  # there is nothing to rely on: as on the first run
 
     async def _learn(
         self, newest: Index, ledger: Ledger, report: StorePruneReport, checks: MomentCheck, *, confirmed: bool
