@@ -48,7 +48,7 @@ from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World
 from mirrorfs.engine.moment import NEWEST
-from mirrorfs.engine.own_writers import CREATED_PATH
+from mirrorfs.engine.own_writers import CREATED_PATH, OwnWriter, read_own_writers
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.recovery import Recovery
 from mirrorfs.engine.retry import RetryingStore, RetryPolicy
@@ -58,6 +58,7 @@ from mirrorfs.errors import (
     ChainError,
     DamagedError,
     InUseError,
+    LimitError,
     MirrorfsError,
     NoEntry,
     ObjectExists,
@@ -69,7 +70,7 @@ from mirrorfs.errors import (
 from mirrorfs.errors import (
     ReadOnlyVolume as ReadOnly,
 )
-from mirrorfs.format.control import INSTANCE_KEY, Instance, seal_control
+from mirrorfs.format.control import INSTANCE_KEY, LEASE_KEY, Instance, open_lease, seal_control
 from mirrorfs.format.header import header_key
 from mirrorfs.format.limits import CHUNK_SIZE
 from mirrorfs.format.signing import load_public_key
@@ -302,7 +303,7 @@ class MirrorSimulation:
         if self._index_rng.random() < self._index_loss:
             machine.files.remove()
         was_last = self._last in (None, machine)
-        began_before = set(self._began)
+        began_before, mounts_before = set(self._began), read_own_writers(self._world(machine))
         was_alone = began_before <= {machine}
         self._began.add(machine)
         stormy, may_hide, count = self.weather.is_stormy, self.weather.may_hide, self.weather.change_count
@@ -333,7 +334,8 @@ class MirrorSimulation:
                 raise
             raise Refused from None
         except InUseError as exc:
-            self._began = began_before  # a mount that is refused leaves nothing behind
+            if not self._left_lease(machine, mounts_before):
+                self._began = began_before  # a mount that is refused leaves nothing behind
             # A store that went back may show the lease of a mount that came to nothing.
             is_calm = not stormy and not self.weather.is_stormy and not self.weather.went_back
             if was_alone and is_calm:
@@ -366,6 +368,17 @@ class MirrorSimulation:
         await self._check_contents(session)
         self._running.append(session)
         return session
+
+    def _left_lease(self, machine: Machine, before: Sequence[OwnWriter]) -> bool:
+        """Whether a mount that was refused left its lease: there was none that it could put back."""
+        new = {one.writer for one in read_own_writers(self._world(machine)) if one not in before}
+        for place in self.weather.places:
+            with suppress(KeyError, DamagedError, LimitError):
+                data = place.objects[LEASE_KEY]
+                lease = open_lease(data, keys=KEYS, public_key=HEADER.public_keys.writer)
+                if lease.writer in new:
+                    return True
+        return False
 
     def _note_mounted(
         self, machine: Machine, volume: MountedVolume, *, was_last: bool, may_lack: bool

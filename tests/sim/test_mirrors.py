@@ -32,6 +32,12 @@ def test_only_the_pc_that_has_what_a_store_lost_goes_on(fast_directory: Path) ->
     MirrorSimulation(17196, fast_directory).run()
 
 
+def test_a_lease_that_could_not_be_put_back_stays(fast_directory: Path) -> None:
+    # Both leases were lost when a machine took over; it was refused for what came meanwhile, and so was the
+    # first one then, until it took over itself.
+    MirrorSimulation(31067, fast_directory).run()
+
+
 def test_what_is_referred_to_again_is_not_lost_either(fast_directory: Path) -> None:
     found_bytes = 0
     for seed in range(5):
