@@ -1,7 +1,7 @@
 """A read-only view of a volume: of any moment that is kept, or following the writer.
 
 It has an index of its own, filled by replay and thrown away; it takes no lease, and writes nothing to
-the local state or to a store.
+the local state, but the newest head that it saw (witness.py), or to a store.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
+from math import inf
 from typing import Final
 
 import trio
@@ -67,8 +68,13 @@ class Segments:
         self.passed_over: set[tuple[str, str]] = set()
         """(store, object key) of copies after which a reader asked for another one: mostly bad ones."""
 
-    async def look(self, *, from_sequence: int = 0, stores: bool = True) -> list[str]:
-        """List what is there from a sequence number on. Returns the stores that could not be asked."""
+    async def look(
+        self, *, from_sequence: int = 0, stores: bool = True, patience_s: float = inf
+    ) -> list[str]:
+        """List what is there from a sequence number on. Returns the stores that could not be asked.
+
+        `patience_s`: once one store has answered, the others have so long.
+        """
         prefix = STREAM_PREFIX[self._stream]
         if self._disk is not None:
             names = await self.offload.run(partial(self._disk.list, LOCAL_PREFIX + prefix.rstrip("/")))
@@ -80,18 +86,21 @@ class Segments:
                     self._by_sequence.setdefault(segment.sequence, set()).add(segment)
                 if count % LIST_PAGE_MAX == 0:
                     await trio.lowlevel.checkpoint()
-        return await self._look_at_stores(prefix, from_sequence) if stores else []
+        return await self._look_at_stores(prefix, from_sequence, patience_s) if stores else []
 
-    async def _look_at_stores(self, prefix: str, from_sequence: int) -> list[str]:
+    async def _look_at_stores(self, prefix: str, from_sequence: int, patience_s: float) -> list[str]:
         found: list[list[SegmentId]] = [[] for _ in self._stores]
-        silent: set[str] = set()
+        silent = {store.name for store in self._stores}
 
         async def look(number: int, store: Store) -> None:
             try:
                 await self._list_store(store, prefix, from_sequence, found[number])
             except StoreError as exc:
                 logger.warning("Store %s cannot be listed: %s", store.name, exc)
-                silent.add(store.name)
+            else:
+                silent.discard(store.name)
+                scope = nursery.cancel_scope
+                scope.deadline = min(scope.deadline, trio.current_time() + patience_s)
 
         # At once, or one that hangs would hold up the others.
         async with trio.open_nursery() as nursery:
