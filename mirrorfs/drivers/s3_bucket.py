@@ -44,10 +44,12 @@ class S3Bucket:
         self._keeps_versions: bool | None = True if lock is not None else None
 
     def client(self) -> Any:
-        """boto3's client, made at the first call."""
+        """boto3's client, made at the first call. Raises: as make_client."""
         with self._client_lock:
             if self._made_client is None:
-                self._made_client = make_client(self.target, connections_max=self.line.connections_max)
+                self._made_client = make_client(
+                    self.target, store=self.store, connections_max=self.line.connections_max
+                )
                 self.line.shape(self._made_client)
             return self._made_client
 

@@ -6,17 +6,19 @@ TLS is always verified, to the server and to an https proxy: there is no way to 
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.httpsession import get_cert_path
 from botocore.parsers import ResponseParserError
 
 from mirrorfs.drivers.ca_bundle import check_ca_bundle
-from mirrorfs.errors import UsageError
+from mirrorfs.errors import StoreDenied, UsageError
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
@@ -104,12 +106,18 @@ def _server(url: str, *, what: str) -> tuple[str, str]:
     return parts.scheme, host
 
 
-def make_client(target: S3Target, *, connections_max: int) -> Any:
+def make_client(target: S3Target, *, store: str, connections_max: int) -> Any:
     """Make a client that verifies TLS and never repeats a request. Blocks; raises foreign errors.
 
     boto3 makes the methods of a client from its service model: there is no static type for it.
+    Raises: StoreDenied: certificates are to come from nowhere, see `_usual_bundle`.
     """
-    session = boto3.session.Session(profile_name=target.profile, region_name=target.region)
+    core = botocore.session.get_session()
+    session = boto3.session.Session(
+        botocore_session=core, profile_name=target.profile, region_name=target.region
+    )
+    # Whatever the URL says: requests for credentials know nothing but these.
+    usual = _usual_bundle(core, store)
     region = session.region_name or (None if target.endpoint is None else FALLBACK_REGION)
     # A dictionary, because the stubs lack ignore_configured_endpoint_urls.
     options: dict[str, Any] = dict(
@@ -129,10 +137,26 @@ def make_client(target: S3Target, *, connections_max: int) -> Any:
         # Without this botocore does not verify an https proxy on the way to an http endpoint.
         options["proxies_config"] = {"proxy_ca_bundle": target.ca_bundle or get_cert_path(True)}
     config = Config(**options)
-    # Without a bundle `verify` stays unset: True would overrule the certificates of AWS_CA_BUNDLE.
+    verify = target.ca_bundle or usual or True
     return session.client(
-        "s3", endpoint_url=target.endpoint, region_name=region, config=config, verify=target.ca_bundle
+        "s3", endpoint_url=target.endpoint, region_name=region, config=config, verify=verify
     )
+
+
+def _usual_bundle(core: botocore.session.Session, store: str) -> str | None:
+    """The file of certificates that environment and profile name, as botocore finds it; None: they name none.
+
+    Raises: StoreDenied: the name is blank, which an older botocore takes for "verify nothing".
+    """
+    bundle = core.get_config_variable("ca_bundle")
+    where = "AWS_CA_BUNDLE" if "AWS_CA_BUNDLE" in os.environ else "ca_bundle of the profile"
+    if bundle is None:
+        bundle, where = os.environ.get("REQUESTS_CA_BUNDLE"), "REQUESTS_CA_BUNDLE"
+    if bundle is not None and (not isinstance(bundle, str) or not bundle.strip()):
+        raise StoreDenied(
+            f"Store {store} is not used, for {where} names no file: name one with certificates, or remove it."
+        )
+    return bundle
 
 
 def body_of(answer: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from mirrorfs.drivers.s3_client import S3Target, make_client
 from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.drivers.store_s3 import S3Store
 from mirrorfs.drivers.store_url import URL_LENGTH_MAX, parse_store_url
-from mirrorfs.errors import StoreUnavailable, UsageError
+from mirrorfs.errors import StoreDenied, StoreUnavailable, UsageError
 from mirrorfs.format.object_lock import LockMode, ObjectLock
 
 
@@ -193,7 +195,7 @@ async def test_a_server_in_the_house_has_no_limit(url: str, is_limited: bool) ->
 
 def test_timeouts_and_addressing_reach_botocore() -> None:
     target = S3Target(endpoint="https://host", connect_timeout_s=2.5, read_timeout_s=20, addressing="virtual")
-    client = make_client(target, connections_max=3)
+    client = make_client(target, store="cloud", connections_max=3)
     config = client.meta.config
     assert (config.connect_timeout, config.read_timeout, config.max_pool_connections) == (2.5, 20, 3)
     assert config.s3["addressing_style"] == "virtual"
@@ -204,6 +206,86 @@ def test_environment_does_not_redirect_a_store(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.1")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://192.0.2.1")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
-    client = make_client(S3Target(region="eu-west-1"), connections_max=1)
+    client = make_client(S3Target(region="eu-west-1"), store="cloud", connections_max=1)
     assert client.meta.endpoint_url == "https://s3.eu-west-1.amazonaws.com"
     client.close()
+
+
+# --- which certificates are trusted ----------------------------------------------------------
+
+
+@pytest.fixture
+def profiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty file of profiles, and no variable that names certificates."""
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "config"
+    file.touch()
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
+    return file
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What botocore is told to verify by, for each client; it makes none."""
+    told: list[object] = []
+
+    def client(self: object, service: str, **options: Any) -> None:
+        told.append(options["verify"])
+
+    monkeypatch.setattr(boto3.session.Session, "client", client)
+    return told
+
+
+BLANK = ["", " \t"]
+
+
+@pytest.mark.parametrize("blank", BLANK)
+@pytest.mark.parametrize("bundle", [None, "/bundle.pem"])
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+def test_a_blank_variable_does_not_turn_verification_off(
+    profiles: Path,
+    verified: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    bundle: str | None,
+    blank: str,
+) -> None:
+    monkeypatch.setenv(variable, blank)
+    with pytest.raises(StoreDenied, match=f"Store cloud is not used, for {variable} names no file"):
+        make_client(S3Target(region="eu", ca_bundle=bundle), store="cloud", connections_max=1)
+    assert verified == []
+
+
+@pytest.mark.parametrize("profile", [None, "practice"])
+@pytest.mark.parametrize("blank", [*BLANK, "\n  file = /bundle.pem"])
+def test_nor_does_a_blank_bundle_of_the_profile(
+    profiles: Path, verified: list[object], profile: str | None, blank: str
+) -> None:
+    section = "default" if profile is None else f"profile {profile}"
+    profiles.write_text(f"[{section}]\nca_bundle ={blank}\n")
+    with pytest.raises(StoreDenied, match="ca_bundle of the profile names no file"):
+        make_client(S3Target(region="eu", profile=profile), store="cloud", connections_max=1)
+    assert verified == []
+
+
+def test_what_botocore_verifies_by(
+    profiles: Path, verified: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(bundle: str | None = None) -> object:
+        target = S3Target(region="eu", profile="practice", ca_bundle=bundle)
+        make_client(target, store="cloud", connections_max=1)
+        return verified.pop()
+
+    profiles.write_text("[profile practice]\n")
+    assert make() is True
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/requests.pem")
+    assert make() == "/requests.pem"
+    profiles.write_text("[profile practice]\nca_bundle = /profile.pem\n")
+    assert make() == "/profile.pem"
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/aws.pem")
+    assert make() == "/aws.pem"
+    # One that does not count may be blank.
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "")
+    assert make() == "/aws.pem"
+    assert make("/url.pem") == "/url.pem"
