@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -84,11 +84,14 @@ async def _unless_unwanted(
 
 async def _drill(unlocked: UnlockedSession, store: str, sample: str, directory: Path) -> Drilled:
     paths = volume_paths(unlocked.request.name, os.environ)
-    config = load_config(paths)
+    # The stores are those of now. The mount keeps to the [limits] that it began with, and shares those.
+    config = replace(load_config(paths), limits=unlocked.request.parsed_config().limits)
     found = next((one for one in config.stores if one.name == store), None)
     if found is None:
         raise UsageError("The volume has no store of that name.")
-    session = DrillSession(unlocked, paths, config, choice(sample or None), on_progress=_Progress().show)
+    session = DrillSession(
+        unlocked, paths, config, choice(sample or None), on_progress=_Progress().show, beside_mount=True
+    )
     return await session.drill(found, directory)
 
 

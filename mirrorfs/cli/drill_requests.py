@@ -1,7 +1,8 @@
 """Drills of a mounted volume, with the keys of the mount: asked for by a client, or by the configuration.
 
 Each runs in a process of its own (cli/drill_child.py), so that neither the mount nor its cache is touched; it
-ends with whoever wanted it. Its indexes lie in a private directory that is removed afterwards.
+ends with whoever wanted it. Meanwhile it has half of the mount's download
+rate. Its indexes lie in a private directory that is removed afterwards.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Final
 
@@ -135,7 +136,8 @@ class DrillRequests:
     async def _run(self, store: str, sample: str, say: Say) -> Message:
         """Returns the last message. Raises: MirrorfsError."""
         session = replace(self._unlocked, header=self._control.volume().header_bytes)
-        with work_directory(os.environ) as directory:
+        limits = self._control.limits
+        with work_directory(os.environ) as directory, nullcontext() if limits is None else limits.shared():
             arguments = command("mirrorfs.cli.drill_child", store, sample, str(directory))
             async with _child(arguments) as process:
                 assert process.stdin is not None and process.stdout is not None
@@ -143,13 +145,14 @@ class DrillRequests:
                     await process.stdin.send_all(encode_session(session))
                 except trio.BrokenResourceError as exc:
                     raise MirrorfsError("The process of the drill ended before it began.") from exc
-                async for message in _lines(process.stdout):
-                    kind = message.get("type")
-                    if kind == "done":
-                        return {name: value for name, value in message.items() if name != "type"}
-                    if kind == "error":
-                        raise RemoteError(str(message["message"]), exit_code=message.get("exit_code"))
-                    await say(message)
+                async with aclosing(_lines(process.stdout)) as messages:
+                    async for message in messages:
+                        kind = message.get("type")
+                        if kind == "done":
+                            return {name: value for name, value in message.items() if name != "type"}
+                        if kind == "error":
+                            raise RemoteError(str(message["message"]), exit_code=message.get("exit_code"))
+                        await say(message)
         raise MirrorfsError("The process of the drill ended before it was done; run the drill again.")
 
 
@@ -173,7 +176,7 @@ async def _child(arguments: list[str]) -> AsyncIterator[trio.Process]:
             await process.stdout.aclose()
 
 
-async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[Message]:
+async def _lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[Message, None]:
     rest = b""
     async for part in stream:
         *lines, rest = (rest + part).split(b"\n")

@@ -27,14 +27,21 @@ from mirrorfs.cli.progress import ProgressItem
 from mirrorfs.cli.restore_report import date_of
 from mirrorfs.cli.restore_state import STATE_NAME
 from mirrorfs.cli.restore_stores import LOOK_DEADLINE_S
-from mirrorfs.cli.stores import ONCE, first_good, instance_documents, open_store
+from mirrorfs.cli.stores import (
+    ONCE,
+    first_good,
+    instance_documents,
+    limits_of,
+    open_limited_store,
+    open_store,
+)
 from mirrorfs.drivers.drill_tree import KEY_SIZE_BYTES as DIGEST_KEY_SIZE_BYTES
 from mirrorfs.drivers.drill_tree import DrillTree
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.os_threads import ThreadOffload
 from mirrorfs.engine.drill import Drill, DrillProgress, DrillResult, Reference
-from mirrorfs.engine.retry import RetryingStore
+from mirrorfs.engine.retry import RetryingStore, RetryPolicy
 from mirrorfs.errors import DamagedError, LimitError, ObjectNotFound, StoreMismatch, StoreUnavailable
 from mirrorfs.format.drill import HOST_SIZE_MAX_BYTES, OBJECTS_MAX, DrillFault, DrillReport, seal_drill_report
 from mirrorfs.format.header import verify_header
@@ -80,13 +87,16 @@ class DrillSession:
         *,
         on_progress: Callable[[ProgressItem], None],
         on_end: Callable[[], None] = lambda: None,
+        beside_mount: bool = False,
     ) -> None:
         """
         Args:
             unlocked: with the drill role; the caller wipes it.
+            config: its [limits] hold for these drills.
             choose: see engine.drill.Drill.
             on_progress: hears how far it is, often.
             on_end: called when nothing follows.
+            beside_mount: a mount with the same [limits] leaves half of them to these drills.
         """
         self._unlocked = unlocked
         self._header, self._keys = verify_header(unlocked.header, unlocked.key_set)
@@ -95,6 +105,7 @@ class DrillSession:
         self._choose = choose
         self._on_progress = on_progress
         self._on_end = on_end
+        self._beside_mount = beside_mount
         self._record = DrillRecord(paths, volume=config.volume)
 
     async def drill(self, store: StoreConfig, work: Path) -> Drilled:
@@ -123,9 +134,12 @@ class DrillSession:
     async def _opened(
         self, store: StoreConfig
     ) -> AsyncIterator[tuple[RetryingStore, list[RetryingStore], RetryingStore]]:
-        tried = open_store(store.name, store.url)
-        rest = [one for one in self._config.stores if one.name != store.name]
-        others = [open_store(one.name, one.url, policy=ONCE) for one in rest]
+        config = self._config
+        # Anew for each drill: it may have a loop of its own, and loops do not share a clock.
+        limits = limits_of(config, is_shared=self._beside_mount)
+        tried = open_limited_store(store, config, limits, policy=RetryPolicy())
+        rest = [one for one in config.stores if one.name != store.name]
+        others = [open_limited_store(one, config, limits, policy=ONCE) for one in rest]
         local = open_store(STATE_NAME, (self._paths.state / "objects").as_uri(), policy=ONCE)
         try:
             yield tried, others, local

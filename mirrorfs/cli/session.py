@@ -34,7 +34,7 @@ from mirrorfs.cli.session_control import SessionControl
 from mirrorfs.cli.session_history import IndexPlace, start_history
 from mirrorfs.cli.session_lock import Locking
 from mirrorfs.cli.store_adoption import read_change
-from mirrorfs.cli.stores import ONCE, open_store, system_random
+from mirrorfs.cli.stores import ONCE, limits_of, open_limited_store, system_random
 from mirrorfs.cli.waiting import Patience, watched
 from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
@@ -45,7 +45,6 @@ from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.history import History
 from mirrorfs.engine.lease_taker import RELEASE_S, VolumeSettings
-from mirrorfs.engine.limits import Limits, patient
 from mirrorfs.engine.local import World
 from mirrorfs.engine.past_views import PastViews
 from mirrorfs.engine.volume import MountedVolume
@@ -130,8 +129,7 @@ class Session:
         self._on_watch = on_watch
         self._on_stopping = on_stopping
         self._mounter = mounter
-        limits = self._config.limits
-        self._limits = Limits(limits.timetable, SystemClock()) if limits.is_limited else None
+        self._limits = limits_of(self._config)
         self._control = self._make_control()
         self._control.limits = self._limits
         self._drills = DrillRequests(unlocked, paths, self._control)
@@ -234,13 +232,8 @@ class Session:
         return [self._guarded(store, keys, header.public_keys.writer) for store in self._config.stores]
 
     def _guarded(self, config: StoreConfig, keys: VolumeKeys, public_key: bytes) -> Store:
-        limits = self._config.limits
-        policy = patient(ONCE, limits.timetable, transfers=2 * limits.parallel * len(self._config.stores))
-        store = open_store(
-            config.name, config.url, policy=policy, parallel=limits.parallel, throttle=self._limits
-        )
         return GuardedStore(
-            store,
+            open_limited_store(config, self._config, self._limits, policy=ONCE),
             instance=config.instance,
             keys=keys,
             public_key=public_key,

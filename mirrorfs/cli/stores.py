@@ -18,10 +18,12 @@ from urllib.parse import unquote, urlsplit
 
 import trio
 
-from mirrorfs.cli.config import StoreConfig
+from mirrorfs.cli.config import StoreConfig, VolumeConfig
+from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.s3_line import PARALLEL
 from mirrorfs.drivers.store_directory import DirectoryStore
 from mirrorfs.drivers.store_url import parse_store_url
+from mirrorfs.engine.limits import Limits, patient
 from mirrorfs.engine.retry import RetryingStore, RetryPolicy
 from mirrorfs.errors import (
     DamagedError,
@@ -79,6 +81,32 @@ def open_store(
     """
     store = parse_store_url(name, url, parallel=parallel, throttle=throttle)
     return RetryingStore(store, random=system_random(), policy=policy)
+
+
+def limits_of(config: VolumeConfig, *, is_shared: bool = False) -> Limits | None:
+    """What all stores of a volume keep to, by its [limits]; None where no rate is limited.
+
+    Args: is_shared: see Limits.
+    """
+    limits = config.limits
+    if not limits.is_limited:
+        return None
+    return Limits(limits.timetable, SystemClock(), is_shared=is_shared)
+
+
+def open_limited_store(
+    store: StoreConfig, config: VolumeConfig, limits: Limits | None, *, policy: RetryPolicy
+) -> RetryingStore:
+    """A store that keeps to the [limits] of its volume, with deadlines that leave time for that.
+
+    Args: limits: of `limits_of`, one for all stores.
+    Raises: as of open_store.
+    """
+    parallel = config.limits.parallel
+    # Twice, for a drill beside the mount has as many.
+    transfers = 2 * 2 * parallel * len(config.stores)
+    policy = patient(policy, config.limits.timetable, transfers=transfers)
+    return open_store(store.name, store.url, policy=policy, parallel=parallel, throttle=limits)
 
 
 def bare_store(name: str, url: str) -> DirectoryStore | S3Store:

@@ -208,6 +208,41 @@ async def test_who_gives_up_costs_a_piece(autojump_clock: MockClock) -> None:
     assert rate(stays, stays[0][0], began_s + 20) == pytest.approx(500 * KIB, rel=0.02)
 
 
+async def test_a_drill_and_its_mount_have_one_half_each(autojump_clock: MockClock) -> None:
+    clock = WallClock(FRIDAY)
+    mount = Limits(Timetable(PRACTICE), clock)
+    drill = Limits(Timetable(PRACTICE), clock, is_shared=True)
+    reads: list[tuple[float, int]] = []
+    drilled: list[tuple[float, int]] = []
+    sends: list[tuple[float, int]] = []
+    began_s = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender, mount.download, False, reads)
+        nursery.start_soon(sender, mount.upload, False, sends)
+        await trio.sleep(100)
+        with mount.shared():
+            with trio.move_on_after(300):
+                async with trio.open_nursery() as child:
+                    for _ in range(4):
+                        child.start_soon(sender, drill.download, False, drilled)
+            assert mount.download_s(875 * KIB) == pytest.approx(2)
+        await trio.sleep(100)
+        nursery.cancel_scope.cancel()
+    for begin_s, share in ((0, 1), (100, 0.5), (400, 1)):
+        end_s = 400 if share < 1 else begin_s + 100
+        found = rate(reads, began_s + begin_s, began_s + end_s)
+        assert found == pytest.approx(1000 * KIB * share, rel=0.02)
+    assert rate(drilled, began_s + 100, began_s + 400) == pytest.approx(500 * KIB, rel=0.01)
+    assert rate(sends, began_s, began_s + 500) == pytest.approx(500 * KIB, rel=0.01)
+
+
+async def test_half_of_no_limit_is_none_and_half_of_a_limit_is_one(autojump_clock: MockClock) -> None:
+    for limit_bytes_s, takes_s in ((0, 0), (1, 10), (3, 5)):
+        limits = Limits(Timetable(Rates(0, limit_bytes_s)), WallClock(FRIDAY), is_shared=True)
+        limits.download(10, urgent=False)
+        assert limits.download(10, urgent=False) == takes_s
+
+
 async def test_how_long_a_reader_takes(autojump_clock: MockClock) -> None:
     limits = Limits(Timetable(PRACTICE), WallClock(FRIDAY))
     assert limits.download_s(875 * KIB) == pytest.approx(1)
