@@ -1,13 +1,15 @@
 """Serving a read-only view of a volume: its newest state, or that of a moment in the past.
 
-A view has an index of its own, under a key that only this process knows; its directory goes with it. It
-takes no lease and changes nothing, so that it may stand beside a writable mount.
+A view has an index of its own, under a key that only this process knows, and keeps what it fetches, sealed as
+the stores have it; its directory goes with it. It takes no lease and changes nothing, so that it may stand
+beside a writable mount.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from typing import Final
 
 import trio
@@ -20,10 +22,13 @@ from mirrorfs.cli.session_control import SessionControl
 from mirrorfs.cli.session_history import IndexPlace
 from mirrorfs.cli.stores import system_random
 from mirrorfs.drivers.index_files import SqliteIndexFiles
+from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.engine.moment import Moment
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.past_views import PastViews, Sources
+from mirrorfs.engine.range_files import RANGES
 from mirrorfs.engine.space import SpaceGuard
+from mirrorfs.engine.view_cache import view_cache
 from mirrorfs.errors import UsageError
 from mirrorfs.format.header import verify_header
 from mirrorfs.ports import Store
@@ -103,14 +108,16 @@ class ViewSession(Session):
             secrets.token_bytes(KEY_SIZE_BYTES),
             digest_key=secrets.token_bytes(KEY_SIZE_BYTES),
         )
+        world = self._world()
         volume = await ReadOnlyVolume.open(
             nursery=nursery,
-            world=self._world(),
+            world=world,
             files=files,
             keys=keys,
             writer_key=header.public_keys.writer,
             stores=stores,
             random=system_random(),
+            cache=view_cache(world, LocalDisk(self._paths.run), limit_bytes=self._config.cache_bytes),
             moment=Moment(
                 time_ns=self._request.at_ns,
                 position=self._request.at_position,
@@ -128,12 +135,16 @@ class ViewSession(Session):
         opened = Opened(volume.filesystem, close, follows=volume.follower is not None)
         if volume.follower is None or not self._config.history_directory:
             return opened
-        world = self._world()
         sources = Sources(
             world, lambda: keys, header.public_keys.writer, lambda: stores, IndexPlace(self._paths).files
         )
         views = PastViews(sources, volume.index, volume.reader, SpaceGuard(world.disk, world.clock))
         return await with_history(opened, views, nursery)
+
+    def wipe_keys(self) -> None:
+        """The same, and after it what was fetched goes, which nobody needs any more."""
+        super().wipe_keys()
+        shutil.rmtree(self._paths.run / RANGES, ignore_errors=True)
 
 
 def session_kind(view: str) -> type[Session]:

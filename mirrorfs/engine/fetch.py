@@ -1,7 +1,8 @@
 """Frames of a segment that is not on the local disk: from its kept ranges, else from the healthiest store.
 
 One request brings whole blocks, so that what lies next to a frame comes along; they are kept locally, still
-sealed. Every frame is authenticated before it counts, wherever it came from.
+sealed. Where nothing is kept, it brings the frames and no more. Every frame is authenticated before it
+counts, wherever it came from.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ class Fetcher:
         wanted_bytes = run[-1].offset + run[-1].size - run[0].offset
         hedge_s = HEDGE_S + wanted_bytes / SLOWEST_BYTES_PER_S
         if self._throttle is not None:
-            start, end = _blocks(run, size_bytes)
+            start, end = self._bounds(run, size_bytes)
             hedge_s += self._throttle.download_s(end - start)
         return await first_good(
             [partial(self._from_store, store, key, run, size_bytes) for store in stores], hedge_s=hedge_s
@@ -228,7 +229,7 @@ class Fetcher:
 
     async def _from_store(self, store: Store, key: str, run: Sequence[Place], size_bytes: int) -> list[bytes]:
         started_s = trio.current_time()
-        start, end = _blocks(run, size_bytes)
+        start, end = self._bounds(run, size_bytes)
         version = self._bad.get((store.name, key))
         try:
             try:
@@ -323,10 +324,10 @@ class Fetcher:
         if failures:
             raise failures[0]
 
-
-def _blocks(run: Sequence[Place], size_bytes: int) -> tuple[int, int]:
-    """Offsets (from, to) of the blocks around a run, within a segment of that size (0: not known)."""
-    start = run[0].offset // BLOCK_BYTES * BLOCK_BYTES
-    end = run[-1].offset + run[-1].size
-    rounded = -(-end // BLOCK_BYTES) * BLOCK_BYTES
-    return start, min(rounded, size_bytes) if size_bytes else rounded
+    def _bounds(self, run: Sequence[Place], size_bytes: int) -> tuple[int, int]:
+        """Offsets (from, to) of what is asked for, within a segment of that size (0: not known)."""
+        start, end = run[0].offset, run[-1].offset + run[-1].size
+        if self._ranges is None:
+            return start, end
+        rounded = -(-end // BLOCK_BYTES) * BLOCK_BYTES
+        return start // BLOCK_BYTES * BLOCK_BYTES, min(rounded, size_bytes) if size_bytes else rounded

@@ -1,20 +1,25 @@
 """A read-only view of a volume: of any moment that is kept, or following the writer.
 
 It has an index of its own, filled by replay and thrown away; it takes no lease, and writes nothing to
-the local state, but the newest head that it saw (witness.py), or to a store.
+the local state, but the newest head that it saw (witness.py), or to a store. What it fetched it keeps in a
+directory of its own (view_cache.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
+from mirrorfs.engine.cache import SegmentCache
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.follower import Follower
+from mirrorfs.engine.lasting import lasting
 from mirrorfs.engine.local import World
 from mirrorfs.engine.moment import NEWEST, Moment
+from mirrorfs.engine.range_files import RangeFiles
 from mirrorfs.engine.reader import Reader
 from mirrorfs.engine.replay import ReplayEnd
 from mirrorfs.engine.restore_plan import Planner, RestorePlan
@@ -85,6 +90,7 @@ class ReadOnlyVolume:
         stores: Sequence[Store],
         moment: Moment,
         random: Callable[[], float],
+        cache: SegmentCache | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         on_loaded: OnLoaded | None = None,
     ) -> ReadOnlyVolume:
@@ -93,6 +99,7 @@ class ReadOnlyVolume:
         Args:
             files: of an index of its own, empty.
             writer_key: Ed25519 public key of the writer, 32 bytes.
+            cache: keeps what stores send of files (`view_cache`), run here; None: it is kept nowhere.
         Raises: UsageError: the volume had no commit yet then. DamagedError: the log breaks off before.
         """
         planner = Planner(
@@ -102,10 +109,17 @@ class ReadOnlyVolume:
         writer = load_public_key(writer_key)
         index, plan = await index_at(planner, moment)
         try:
-            return cls._of(index, plan, planner.end, nursery, world, keys, writer, stores, moment, random)
+            view = cls._of(
+                index, plan, planner.end, nursery, world, keys, writer, stores, moment, random, cache
+            )
         except BaseException:
             index.close()
             raise
+        if cache is not None:
+            # Without its task it would grow up to the reserve of the disk: no reason to end the view.
+            run = partial(lasting, cache.run, "the cache", on_unforeseen=lambda error: None)
+            nursery.start_soon(run)
+        return view
 
     @classmethod
     def _of(
@@ -120,9 +134,11 @@ class ReadOnlyVolume:
         stores: Sequence[Store],
         moment: Moment,
         random: Callable[[], float],
+        cache: SegmentCache | None,
     ) -> ReadOnlyVolume:
         state = VolumeState(index, world.clock, read_only=True)
-        files_reader = reader_of(state, world, keys, writer, stores, nursery)
+        ranges = None if cache is None else cache.ranges
+        files_reader = reader_of(state, world, keys, writer, stores, nursery, ranges)
         filesystem = FileSystem(state, SpaceGuard(world.disk, world.clock), files_reader, None, world.offload)
         follower = None
         if moment == NEWEST:
@@ -177,8 +193,9 @@ def reader_of(
     writer: WriterPublicKey,
     stores: Sequence[Store],
     nursery: trio.Nursery,
+    ranges: RangeFiles | None = None,
 ) -> Reader:
-    """Reads the files of a volume that nobody here writes."""
+    """Reads the files of a volume that nobody here writes; `ranges` as of Reader."""
     return Reader(
         state,
         world.disk,
@@ -188,5 +205,6 @@ def reader_of(
         log=lambda: None,
         stores=lambda: stores,
         nursery=nursery,
+        ranges=ranges,
         throttle=world.throttle,
     )

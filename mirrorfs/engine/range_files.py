@@ -69,28 +69,41 @@ class RangeFiles:
 
         What cannot be kept is fetched again: no error.
         """
-        if self._space.soft(extra_bytes=sum(map(len, parts.values()))):
-            return
         path = range_path(key)
 
         def work() -> int:
-            file = self._open(path)
             try:
-                for offset, data in parts.items():
-                    file.write(data, offset=offset)
-            finally:
-                file.close()
+                self._write(path, parts)
+            except DiskError as exc:
+                # The file may have some of it, which counts.
+                _say_not_kept(exc)
             return self._disk.allocated_bytes(path)
 
         try:
+            if self._space.soft(extra_bytes=sum(map(len, parts.values()))):
+                return
             size_bytes = await self._offload.run(work)
-        except (DiskError, FileNotFoundError) as exc:
-            logger.info("A fetched range is not kept: %s", exc)
+        except FileNotFoundError:
+            return  # it could not be made, or was removed meanwhile
+        except DiskError as exc:
+            _say_not_kept(exc)
             return
         self._on_kept(path, size_bytes)
+
+    def _write(self, path: str, parts: Mapping[int, bytes]) -> None:
+        file = self._open(path)
+        try:
+            for offset, data in parts.items():
+                file.write(data, offset=offset)
+        finally:
+            file.close()
 
     def _open(self, path: str) -> OpenFile:
         try:
             return self._disk.open(path, writable=True)
         except FileNotFoundError:
             return self._disk.create(path)
+
+
+def _say_not_kept(exc: DiskError) -> None:
+    logger.info("A fetched range is not kept: %s", exc)

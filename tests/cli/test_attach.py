@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -180,6 +182,10 @@ def test_another_seat_follows(tmp_path: Path) -> None:
             assert (status["read_only"], status["follows"], status["reason"]) == (True, True, None)
             assert "follows the writer" in second.must("status", str(second.mountpoint))
             assert first.status()["light"] == "protected", "no lease was touched"
-            second.must("umount", str(second.mountpoint))
+            (kept,) = second.state.glob("views/*/ranges")
+            assert list(kept.iterdir())
+            os.kill(status["pid"], signal.SIGTERM)
+            second.wait_until(lambda: not kept.exists(), within_s=30)
+            assert (kept.parent / "lock").exists(), "the process removed it, not a later command"
         finally:
             second.remove()
