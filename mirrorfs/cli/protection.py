@@ -42,8 +42,8 @@ class Light(StrEnum):
     UNTESTED = "untested"
     """Nobody has tried for too long whether everything comes back from a store; else as the two above."""
     AT_RISK = "at-risk"
-    """Something is not on a store and does not get there, a store failed a drill, files look encrypted, or
-    writing has stopped."""
+    """Something is not on a store and does not get there, a store does not answer for too long or failed a
+    drill, files look encrypted, or writing has stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class StoreProtection:
     pending_count: int
     rate_bytes_s: int
     failing_since_ns: int | None
-    """Since when something holds uploads back; None when nothing does."""
+    """Since when something holds uploads back, or would; None when nothing does."""
     last_error: str | None
     lag_s: float
     """Age of the oldest change that is not known to be there; 0 when nothing is missing."""
@@ -207,9 +207,8 @@ def _passed(
             why = lock["error"] or "it has not been there for long enough."
             return f"The locks of store {store.name} end, or have ended, and are not renewed: {why}"
         if store.rotating:
-            absent_s = max(
-                store.lag_s, 0.0 if store.away_since_ns is None else (now_ns - store.away_since_ns) / 1e9
-            )
+            away_s = 0.0 if store.away_since_ns is None else (now_ns - store.away_since_ns) / 1e9
+            absent_s = max(store.lag_s, away_s, _failing_s(store, now_ns))
             if 0 < thresholds.max_absent_days * DAY_S < absent_s:
                 return f"Rotating store {store.name} has not had everything for {span(absent_s)}."
             continue
@@ -219,12 +218,23 @@ def _passed(
             return f"Store {store.name} has lacked changes for {span(store.lag_s)}."
         if 0 < thresholds.max_pending_bytes < store.pending_bytes:
             return f"Store {store.name} lacks {format_bytes(store.pending_bytes)}."
+        failing_s = _failing_s(store, now_ns)
+        if 0 < thresholds.max_lag_s < failing_s:
+            why = store.last_error or "changes would not get there."
+            return f"Store {store.name} has been {store.state} for {span(failing_s)}: {why}"
         since_ns = raw["blocked_since_ns"]
         if since_ns is not None and 0 < thresholds.max_blocked_s < (now_ns - since_ns) / 1e9:
             return f"An object does not get to store {store.name}: {store.blocked}"
     if thresholds.min_free_bytes > 0 and status["free_bytes"] < thresholds.min_free_bytes:
         return f"Only {format_bytes(status['free_bytes'])} are free on the local disk."
     return None
+
+
+def _failing_s(store: StoreProtection, now_ns: int) -> float:
+    """For how long it has taken nothing, or would have taken nothing; 0.0: it does."""
+    if store.state not in _FAULTS or store.failing_since_ns is None:
+        return 0.0
+    return (now_ns - store.failing_since_ns) / 1e9
 
 
 def _is_running_out(lock: Mapping[str, Any], now_ns: int) -> bool:
@@ -300,7 +310,7 @@ def _light(
     for store in stores:
         if store.state in (StateWord.CONFLICT, StateWord.MISSING):
             return Light.AT_RISK, store.last_error
-        # With nothing pending, a store that is away lacks only what is not sealed yet.
+        # With nothing pending, a store that is away lacks only what is not sealed yet. How long: `_passed`.
         if store.state in _FAULTS and (store.pending_count or not all_offered):
             return Light.AT_RISK, store.last_error or f"Store {store.name} is {store.state}."
     if all_offered and not any(store.pending_count for store in stores if store.away_since_ns is None):

@@ -81,9 +81,14 @@ class AttachedStore:
     def snapshot(self) -> MirrorState:
         """The state of the store now: its mirror's, with what its lease knows better."""
         lease, state = self.lease.state(), self.mirror.snapshot()
-        if lease.missing and state.state is not StateWord.CONFLICT:
-            # The mirror of a store that has everything asks it for nothing.
-            state = replace(state, state=StateWord.MISSING, last_error=lease.last_error)
+        if state.state is not StateWord.CONFLICT and (lease.missing or not state.pending_count):
+            # The mirror of a store that has everything asks it for nothing: the lease knows how it is.
+            state = replace(
+                state,
+                state=lease.word or StateWord.UP_TO_DATE,
+                last_error=lease.last_error if lease.word else None,
+                failing_since_ns=lease.failing_since_ns if lease.word else None,
+            )
         traits = self.store.traits if isinstance(self.store, GuardedStore) else None
         state = replace(
             state,

@@ -31,7 +31,7 @@ from typing import NoReturn
 
 import trio
 
-from mirrorfs.engine.lease_claim import Admit, Claim, Notice
+from mirrorfs.engine.lease_claim import Admit, Claim, Notice, Trouble
 from mirrorfs.engine.lease_documents import LeaseDocuments
 from mirrorfs.engine.lease_doubt import DoubtWatch, was_before
 from mirrorfs.engine.lease_watch import Found, watch
@@ -44,7 +44,6 @@ from mirrorfs.errors import (
     ObjectExists,
     ObjectNotFound,
     StoreError,
-    StoreMismatch,
     StoreUnavailable,
     UnknownOutcome,
 )
@@ -105,7 +104,7 @@ class LeaseKeeper:
         self._renewed_ns = self._clock_offset_ns = 0
         self._doubt = DoubtWatch(LEASE_PERIOD_S * _NS)
         self._fenced: str | None = None
-        self._fault: MirrorfsError | None = None
+        self._trouble = Trouble()
 
     def state(self) -> LeaseState:
         """The state now."""
@@ -114,10 +113,10 @@ class LeaseKeeper:
             epoch=self._claim.epoch if self._claim else None,
             fresh=self._is_fresh(),
             weak_fencing=self._weak is True,
-            missing=isinstance(self._fault, StoreMismatch),
-            unreachable=isinstance(self._fault, StoreUnavailable | UnknownOutcome),
             fenced=self._fenced,
-            last_error=None if self._fault is None else str(self._fault),
+            last_error=self._trouble.sentence,
+            word=None if self._fenced else self._trouble.word,
+            failing_since_ns=self._trouble.since_ns,
         )
 
     async def look(self) -> Lease | None:
@@ -214,9 +213,9 @@ class LeaseKeeper:
                 await self._renew(self._lease)
             await self._notice.end(self._store.name, self._ask_leave, now_ns=self._clock.boottime_ns())
         except MirrorfsError as exc:
-            self._fault = exc
+            self._trouble.failed(exc, now_ns=self._clock.now_ns())
             raise
-        self._fault = None
+        self._trouble.ended()
 
     async def _renew(self, lease: Lease) -> None:
         started_ns = self._clock.boottime_ns()

@@ -1,11 +1,12 @@
-"""What one mount claims of a store's lease, and how long a writer that it displaced may go on."""
+"""What one mount claims of a store's lease, how long a writer it displaced may go on, and what is wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
-from mirrorfs.errors import StoreError
+from mirrorfs.engine.mirror_state import StateWord, fault_word
+from mirrorfs.errors import MirrorfsError, StoreError, StoreUnavailable, UnknownOutcome
 from mirrorfs.format.control import Lease
 
 Admit = Callable[[str, Lease | None], Awaitable[float]]
@@ -59,3 +60,35 @@ class Notice:
             )
         await ask(self._displaced)
         self._seconds = 0.0
+
+
+class Trouble:
+    """What stands in the way of a lease now, and since when."""
+
+    def __init__(self) -> None:
+        self._fault: MirrorfsError | None = None
+        self.since_ns: int | None = None
+        """CLOCK_REALTIME of the first fault of those without a success in between; None: there is none."""
+
+    def failed(self, fault: MirrorfsError, *, now_ns: int) -> None:
+        """The lease could not be had."""
+        self._fault = fault
+        self.since_ns = now_ns if self.since_ns is None else self.since_ns
+
+    def ended(self) -> None:
+        """The lease was had."""
+        self._fault = self.since_ns = None
+
+    @property
+    def word(self) -> StateWord | None:
+        """The word for the fault; None: there is none."""
+        if self._fault is None:
+            return None
+        word = fault_word(self._fault)
+        answered = not isinstance(self._fault, StoreUnavailable | UnknownOutcome)
+        return StateWord.WAITING_FOR_LEASE if word is StateWord.UNREACHABLE and answered else word
+
+    @property
+    def sentence(self) -> str | None:
+        """The fault's own."""
+        return None if self._fault is None else str(self._fault)

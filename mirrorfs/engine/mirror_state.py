@@ -103,10 +103,20 @@ class LeaseState:
     fresh: bool
     weak_fencing: bool
     """The store has no conditional writes: two writers can only be told apart after the fact."""
-    missing: bool
-    """In the store's place is no store, or another one; `last_error` says so."""
-    unreachable: bool
-    """It did not answer when it was last asked."""
     fenced: str | None
     """One sentence: who took over. Final."""
     last_error: str | None
+    word: StateWord | None
+    """What keeps the lease from being renewed; None: nothing, or that it is `fenced`."""
+    failing_since_ns: int | None
+    """CLOCK_REALTIME of the first of the faults since it was last renewed; None: there is none."""
+
+    @property
+    def missing(self) -> bool:
+        """In the store's place is no store, or another one; `last_error` says so."""
+        return self.word is StateWord.MISSING
+
+    @property
+    def unreachable(self) -> bool:
+        """It did not answer when it was last asked."""
+        return self.word is StateWord.UNREACHABLE

@@ -109,6 +109,49 @@ def report(given: dict[str, Any]) -> VolumeReport:
     )
 
 
+SILENT = {"state": "unreachable", "last_error": "Store a is away.", "failing_since_ns": NOW_NS - 3 * 3600 * S}
+
+
+@pytest.mark.parametrize(
+    ("given", "max_lag_s", "expected"),
+    [
+        ([store(**SILENT)], 3600, Light.AT_RISK),
+        ([store(**SILENT)], 4 * 3600, Light.PROTECTED),
+        ([store(**SILENT)], 0, Light.PROTECTED),
+        ([store(**{**SILENT, "state": "denied"}), store("b")], 3600, Light.AT_RISK),
+        ([store(**{**SILENT, "state": "waiting for lease"})], 3600, Light.AT_RISK),
+        # What failed once and goes on is none of it.
+        ([store(**{**SILENT, "state": "up to date"})], 3600, Light.PROTECTED),
+        # A new store counts where there is one copy without it, a rotating one after days.
+        ([store(**SILENT, filling=True), store("b"), store("c")], 3600, Light.PROTECTED),
+        ([store(**SILENT, filling=True), store("b")], 3600, Light.AT_RISK),
+        ([store(**SILENT, rotating=True), store("b")], 3600, Light.PROTECTED),
+        (
+            [store(**{**SILENT, "state": "denied", "failing_since_ns": NOW_NS - 31 * DAY}, rotating=True)],
+            3600,
+            Light.AT_RISK,
+        ),
+    ],
+)
+def test_a_store_that_has_everything_and_does_not_answer(
+    given: list[dict[str, Any]], max_lag_s: int, expected: Light
+) -> None:
+    thresholds = AlarmConfig(max_lag_s=max_lag_s)
+    found = judge(status(*given), asked_ns=NOW_NS, written_back=True, thresholds=thresholds)
+    assert found.light is expected
+    assert (found.reason is not None) == (expected is Light.AT_RISK)
+
+
+def test_what_is_said_of_a_silent_store() -> None:
+    first, reason, line = as_text(report(status(store(**SILENT))))[:3]
+    assert first == "v: AT RISK, mounted on /mnt"
+    assert reason == "  Store a has been unreachable for 3 hours: Store a is away."
+    early = {**SILENT, "failing_since_ns": NOW_NS - 60 * S}
+    first, line = as_text(report(status(store(**early))))[:2]
+    assert first == "v: protected, mounted on /mnt"
+    assert "is safe there; unreachable since " in line and line.endswith(": Store a is away.")
+
+
 def test_words_for_people() -> None:
     lines = as_text(report(status(store(**AWAY), store("b"))))
     assert lines[0] == "v: AT RISK, mounted on /mnt"
