@@ -61,7 +61,11 @@ class StoreProtection:
     """Since when something holds uploads back, or would; None when nothing does."""
     last_error: str | None
     lag_s: float
-    """Age of the oldest change that is not known to be there; 0 when nothing is missing."""
+    """Age of the oldest change in sealed objects that are not known to be there; 0 when all of those are.
+
+    What is in memory or in the open segment is not counted, which is mirror_delay_s and a few seconds old at
+    most: `safe_until_ns` counts it. That one is no measure of age: an hour without changes may lie before it.
+    """
     eta_s: float | None
     """When it has everything at the present rate; None where that cannot be told."""
     blocked: str | None
