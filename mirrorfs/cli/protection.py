@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.cli.shown_times import local_time, timestamp
 from mirrorfs.engine.mirror_state import StateWord
+from mirrorfs.engine.scrub_state import LOCAL
 from mirrorfs.format.ids import format_position
 from mirrorfs.format.object_lock import DAY_NS
 
@@ -42,8 +43,8 @@ class Light(StrEnum):
     UNTESTED = "untested"
     """Nobody has tried for too long whether everything comes back from a store; else as the two above."""
     AT_RISK = "at-risk"
-    """Something is not on a store and does not get there, a store does not answer for too long or failed a
-    drill, files look encrypted, or writing has stopped."""
+    """Something is not on a store and does not get there, copies are damaged, a store does not answer for
+    too long or failed a drill, files look encrypted, or writing has stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ class StoreProtection:
     """When the last restore drill that passed began; None when none is known here."""
     drill_failed_ns: int | None
     """When the last drill began, if it failed."""
+    damaged_count: int
+    """Copies there that `verify` found damaged or missing and that are not known to be whole again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,8 @@ class Protection:
     stores: tuple[StoreProtection, ...]
     burst: Mapping[str, Any] | None
     """Of files that look encrypted, while nobody has cleared it: fields of core.sense.Burst."""
+    damaged_here: int
+    """As `damaged_count` of a store, of the local disk."""
 
 
 class Thresholds(Protocol):
@@ -155,8 +160,16 @@ def judge(
     durable_ns = min(as_of_ns, int(status["durable_ns"])) if in_memory else as_of_ns
     open_ns = int(status["open_since_ns"])
     not_offered_ns = min(durable_ns, open_ns) if open_ns else durable_ns
+    damaged = status.get("damaged", {})  # a mount of an earlier version does not know of it
     stores = tuple(
-        _store(store, not_offered_ns, asked_ns, drills.get(store["store"])) for store in status["stores"]
+        _store(
+            store,
+            not_offered_ns,
+            asked_ns,
+            drills.get(store["store"]),
+            damaged_count=damaged.get(store["store"], 0),
+        )
+        for store in status["stores"]
     )
     light, reason = _light(status, stores, all_offered=not in_memory and not open_ns)
     burst = status.get("burst")  # a mount of an earlier version does not know of it
@@ -164,14 +177,14 @@ def judge(
         # Said before all else: what goes wrong besides can wait.
         light, reason = Light.AT_RISK, _burst_reason(burst, asked_ns)
     elif light is not Light.AT_RISK:
-        passed = _passed(status, stores, thresholds, asked_ns)
+        passed = _damaged(damaged) or _passed(status, stores, thresholds, asked_ns)
         if passed is not None:
             light, reason = Light.AT_RISK, passed
     if light is not Light.AT_RISK:
         untested = _untested(stores, thresholds, asked_ns)
         if untested is not None:
             light, reason = Light.UNTESTED, untested
-    return Protection(light, reason, as_of_ns, durable_ns, stores, burst)
+    return Protection(light, reason, as_of_ns, durable_ns, stores, burst, damaged.get(LOCAL, 0))
 
 
 def _burst_reason(burst: Mapping[str, Any], now_ns: int) -> str:
@@ -195,6 +208,22 @@ def burst_json(burst: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "last_position": format_position(burst["last_position"]),
         "last_at": timestamp(burst["last_ns"]),
     }
+
+
+def _damaged(counts: Mapping[str, int]) -> str | None:
+    """Where copies are damaged, in a sentence; None when nowhere. `counts`: by store or LOCAL."""
+    if not counts:
+        return None
+    places = [
+        f"{count} on the local disk" if place == LOCAL else f"{count} in store {place}"
+        for place, count in counts.items()
+    ]
+    return f"Damaged or missing copies were found: {', '.join(places)}. Run `mirrorfs repair`."
+
+
+def damaged_copies(count: int) -> str:
+    """For people."""
+    return f"{count} damaged or missing {'copy' if count == 1 else 'copies'}"
 
 
 def _passed(
@@ -273,7 +302,12 @@ def span(seconds: float) -> str:
 
 
 def _store(
-    store: Mapping[str, Any], not_offered_ns: int, now_ns: int, drill: LastDrill | None
+    store: Mapping[str, Any],
+    not_offered_ns: int,
+    now_ns: int,
+    drill: LastDrill | None,
+    *,
+    damaged_count: int,
 ) -> StoreProtection:
     oldest_ns = store["oldest_pending_ns"]
     pending, rate = int(store["pending_bytes"]), int(store["rate_bytes_s"])
@@ -299,6 +333,7 @@ def _store(
         lock=store.get("lock"),
         drilled_ns=None if drill is None else drill.good_ns,
         drill_failed_ns=None if drill is None else drill.failed_ns,
+        damaged_count=damaged_count,
     )
 
 

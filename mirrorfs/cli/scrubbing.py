@@ -86,15 +86,13 @@ async def _reclaim(volume: MountedVolume, sender: trio.MemorySendChannel[Message
 async def _mend(volume: MountedVolume, report: ScrubReport, sender: trio.MemorySendChannel[Message]) -> None:
     """Mend what was found now, and what earlier scrubs found."""
     known = {(bad.place, bad.key) for bad in report.bad}
-    earlier = [bad for bad in volume.scrubber.remembered() if (bad.place, bad.key) not in known]
+    earlier = [bad for bad in volume.scrubber.faults.all() if (bad.place, bad.key) not in known]
     for bad in earlier:
         sender.send_nowait({"type": "bad", **asdict(bad)})
     results = await volume.mender.mend([*report.bad, *earlier])
     await _wait_sent(volume, results)
     for bad, why in results.items():
         sender.send_nowait({"type": "mended", "place": bad.place, "key": bad.key, "why": why})
-    if not any(results.values()):
-        volume.scrubber.forget_remembered()
 
 
 async def _wait_sent(volume: MountedVolume, results: dict[BadObject, str | None]) -> None:

@@ -19,7 +19,15 @@ from mirrorfs.cli.lock_note import LockNote, read_note
 from mirrorfs.cli.lock_status import lock_lines, locked_json, locked_line
 from mirrorfs.cli.object_lock_status import lock_json, lock_words
 from mirrorfs.cli.progress import format_bytes
-from mirrorfs.cli.protection import Light, Protection, StoreProtection, burst_json, judge, span
+from mirrorfs.cli.protection import (
+    Light,
+    Protection,
+    StoreProtection,
+    burst_json,
+    damaged_copies,
+    judge,
+    span,
+)
 from mirrorfs.cli.resolve import mounts_of, resolve
 from mirrorfs.cli.retention_status import retention_json, retention_lines
 from mirrorfs.cli.shown_times import local_time, timestamp
@@ -183,6 +191,7 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
                 "lag_s": round(store.lag_s, 3),
                 "eta_s": None if store.eta_s is None else round(store.eta_s),
                 "blocked": store.blocked,
+                "damaged_count": store.damaged_count,
                 "weak_fencing": store.weak_fencing,
                 "can_delete": store.can_delete,
                 "lock": None if store.lock is None else lock_json(store.lock),
@@ -205,6 +214,7 @@ def _local(status: Mapping[str, Any], protection: Protection) -> dict[str, Any]:
         "allocated_bytes": status["allocated_bytes"],
         "files": status["files"],
         "full": status["stalled"],
+        "damaged_count": protection.damaged_here,
     }
 
 
@@ -247,6 +257,7 @@ def _volume_lines(report: VolumeReport) -> list[str]:
     lines.append(
         f"  {status['files']} files and directories, {format_bytes(status['allocated_bytes'])};"
         f" {format_bytes(status['free_bytes'])} free on the local disk"
+        + (f"; {damaged_copies(protection.damaged_here)} there" if protection.damaged_here else "")
     )
     return lines
 
@@ -280,6 +291,8 @@ def _store_line(store: StoreProtection, *, now_ns: int) -> str:
         if store.failing_since_ns is not None:
             since = f" since {local_time(store.failing_since_ns, now_ns=now_ns)}"
         safe += f"; {store.state}{since}: {store.last_error}"
+    if store.damaged_count:
+        safe += f"; {damaged_copies(store.damaged_count)}"
     if store.drilled_ns is not None:
         safe += f"; last drill that passed: {local_time(store.drilled_ns, now_ns=now_ns)}"
     if store.lock is not None:

@@ -18,6 +18,7 @@ import trio
 from mirrorfs.core.held import HeldKeys
 from mirrorfs.engine.deleting import Deletion, delete_objects
 from mirrorfs.engine.guarded_store import GuardedStore
+from mirrorfs.engine.known_faults import KnownFaults
 from mirrorfs.engine.lease import LeaseKeeper
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import LocalVolume, Mirrors, World
@@ -153,6 +154,8 @@ class StoreSet:
         """Why nothing may be written, where the lease of no member says so: of one that was removed, say."""
         self.on_held: Callable[[str], None] = lambda key: None
         """Hears the key of an object that a store turns out to hold, or not to hold after all."""
+        self.faults: KnownFaults | None = None
+        """Hears the same, first; a copy that it knows to be bad counts for nothing."""
         self.on_counted: Callable[[], None] = lambda: None
         """Is to be told when there are other members, or when one is filled, or begins or ends to rotate."""
 
@@ -175,11 +178,21 @@ class StoreSet:
     def is_held(self, key: str) -> bool:
         """Whether so many stores are known to hold an object that it need not be kept here."""
         lasting = [one for one in self.members if not one.rotating]
-        holders = sum(1 for one in lasting if one.mirror.is_held(key))
+        holders = sum(1 for one in lasting if self._has_good(one, key))
         if holders == len(lasting):
             return bool(lasting)
         filled = [one for one in lasting if one.filled]
-        return len(filled) >= ENOUGH and all(one.mirror.is_held(key) for one in filled)
+        return len(filled) >= ENOUGH and all(self._has_good(one, key) for one in filled)
+
+    def _has_good(self, one: AttachedStore, key: str) -> bool:
+        is_bad = self.faults is not None and self.faults.is_bad(one.store.name, key)
+        return one.mirror.is_held(key) and not is_bad
+
+    def held_changed(self, name: str, key: str, *, is_held: bool) -> None:
+        """A store turned out to hold an object, or not to hold it after all."""
+        if self.faults is not None:
+            self.faults.held_changed(name, key, is_held=is_held)
+        self.on_held(key)
 
     def is_expected(self, name: str, key: str) -> bool:
         """Whether a store should have an object: one that is being filled only what it is seen to hold."""
@@ -225,7 +238,7 @@ class Attaching:
         `held`: what it is known to hold; the mirror's from now on.
         """
         name, index = store.name, self.index
-        held.on_change = lambda key: self.members.on_held(key)
+        held.on_change = lambda key: self.members.held_changed(name, key, is_held=key in held)
 
         async def fresh() -> None:
             # A writer that one of them fenced sends nothing to the others either.

@@ -112,6 +112,8 @@ class SegmentCache:
         """Bytes of everything counted."""
         self.evicted_count = 0
         """Files that had to go in this mount."""
+        self.on_changed: Callable[[str], None] = lambda path: None
+        """Hears the path of a file that is new, another one now, or to be removed."""
         self.ranges = RangeFiles(disk, offload, space, on_kept=self._kept, on_used=self.used)
 
     async def load(self) -> None:
@@ -142,6 +144,7 @@ class SegmentCache:
     def replaced(self, path: str, size_bytes: int) -> None:
         """A file is new, or another one now: who has the old one open lets go of it."""
         self._on_removed(path)
+        self.on_changed(path)
         if path.startswith(_FOLDERS):
             self._set(path, size_bytes)
             self._wake.set()
@@ -154,6 +157,7 @@ class SegmentCache:
 
     def gone(self, path: str) -> None:
         """A file was removed by someone else."""
+        self.on_changed(path)
         file = self._files.pop(path, None)
         if file is not None:
             self._unsettled.pop(path, None)

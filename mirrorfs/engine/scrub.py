@@ -19,6 +19,7 @@ from typing import Final
 
 import trio
 
+from mirrorfs.engine.known_faults import KnownFaults
 from mirrorfs.engine.look import ListedSizes, size_at
 from mirrorfs.engine.lost_here import find_lost
 from mirrorfs.engine.mirror import Mirror
@@ -91,6 +92,8 @@ class Scrubber:
         self._clock = clock
         self._deleted: dict[str, Collection[str]] = {}
         """By instance, as far as this run had to ask."""
+        self.faults = KnownFaults(disk, objects)
+        """What scrubs found, and what of it is not whole again."""
 
     @property
     def places(self) -> list[str]:
@@ -115,7 +118,8 @@ class Scrubber:
         state = self._state = ScrubState(self._disk, self._clock, depth, restart=restart)
         report = ScrubReport(resumed=state.resumed)
         self._deleted = {}
-        lost_here = await find_lost(self._objects, self._mirrors().values())
+        mirrors = self._mirrors()
+        lost_here = await find_lost(self._objects, mirrors.values())
         for place in self.places:
             if places is not None and place not in places:
                 continue
@@ -125,6 +129,7 @@ class Scrubber:
             def note(bad: BadObject) -> None:
                 if all((bad.place, bad.key) != (known.place, known.key) for known in report.bad):
                     report.bad.append(bad)
+                    self.faults.found(bad)
                     state.bad(bad)
                     on_bad(bad)
 
@@ -139,8 +144,12 @@ class Scrubber:
                 found.unreachable = str(exc)
         if not report.unreachable:
             state.finish()
-        state.keep_found({*state.found(), *report.bad})
         self._state = None
+        self.faults.scrubbed(
+            report.bad,
+            {place.place for place in report.places if place.unreachable is None},
+            is_held=lambda name, key: name in mirrors and mirrors[name].is_held(key),
+        )
         return report
 
     async def examine(self, place: str, key: str) -> BadObject | None:
@@ -159,6 +168,7 @@ class Scrubber:
             if place != LOCAL and await self._source.is_another_state(key, data):
                 return BadObject(place, key, Fault.FORK, "it is another state of the same segment.")
             return BadObject(place, key, Fault.DAMAGED, str(exc))
+        self.faults.whole(place, key)
         return None
 
     def _mirror(self, place: str) -> Mirror:
@@ -170,14 +180,7 @@ class Scrubber:
     def forget_store(self, name: str) -> None:
         """A store was removed, or has a new place: what is remembered of it is void."""
         (self._state or ScrubState(self._disk, self._clock, SIZES, restart=False)).forget_place(name)
-
-    def remembered(self) -> list[BadObject]:
-        """What scrubs that came to their end found since the last `forget_remembered`."""
-        return ScrubState(self._disk, self._clock, SIZES, restart=False).found()
-
-    def forget_remembered(self) -> None:
-        """What was found is mended, or was told."""
-        ScrubState(self._disk, self._clock, SIZES, restart=False).keep_found(())
+        self.faults.forget_place(name)
 
     # --- one place ---------------------------------------------------------------------------
 

@@ -1,10 +1,9 @@
-"""What scrubs find, and what is remembered across processes: where one is, and what is not mended yet."""
+"""What scrubs find, and where one is, across processes. What is not mended yet: engine/known_faults.py."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -16,7 +15,6 @@ LOCAL: Final = "local disk"
 RESUME_WITHIN_NS: Final = 7 * 24 * 3600 * 10**9
 """A scrub that was broken off longer ago is begun anew."""
 STATE_PATH: Final = "scrub"
-FOUND_MAX: Final = 10_000
 
 
 class Fault(StrEnum):
@@ -80,16 +78,6 @@ class ScrubState:
             file.close()
         return found if isinstance(found, dict) and found.get("version") == 1 else {}
 
-    def found(self) -> list[BadObject]:
-        return [_bad_of(bad) for bad in self._all.get("found", ())]
-
-    def keep_found(self, bad: Iterable[BadObject]) -> None:
-        """Remember what was found, up to FOUND_MAX, until it is mended."""
-        kept = sorted(bad, key=lambda one: (one.place, one.key))[:FOUND_MAX]
-        if [asdict(one) for one in kept] != self._all.get("found", []):
-            self._all["found"] = [asdict(one) for one in kept]
-            self._write()
-
     def _save(self) -> None:
         if self._share:
             self._write()
@@ -128,7 +116,7 @@ class ScrubState:
         """What the scrub that this one goes on with has found there."""
         if not self.resumed:
             return []
-        return [bad for bad in map(_bad_of, self._all["deep"]["bad"]) if bad.place == place]
+        return [bad for bad in map(bad_of, self._all["deep"]["bad"]) if bad.place == place]
 
     def done(self, place: str, key: str) -> None:
         """Everything up to this key was read."""
@@ -139,13 +127,12 @@ class ScrubState:
         self._save()
 
     def forget_place(self, place: str) -> None:
-        """Of this place all is to be looked at again, and nothing to be mended."""
+        """Of this place all is to be looked at again."""
         deep = self._all.get("deep", {"after": {}, "done": [], "bad": []})
         deep["after"].pop(place, None)
         deep["done"] = [done for done in deep["done"] if done != place]
         deep["bad"] = [bad for bad in deep["bad"] if bad["place"] != place]
         self._all.get("sample", {}).pop(place, None)
-        self._all["found"] = [bad for bad in self._all.get("found", []) if bad["place"] != place]
         self._write()
 
     def done_with(self, place: str) -> None:
@@ -159,5 +146,6 @@ class ScrubState:
         self._save()
 
 
-def _bad_of(fields: dict[str, Any]) -> BadObject:
+def bad_of(fields: dict[str, Any]) -> BadObject:
+    """From its fields, as `asdict` gives them. Raises: KeyError, TypeError, ValueError: they are none."""
     return BadObject(fields["place"], fields["key"], Fault(fields["fault"]), fields["detail"])

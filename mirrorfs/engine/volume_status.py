@@ -33,6 +33,8 @@ class VolumeStatus:
     fenced: str | None
     burst: Burst | None
     """Files that were replaced by what looks encrypted, until a person cleared it."""
+    damaged: dict[str, int]
+    """Copies that scrubs found bad and that are not known to be whole again, by store or LOCAL; no zeros."""
 
 
 def status_of(local: LocalVolume, ages: SegmentAges, stores: StoreSet) -> VolumeStatus:
@@ -54,4 +56,5 @@ def status_of(local: LocalVolume, ages: SegmentAges, stores: StoreSet) -> Volume
         stores=tuple(one.snapshot() for one in stores.members),
         fenced=stores.fenced(),
         burst=local.bursts.open,
+        damaged={} if stores.faults is None else stores.faults.counts(),
     )

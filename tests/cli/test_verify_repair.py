@@ -77,6 +77,10 @@ def test_damage_in_both_stores(tmp_path: Path, is_mounted: bool) -> None:
         assert report["deep"] is True
         assert [place["unreachable"] for place in report["places"]] == [None, None, None]
 
+        if is_mounted:
+            told = volume.status()
+            assert told["light"] == "at-risk" and "Run `mirrorfs repair`" in told["reason"]
+            assert sum(store["damaged_count"] for store in told["stores"]) == 2 * HARMED
         restore(volume, tmp_path / "before repair")
         for name, data in contents.items():
             assert (tmp_path / "before repair" / name).read_bytes() == data
@@ -84,6 +88,8 @@ def test_damage_in_both_stores(tmp_path: Path, is_mounted: bool) -> None:
         repaired = volume.run("repair", volume.name)
         assert repaired.returncode == 0, repaired.stdout
         assert f"{2 * HARMED} of {2 * HARMED} bad copies mended." in repaired.stdout
+        if is_mounted:
+            assert {store["damaged_count"] for store in volume.status()["stores"]} == {0}
         clean = volume.run("verify", volume.name, "--deep")
         assert clean.returncode == 0, clean.stdout
         assert clean.stdout.count("all good") == 3

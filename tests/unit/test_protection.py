@@ -54,6 +54,7 @@ def status(*stores: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "fatal": None,
         "fenced": None,
         "burst": None,
+        "damaged": {},
         "stores": list(stores),
         **changes,
     }
@@ -464,5 +465,44 @@ def test_nobody_waits_for_a_store_that_is_away() -> None:
 def test_a_mount_of_an_earlier_version_is_judged_too() -> None:
     """It goes on while the programs are updated, and says nothing of what it does not know."""
     old = status(store())
-    del old["burst"]
-    assert judge(old, asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig()).burst is None
+    del old["burst"], old["damaged"]
+    found = judge(old, asked_ns=NOW_NS, written_back=True, thresholds=AlarmConfig())
+    assert (found.burst, found.light) == (None, Light.PROTECTED)
+    assert (found.damaged_here, found.stores[0].damaged_count) == (0, 0)
+
+
+# --- copies that `verify` found bad --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("thresholds", [AlarmConfig(), AlarmConfig(max_lag_s=0, max_pending_bytes=0)])
+@pytest.mark.parametrize(
+    ("damaged", "words"),
+    [
+        ({"b": 3}, "were found: 3 in store b. Run `mirrorfs repair`."),
+        ({"local disk": 1}, "were found: 1 on the local disk. Run"),
+        ({"local disk": 1, "a": 2}, "were found: 1 on the local disk, 2 in store a. Run"),
+    ],
+)
+def test_damaged_copies_are_a_risk(damaged: dict[str, int], words: str, thresholds: AlarmConfig) -> None:
+    given = status(store("a"), store("b"), damaged=damaged)
+    found = judge(given, asked_ns=NOW_NS, written_back=True, thresholds=thresholds)
+    assert found.light is Light.AT_RISK
+    assert found.reason is not None and words in found.reason
+    assert [one.damaged_count for one in found.stores] == [damaged.get("a", 0), damaged.get("b", 0)]
+    assert found.damaged_here == damaged.get("local disk", 0)
+
+
+def test_where_copies_are_damaged() -> None:
+    shown = report(status(store("a"), store("b"), damaged={"a": 2, "local disk": 1}))
+    lines = as_text(shown)
+    assert lines[2].endswith("is safe there; 2 damaged or missing copies")
+    assert lines[3].endswith("is safe there")
+    assert lines[4].endswith("free on the local disk; 1 damaged or missing copy there")
+    told = as_json(shown)
+    assert [one["damaged_count"] for one in told["stores"]] == [2, 0]
+    assert told["local"]["damaged_count"] == 1
+
+
+def test_what_stops_writing_is_said_before_damage() -> None:
+    found = report(status(store(), fatal="The disk failed.", damaged={"a": 1})).protection
+    assert found is not None and found.reason == "Writing has stopped: The disk failed."
