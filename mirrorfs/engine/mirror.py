@@ -15,6 +15,7 @@ Invariants:
 - What fails here stays here: one store's trouble delays its own mirror only. Faults of the store
   hold all its uploads back (with one trial request at a time); faults of one object, only that one
   (engine/set_aside.py): it is the object's when that failed before, and the store took another one meanwhile.
+  Of what the store takes and does not keep: engine/losses.py.
 
 Rejected: asking with HEAD before each PUT, and taking "the key exists" for success (equal bytes are).
 """
@@ -31,13 +32,14 @@ from mirrorfs.core.held import HeldKeys
 from mirrorfs.engine.backoff import Trial
 from mirrorfs.engine.confirming import Confirming
 from mirrorfs.engine.look import list_around
+from mirrorfs.engine.losses import Losses
 from mirrorfs.engine.mirror_state import MirrorState, StateWord, fault_word
 from mirrorfs.engine.rate import Rate
 from mirrorfs.engine.set_aside import OWN_FAULT_AFTER, SetAside
 from mirrorfs.engine.store_faults import StoreFaults
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.engine.upload_queue import Item, UploadQueue
-from mirrorfs.errors import DamagedError, MirrorfsError, ObjectExists, StoreError, StoreUnavailable
+from mirrorfs.errors import DamagedError, MirrorfsError, ObjectExists, StoreError
 from mirrorfs.ports import Clock, ObjectKey, Sealed, Store
 
 UPLOADS_PARALLEL = 4
@@ -103,6 +105,7 @@ class Mirror:
             is_awaited=lambda: any(self._waiters), on_seen=self._judge,
         )  # fmt: skip
         self._aside = SetAside(clock, store=store.name)
+        self._losses = Losses(self._queue, self._aside, self._faults, store=store.name)
         self._trial, self._put_at_s = Trial(), float("-inf")
         self._newest_ns: int | None = None
         self._conflict: str | None = None
@@ -257,6 +260,7 @@ class Mirror:
             if (
                 delay_s <= 0
                 and not (is_trial and self._trial.left_s() > 0)
+                and not self._losses.must_look_first()
                 and len(self._queue.unconfirmed) < UNCONFIRMED_MAX
                 and len(self._queue.parked) < PARKED_MAX
             ):
@@ -309,7 +313,8 @@ class Mirror:
             self._queue.unpark(lambda key: True)
         self._faults.recovered(self._faults.puts)
         self._put_at_s = trio.current_time()
-        self._rate.add(item.size_bytes)
+        if not self._aside.was_lost(item.key):
+            self._rate.add(item.size_bytes)
         self._confirming.gather()
         self._queue.settle_put(item)
 
@@ -346,11 +351,8 @@ class Mirror:
                 f"Store {self.store.name} took {item.key} and holds {size_bytes} bytes of {item.size_bytes};"
                 " run `mirrorfs verify`.",
             )
-        else:
-            self._queue.requeue(item)
-            gone = StoreUnavailable(f"Store {self.store.name} lost object {item.key}; it is sent again.")
-            _logger.warning("store %s lost %s after taking it; sending it again", self.store.name, item.key)
-            self._faults.failed(self._faults.puts, gone, trio.current_time())
+        elif item.key in self._queue.unconfirmed:
+            self._losses.lost(item, put_at_s=self._put_at_s)
 
     # --- state -------------------------------------------------------------------------------
 
@@ -361,6 +363,7 @@ class Mirror:
         self._held.add(key)
         self._queue.remove(key)
         self._aside.forget(key)
+        self._losses.kept()
         self._no_longer_waited_for(key)
 
     def _no_longer_waited_for(self, key: str) -> None:

@@ -1,9 +1,9 @@
 """Objects of one store's queue that are set aside so that others get past them: until when, and why.
 
-One is set aside because it cannot be read here; because the store fails on it and takes others meanwhile; or,
-for a moment, because it was tried in vain while nothing else was, to find out which of the two it is. The
-longer an object has failed by itself, the longer it waits for its next try: it takes an upload's place for a
-whole deadline each time.
+One is set aside because it cannot be read here; because the store fails on it, or loses it, and takes and
+keeps others meanwhile; or, for a while, because it was tried in vain while nothing else was, to find out
+which of the two it is. The longer an object has failed by itself, the longer it waits for its next try: it
+takes an upload's place for a whole deadline each time, or is sent for nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from mirrorfs.ports import Clock
 FIRST_S: Final = 4.0
 LONGEST_S: Final = 1800.0
 TURN_S: Final = 60.0
+UNSURE_LONGEST_S: Final = 300.0
+"""An object that may not be what is at fault waits no longer than this."""
 OWN_FAULT_AFTER: Final = 2
 """So many failures, with others taken meanwhile, make it the object's own fault; one may be anybody's."""
 BLOCKED_AFTER: Final = 4
@@ -34,6 +36,8 @@ class _Entry:
     first_ns: int
     until_s: float = 0.0
     failures: int = 0
+    losses: int = 0
+    lost_first_s: float = float("inf")
     times: int = 0
     sentence: str | None = None
     """Why it is blocked; None: it is not, or not for long enough."""
@@ -54,15 +58,31 @@ class SetAside:
         entry.failures += 1
         return entry.failures
 
+    def lost(self, key: str) -> tuple[int, float]:
+        """The store took an object and does not have it. Returns how often, and since when (trio's clock)."""
+        entry = self._entry(key)
+        entry.failures += 1
+        entry.losses += 1
+        entry.lost_first_s = min(entry.lost_first_s, trio.current_time())
+        return entry.losses, entry.lost_first_s
+
+    def was_lost(self, key: str) -> bool:
+        """Whether the store took it before, and did not have it."""
+        return key in self._entries and self._entries[key].losses > 0
+
     def take_turns(self, key: str) -> None:
         """Another object is tried in its place for a while."""
         self._entry(key).until_s = trio.current_time() + TURN_S
 
     def store_chokes(self, key: str, sentence: str, *, took_s: float) -> None:
-        """The store fails on it, after so long, and takes others."""
+        """The store fails on it, after so long, or loses it, and takes and keeps others."""
         entry = self._wait_longer(key, least_s=took_s)
         if entry.failures >= BLOCKED_AFTER and trio.current_time() - entry.first_s >= BLOCKED_AFTER_S:
             self._blocked(key, entry, sentence)
+
+    def store_loses(self, key: str) -> None:
+        """The store loses it, and has kept no other meanwhile."""
+        self._wait_longer(key, most_s=UNSURE_LONGEST_S)
 
     def unreadable(self, key: str, sentence: str) -> None:
         """It cannot be read here."""
@@ -95,9 +115,9 @@ class SetAside:
             _logger.warning("object %s cannot be sent to store %s: %s", key, self._store, sentence)
         entry.sentence = sentence
 
-    def _wait_longer(self, key: str, *, least_s: float = 0.0) -> _Entry:
+    def _wait_longer(self, key: str, *, least_s: float = 0.0, most_s: float = LONGEST_S) -> _Entry:
         entry = self._entry(key)
-        wait_s = min(FIRST_S * 2.0 ** min(entry.times, 16), LONGEST_S)
+        wait_s = min(FIRST_S * 2.0 ** min(entry.times, 16), most_s)
         entry.until_s = trio.current_time() + max(wait_s, least_s)
         entry.times += 1
         return entry

@@ -1,4 +1,7 @@
-"""How one store fails: the back-offs of its uploads, of looks at it and of its lease, and since when."""
+"""How one store fails: the back-offs of its uploads, of looks at it and of its lease, and since when.
+
+Losses, of what it said that it took, are counted apart: that it takes the next object does not end them.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,14 @@ class StoreFaults:
         self._store = store
         self._level = logging.INFO if may_be_away else logging.WARNING
         self.puts, self.looks, self.lease = Backoff(random), Backoff(random), Backoff(random)
+        self.losses = Backoff(random)
+        self._all = (self.lease, self.puts, self.losses, self.looks)
         self._since_ns: int | None = None
 
     @property
     def fault(self) -> MirrorfsError | None:
         """The last fault of what is failing now."""
-        return self.lease.fault or self.puts.fault or self.looks.fault
+        return next((backoff.fault for backoff in self._all if backoff.fault), None)
 
     @property
     def since_ns(self) -> int | None:
@@ -41,7 +46,7 @@ class StoreFaults:
 
     def failed(self, backoff: Backoff, fault: MirrorfsError, started_s: float) -> None:
         """Note a fault of a request that began at `started_s` (trio's clock)."""
-        if not any(other.failures for other in (self.puts, self.looks, self.lease)):
+        if not any(other.failures for other in self._all):
             self._since_ns = self._clock.now_ns()
         before = backoff.failures
         backoff.failed(fault, started_s=started_s)
@@ -56,14 +61,14 @@ class StoreFaults:
 
     def retry_now(self) -> None:
         """Let the next tries start at once."""
-        for backoff in (self.puts, self.looks, self.lease):
+        for backoff in self._all:
             backoff.retry_now()
 
     def upload_delay_s(self) -> float:
         """Seconds until the next upload may start."""
-        return max(self.puts.delay_s(), self.lease.delay_s())
+        return max(self.puts.delay_s(), self.lease.delay_s(), self.losses.delay_s())
 
     @property
     def is_trial(self) -> bool:
         """Whether the next upload only finds out whether the store is back."""
-        return bool(self.puts.failures or self.lease.failures)
+        return bool(self.puts.failures or self.lease.failures or self.losses.failures)

@@ -2,7 +2,7 @@
 
 Invariants:
 - A key that was offered is in `_items` until it is held, or given up. It is in exactly one place: queued (a
-  heap), in flight, put but unconfirmed, parked after a local fault, in conflict, or withheld while
+  heap), in flight, put but unconfirmed, parked after a fault, in conflict, or withheld while
   what lies in its way is removed. A heap, and what is in flight, may also hold keys that are outstanding no
   longer; they are passed over when they come up, and go no further.
 - Order: header/ first, and nothing else before it is held, for no object may lie where the header
@@ -155,6 +155,7 @@ class UploadQueue:
 
     def park(self, item: Item) -> None:
         """The item is out of the way of the others until `unpark`."""
+        self.unconfirmed.pop(item.key, None)
         self._leave_flight(item, self.parked)
 
     def requeue(self, item: Item) -> None:

@@ -15,6 +15,7 @@ from trio.testing import MockClock
 
 from mirrorfs.core.held import HeldKeys
 from mirrorfs.engine import deleting
+from mirrorfs.engine.backoff import BACKOFF_CAP_S
 from mirrorfs.engine.confirming import CONFIRM_BATCH, CONFIRM_DELAY_S
 from mirrorfs.engine.deleting import PAUSE_S, Deletion, delete_objects
 from mirrorfs.engine.look import HEADS_PER_LOOK
@@ -23,7 +24,7 @@ from mirrorfs.engine.mirror import (
     Mirror,
 )
 from mirrorfs.engine.mirror_state import StateWord
-from mirrorfs.engine.set_aside import FIRST_S
+from mirrorfs.engine.set_aside import FIRST_S, LONGEST_S, UNSURE_LONGEST_S
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.engine.upload_queue import Item, UploadQueue
 from mirrorfs.errors import (
@@ -43,6 +44,7 @@ from tests.support.trio_clock import TrioClock
 
 WRITER = b"writerAB"
 OUTAGE_WARNING = "is falling behind"
+LOSS_WARNING = "lost .* after taking it"
 
 
 def segment(sequence: int) -> str:
@@ -72,6 +74,7 @@ class WatchedStore(SimulatedStore):
         self.most_at_once = 0
         self.chokes_on = ""
         self.chokes_for_s = 0.0
+        self.loses: Callable[[str], bool] = lambda key: False
         self._at_once = 0
 
     async def put(self, key: ObjectKey, data: Sealed) -> None:
@@ -83,6 +86,8 @@ class WatchedStore(SimulatedStore):
                 await trio.sleep(self.chokes_for_s)
                 raise UnknownOutcome(f"Store {self.name} did not confirm a change of {key}.")
             await super().put(key, data)
+            if self.loses(key):
+                self.lose(key)
         finally:
             self._at_once -= 1
 
@@ -269,7 +274,7 @@ async def test_confirming_is_cheap(autojump_clock: MockClock, rig: Rig, store: W
     assert store.head_count <= HEADS_PER_LOOK
 
 
-@pytest.mark.expects_warnings("lost .* after taking it")
+@pytest.mark.expects_warnings(LOSS_WARNING)
 async def test_object_lost_after_the_put_is_sent_again(
     autojump_clock: MockClock, rig: Rig, store: WatchedStore
 ) -> None:
@@ -283,6 +288,91 @@ async def test_object_lost_after_the_put_is_sent_again(
     assert store.objects == rig.objects
     assert store.started.count(segment(3)) == 2
     assert len(store.started) == 7
+
+
+async def faults_seen(mirror: Mirror, *, seconds: int) -> tuple[int, int]:
+    """For how many of so many seconds the state was a fault, and for how many in a row at most."""
+    total = row = longest = 0
+    for _ in range(seconds):
+        await trio.sleep(1)
+        row = row + 1 if mirror.snapshot().state is StateWord.UNREACHABLE else 0
+        total, longest = total + (row > 0), max(longest, row)
+    return total, longest
+
+
+@pytest.mark.expects_warnings(LOSS_WARNING, "cannot be sent")
+async def test_an_object_that_the_store_always_loses(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    """It is sent ever more seldom, and told; it delays no other, and goes once the store keeps it."""
+    store.loses = lambda key: key == segment(0)
+    for sequence in range(20):
+        rig.offer(segment(sequence))
+    async with rig.running() as mirror:
+        for minute in range(60):
+            rig.offer(segment(100 + minute))
+            await trio.sleep(30)
+            assert segment(100 + minute) in rig.held
+            await trio.sleep(30)
+            if minute == 10:
+                state = mirror.snapshot()
+                assert state.blocked == state.last_error and state.blocked is not None
+                assert "said that it took" in state.blocked and segment(0) in state.blocked
+                assert state.blocked_since_ns is not None
+                assert (state.state, state.pending_count) == (StateWord.CATCHING_UP, 1)
+        assert store.started.count(segment(0)) <= 12
+        assert await faults_seen(mirror, seconds=1800) == (0, 0), "it is the object's fault"
+        assert mirror.snapshot().rate_bytes_s == 0, "what is sent again brings nothing forward"
+        assert store.started.count(segment(0)) <= 14
+        store.loses = lambda key: False
+        await trio.sleep(LONGEST_S + 2 * CONFIRM_DELAY_S)
+        assert mirror.snapshot().state is StateWord.UP_TO_DATE and mirror.snapshot().blocked is None
+    assert store.objects == rig.objects
+    assert len(store.started) - store.started.count(segment(0)) == 19 + 60
+
+
+@pytest.mark.expects_warnings(LOSS_WARNING, OUTAGE_WARNING, "cannot be sent")
+async def test_a_lonely_object_that_the_store_loses(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    """It may be the store: that counts until it is seen to keep another one, which is sent meanwhile."""
+    store.loses = lambda key: key == segment(0)
+    rig.offer(segment(0))
+    async with rig.running() as mirror:
+        await trio.sleep(60)
+        assert await faults_seen(mirror, seconds=3600) == (3600, 3600)
+        state = mirror.snapshot()
+        assert state.last_error is not None and "said that it took" in state.last_error
+        assert state.blocked is None
+        assert store.started.count(segment(0)) <= 3600 / UNSURE_LONGEST_S + 8
+        rig.offer(segment(1))
+        await trio.sleep(BACKOFF_CAP_S + 2 * CONFIRM_DELAY_S + 1)
+        assert rig.held == [segment(1)]
+        assert mirror.snapshot().state is StateWord.CATCHING_UP
+        await trio.sleep(3600)
+        assert mirror.snapshot().blocked is not None
+
+
+@pytest.mark.expects_warnings(LOSS_WARNING, OUTAGE_WARNING)
+async def test_a_store_that_keeps_nothing(autojump_clock: MockClock, rig: Rig, store: WatchedStore) -> None:
+    """Its own fault, told without a break; what is sent to it in vain is little; it catches up by itself."""
+    store.loses = lambda key: True
+    for sequence in range(40):
+        rig.offer(segment(sequence))
+    rig.offer(checkpoint(1), after=39)
+    async with rig.running() as mirror:
+        await trio.sleep(60)
+        sent_before = len(store.started)
+        assert sent_before <= 2 * 41 + 6, "each twice, and a few trials"
+        assert await faults_seen(mirror, seconds=3600) == (3600, 3600)
+        assert len(store.started) - sent_before <= 3600 / (BACKOFF_CAP_S / 2)
+        state = mirror.snapshot()
+        assert state.last_error is not None and "said that it took" in state.last_error
+        assert (rig.held, state.blocked, state.rate_bytes_s) == ([], None, 0)
+        store.loses = lambda key: False
+        await trio.sleep(BACKOFF_CAP_S + UNSURE_LONGEST_S)
+        assert mirror.snapshot().state is StateWord.UP_TO_DATE
+    assert store.objects == rig.objects
 
 
 async def test_restart_resumes(autojump_clock: MockClock, rig: Rig, store: WatchedStore) -> None:
