@@ -42,7 +42,8 @@ CIPHERS_MAX: Final = 4096
 SLOWEST_BYTES_PER_S: Final = 512 * 1024
 """A store this slow is not yet one to be passed over."""
 FAILED_FOR_S: Final = 30.0
-"""So long after a failure a store is asked last."""
+"""So long after a failure a store is asked last; twice as long if the next try is in vain, too, and so on."""
+FAILED_FOR_LONGEST_S: Final = 300.0
 PATIENCE_S: Final = 30.0
 """How long a read waits for stores none of which answers."""
 AGAIN_S: Final = 1.0
@@ -94,11 +95,25 @@ class _Health:
 
     def __init__(self) -> None:
         self.failed_at_s = float("-inf")
+        self.failed_for_s = 0.0
         self.latency_s = 0.0
+
+    def failed(self) -> None:
+        """It failed, or was waited for in vain."""
+        now_s = trio.current_time()
+        if now_s - self.failed_at_s >= self.failed_for_s:
+            # It was tried as if it were well. What fails meanwhile, as in a break of the line, is no news.
+            self.failed_for_s = min(max(FAILED_FOR_S, 2 * self.failed_for_s), FAILED_FOR_LONGEST_S)
+        self.failed_at_s = now_s
+
+    def answered(self, took_s: float) -> None:
+        """It sent what was asked for."""
+        self.failed_at_s, self.failed_for_s = float("-inf"), 0.0
+        self.latency_s += LATENCY_WEIGHT * (took_s - self.latency_s)
 
     def rank(self) -> tuple[bool, int]:
         """Equal for stores that hardly differ: then the order of the configuration decides."""
-        failed_lately = trio.current_time() - self.failed_at_s < FAILED_FOR_S
+        failed_lately = trio.current_time() - self.failed_at_s < self.failed_for_s
         return failed_lately, round(self.latency_s / LATENCY_STEP_S)
 
 
@@ -197,8 +212,23 @@ class Fetcher:
             start, end = self._bounds(run, size_bytes)
             hedge_s += self._throttle.download_s(end - start)
         return await first_good(
-            [partial(self._from_store, store, key, run, size_bytes) for store in stores], hedge_s=hedge_s
+            [partial(self._noting_silence, hedge_s, store, key, run, size_bytes) for store in stores],
+            hedge_s=hedge_s,
         )
+
+    async def _noting_silence(
+        self, patience_s: float, store: Store, key: str, run: Sequence[Place], size_bytes: int
+    ) -> list[bytes]:
+        """As `_from_store`; given up after so long, because another one was quicker, the store has failed."""
+        started_s = trio.current_time()
+        try:
+            return await self._from_store(store, key, run, size_bytes)
+        except MirrorfsError:
+            raise
+        except BaseException:  # trio.Cancelled, which a nursery may have wrapped
+            if trio.current_time() - started_s >= patience_s:
+                self._health_of(store).failed()
+            raise
 
     def _failed(self, key: str, run: Sequence[Place]) -> ReadFailed:
         if not self._is_current(run):
@@ -245,10 +275,9 @@ class Fetcher:
             raise
         except StoreError as exc:
             logger.warning("Store %s, object %s, offset %d: %s", store.name, key, run[0].offset, exc)
-            self._health_of(store).failed_at_s = trio.current_time()
+            self._health_of(store).failed()
             raise
-        health = self._health_of(store)
-        health.latency_s += LATENCY_WEIGHT * (trio.current_time() - started_s - health.latency_s)
+        self._health_of(store).answered(trio.current_time() - started_s)
         if self._ranges is not None:
             # With its header, or the next mount could not tell what the rest is.
             await self._ranges.keep(key, {0: self._ciphers.header(key)} | parts)

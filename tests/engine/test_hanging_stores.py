@@ -12,13 +12,18 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.cli.stores import ONCE
+from mirrorfs.engine.fetch import FAILED_FOR_LONGEST_S, FAILED_FOR_S, PATIENCE_S, Ciphers, Fetcher
 from mirrorfs.engine.guarded_store import CHECK_DEADLINE_S, SILENT_S, GuardedStore
+from mirrorfs.engine.hedge import HEDGE_S
+from mirrorfs.engine.read_ahead import Place
 from mirrorfs.engine.retry import RetryingStore
 from mirrorfs.engine.sources import Segments
 from mirrorfs.errors import StoreUnavailable, UnknownOutcome
 from mirrorfs.format.control import INSTANCE_KEY, Instance, seal_control
 from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
-from mirrorfs.ports import ObjectInfo, ObjectKey, Sealed
+from mirrorfs.format.signing import load_public_key
+from mirrorfs.ports import ObjectInfo, ObjectKey, ObjectVersion, Sealed, Store
+from tests.sim.world import InlineOffload
 from tests.support.machine import read_file, write_file
 from tests.support.store_memory import MemoryStore
 from tests.support.store_simulated import SimulatedStore
@@ -193,6 +198,135 @@ async def test_who_fails_at_once_is_asked_again_at_once(
         assert await took_s(lambda: store.list("")) == 0
     place.outage = False
     await store.list("")
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+KEY = segment_object_key(Stream.MAIN, SegmentId(1, 1, b"writerAB"))
+RUN = [Place(0, Stream.MAIN, 1, 0, 0, 100)]
+
+
+class PlainFetcher(Fetcher):
+    """Takes what the stores send for the frame; remembers which one sent it."""
+
+    sent_by = ""
+
+    async def _open(
+        self,
+        store: Store,
+        key: str,
+        run: Sequence[Place],
+        start: int,
+        end: int,
+        version: ObjectVersion | None,
+    ) -> tuple[list[bytes], dict[int, bytes]]:
+        data = await store.get_range(ObjectKey(key), offset=start, size_bytes=end - start, version=version)
+        self.sent_by = store.name
+        return [data], {}
+
+
+class Reading:
+    """A reader of two stores."""
+
+    def __init__(self) -> None:
+        self.places = [HangingStore(entry.name, seed=1) for entry in HEADER.stores]
+        for place, entry in zip(self.places, HEADER.stores, strict=True):
+            instance = Instance(store=entry.name, instance=entry.instance)
+            place.objects[INSTANCE_KEY] = seal_control(instance, keys=KEYS, seed=KEY_SET.writer)
+            place.objects[KEY] = bytes(100)
+        stores = [
+            guarded(place, entry.instance) for place, entry in zip(self.places, HEADER.stores, strict=True)
+        ]
+        self.fetcher = PlainFetcher(
+            Ciphers(KEYS, load_public_key(HEADER.public_keys.writer)),
+            InlineOffload(random.Random(1)),
+            stores=lambda: stores,
+            ranges=None,
+            on_bad_copy=lambda store, key: None,
+        )
+
+    async def read_s(self) -> float:
+        """How long a read takes."""
+        began_s = trio.current_time()
+        assert await self.fetcher.load(KEY, RUN, size_bytes=100) == [bytes(100)]
+        return trio.current_time() - began_s
+
+    async def slow_reads_s(self, *, for_s: float) -> list[float]:
+        """How long those took that took more than a second, of one a second."""
+        end_s, took_s = trio.current_time() + for_s, []
+        while trio.current_time() < end_s:
+            took_s.append(await self.read_s())
+            await trio.sleep(1)
+        return [one for one in took_s if one > 1]
+
+
+async def test_a_store_that_hangs_holds_readers_up_ever_more_seldom(autojump_clock: MockClock) -> None:
+    it = Reading()
+    first, second = (place.name for place in it.places)
+    assert await it.read_s() == 0 and it.fetcher.sent_by == first
+    it.places[0].hangs = True
+    slow_s = await it.slow_reads_s(for_s=600)
+    # Tried after 30, 60, 120, 240 s, each time by one reader.
+    assert len(slow_s) == 5 and max(slow_s) < HEDGE_S + 0.1
+    assert it.fetcher.sent_by == second
+    assert len(await it.slow_reads_s(for_s=1200)) <= 1200 / FAILED_FOR_LONGEST_S + 1
+    it.places[0].hangs = False
+    assert await it.slow_reads_s(for_s=FAILED_FOR_LONGEST_S + SILENT_S) == []
+    assert it.fetcher.sent_by == first
+    it.places[0].hangs = True
+    await it.read_s()
+    await trio.sleep(FAILED_FOR_S + SILENT_S)
+    it.places[0].hangs = False
+    await it.read_s()
+    assert it.fetcher.sent_by == first, "it was well in between: what it did before is forgotten"
+
+
+async def test_many_readers_of_a_store_that_hangs_are_one_failure(autojump_clock: MockClock) -> None:
+    it = Reading()
+    await it.read_s()
+    it.places[0].hangs = True
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(it.read_s)
+    it.places[0].hangs = False
+    await trio.sleep(FAILED_FOR_S)
+    await it.read_s()
+    assert it.fetcher.sent_by == it.places[0].name
+
+
+async def test_a_reader_who_leaves_early_says_nothing_of_the_store(autojump_clock: MockClock) -> None:
+    it = Reading()
+    await it.read_s()
+    it.places[0].hangs = True
+    for _ in range(10):
+        with trio.move_on_after(HEDGE_S / 2) as scope:
+            await it.read_s()
+        assert scope.cancelled_caught
+    it.places[0].hangs = False
+    await it.read_s()
+    assert it.fetcher.sent_by == it.places[0].name
+
+
+@pytest.mark.expects_warnings("cannot be reached")
+async def test_a_short_break_of_the_line_is_soon_forgotten(autojump_clock: MockClock) -> None:
+    it = Reading()
+    await it.read_s()
+    for place in it.places:
+        place.outage = True
+
+    async def mend() -> None:
+        await trio.sleep(PATIENCE_S / 2)
+        it.places[1].outage = False
+        await trio.sleep(PATIENCE_S / 2)
+        it.places[0].outage = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mend)
+        await it.read_s()
+    assert it.fetcher.sent_by == it.places[1].name
+    await trio.sleep(FAILED_FOR_S)
+    await it.read_s()
+    assert it.fetcher.sent_by == it.places[0].name
 
 
 # --- listing ---------------------------------------------------------------------------------
