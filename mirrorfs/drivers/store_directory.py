@@ -10,7 +10,8 @@ Invariants:
 - The root is never created by accident: an unmounted disk must look unavailable, not empty.
 
 Blocking calls run in trio's threads. A cancelled call leaves its thread to finish (or hang in the
-kernel on a dead mount) while it keeps one token of the limiter: its effect may still come.
+kernel on a dead mount) while it keeps one token of its limiter: its effect may still come. The lease, and
+the document that says whose place it is, have a limiter of their own: objects that hang leave them a thread.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ from mirrorfs.ports import (
 T = TypeVar("T")
 
 PARALLEL = 4
-CONTROL_PARALLEL = 4
-"""Threads beside those for objects, so that a lease finds one."""
+LOOKS_PARALLEL = 4  # threads beside those for uploads
+CONTROL_PARALLEL = 4  # threads that no object ever takes
 LOCK_WAIT_S = 10.0
 """How long compare-and-swap waits for another process before it reports the store as unavailable."""
 LOCK_POLL_S = 0.01
@@ -83,10 +84,11 @@ class DirectoryStore(Unversioned):
     """`Store` on a directory; see `mirrorfs.ports.Store` for the contract of each method."""
 
     def __init__(self, name: str, root: Path, *, parallel: int = PARALLEL) -> None:
-        """Name a store; touches nothing. root is absolute; parallel: objects under way."""
+        """Name a store; touches nothing. root is absolute; parallel: uploads under way."""
         self.name = name
         self._root = root
-        self._limiter = trio.CapacityLimiter(parallel + CONTROL_PARALLEL)
+        self._objects = trio.CapacityLimiter(parallel + LOOKS_PARALLEL)
+        self._control = trio.CapacityLimiter(CONTROL_PARALLEL)
         self._links = True
         # Directories whose own entry this process has synced; a crashed one may have left others.
         self._synced: set[str] = set()
@@ -100,7 +102,7 @@ class DirectoryStore(Unversioned):
         check_key(key)
         if len(data) > OBJECT_SIZE_MAX:
             raise LimitError(f"Object {key} of store {self.name} would exceed {OBJECT_SIZE_MAX} bytes.")
-        await self._run(lambda: self._put_blocking(key, data), subject=f"object {key}")
+        await self._run(lambda: self._put_blocking(key, data), key)
 
     async def get(
         self, key: ObjectKey, *, size_max: int = OBJECT_SIZE_MAX, version: ObjectVersion | None = None
@@ -108,7 +110,7 @@ class DirectoryStore(Unversioned):
         """See Store.get."""
         assert version is None, "`versions` told of none"
         check_key(key)
-        return await self._run(lambda: self._get_blocking(key, size_max), subject=f"object {key}")
+        return await self._run(lambda: self._get_blocking(key, size_max), key)
 
     async def get_range(
         self, key: ObjectKey, *, offset: int, size_bytes: int, version: ObjectVersion | None = None
@@ -117,24 +119,23 @@ class DirectoryStore(Unversioned):
         assert version is None, "`versions` told of none"
         check_key(key)
         return await self._run(
-            lambda: self._get_range_blocking(key, offset=offset, size_bytes=size_bytes),
-            subject=f"object {key}",
+            lambda: self._get_range_blocking(key, offset=offset, size_bytes=size_bytes), key
         )
 
     async def head(self, key: ObjectKey) -> ObjectInfo:
         """See Store.head."""
         check_key(key)
-        return await self._run(lambda: self._head_blocking(key), subject=f"object {key}")
+        return await self._run(lambda: self._head_blocking(key), key)
 
     async def list(self, prefix: str, *, start_after: str = "") -> Sequence[ObjectInfo]:
         """See Store.list."""
         check_listing(prefix, start_after)
-        return await self._run(lambda: self._list_blocking(prefix, start_after), subject="its listing")
+        return await self._run(lambda: self._list_blocking(prefix, start_after), prefix, "its listing")
 
     async def delete(self, key: ObjectKey) -> None:
         """See Store.delete."""
         check_key(key)
-        await self._run(lambda: self._delete_blocking(key), subject=f"object {key}")
+        await self._run(lambda: self._delete_blocking(key), key)
 
     async def read_mutable(self, key: ObjectKey) -> tuple[bytes, Version]:
         """See Store.read_mutable."""
@@ -145,7 +146,7 @@ class DirectoryStore(Unversioned):
         """See Store.compare_and_swap."""
         check_key(key)
         check_mutable_size(data, key=key, store=self.name)
-        return await self._run(lambda: self._swap_blocking(key, data, expected), subject=f"object {key}")
+        return await self._run(lambda: self._swap_blocking(key, data, expected), key)
 
     async def probe(self) -> StoreTraits:
         """See Store.probe. Also removes temporary files older than STALE_TEMPORARY_S."""
@@ -156,14 +157,16 @@ class DirectoryStore(Unversioned):
         """See Store.aclose."""
         await trio.lowlevel.checkpoint()
 
-    async def _run(self, work: Callable[[], T], *, subject: str) -> T:
+    async def _run(self, work: Callable[[], T], key: str = "", subject: str = "") -> T:
+        # What lies at the top, without a slash in its key, is the lease and the document of the place.
         def translated() -> T:
             try:
                 return work()
             except OSError as exc:
-                raise translate(exc, store=self.name, subject=subject) from exc
+                raise translate(exc, store=self.name, subject=subject or f"object {key}") from exc
 
-        return await trio.to_thread.run_sync(translated, limiter=self._limiter, abandon_on_cancel=True)
+        limiter = self._objects if "/" in key else self._control
+        return await trio.to_thread.run_sync(translated, limiter=limiter, abandon_on_cancel=True)
 
     # --- everything below runs in worker threads ---------------------------------------------
 

@@ -11,16 +11,19 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from mirrorfs.drivers import store_directory
 from mirrorfs.drivers.directory_errors import translate
-from mirrorfs.drivers.store_directory import STALE_TEMPORARY_S, DirectoryStore
+from mirrorfs.drivers.store_directory import LOOKS_PARALLEL, PARALLEL, STALE_TEMPORARY_S, DirectoryStore
 from mirrorfs.errors import (
     ObjectExists,
     ObjectNotFound,
@@ -404,6 +407,45 @@ async def test_version_is_of_the_bytes(store: DirectoryStore) -> None:
     version = await store.compare_and_swap(LEASE, DATA, expected=None)
     with pytest.raises(ObjectExists):
         await store.compare_and_swap(LEASE, DATA, expected=Version(version[::-1]))
+
+
+async def test_objects_that_hang_leave_the_lease_a_thread(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = await store.compare_and_swap(LEASE, DATA, expected=None)
+    await store.put(ObjectKey("instance"), DATA)
+    released = threading.Event()
+
+    def hang(*_: object, **__: object) -> Any:
+        released.wait()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for work in (
+        "_put_blocking",
+        "_get_range_blocking",
+        "_head_blocking",
+        "_list_blocking",
+        "_delete_blocking",
+    ):
+        monkeypatch.setattr(store, work, hang)
+    try:
+        # The deadline only ends the test where there is no thread left.
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for _ in range(PARALLEL + LOOKS_PARALLEL):
+                    nursery.start_soon(store.put, KEY, DATA)
+                    nursery.start_soon(partial(store.get_range, KEY, offset=0, size_bytes=1))
+                    nursery.start_soon(store.head, KEY)
+                    nursery.start_soon(store.list, "segments/")
+                    nursery.start_soon(store.delete, KEY)
+                await wait_all_tasks_blocked()
+                assert await store.read_mutable(LEASE) == (DATA, version)
+                assert await store.get(ObjectKey("instance")) == DATA
+                await store.compare_and_swap(LEASE, Sealed(b"renewed"), expected=version)
+                await store.probe()
+                nursery.cancel_scope.cancel()
+    finally:
+        released.set()
 
 
 async def test_cancelled_put_is_whole_or_absent(root: Path, store: DirectoryStore) -> None:
