@@ -126,9 +126,14 @@ def _outcome(asked: _Asked, silence_s: float) -> str:
         done = list(asked.client.answers())[-1]
     except NoAnswer as exc:
         os.kill(asked.client.pid, signal.SIGKILL)
-        volume_lock.wait_released(paths, timeout_s=EXIT_WAIT_S)
+        has_ended = volume_lock.wait_released(paths, timeout_s=EXIT_WAIT_S)
         for record in mounts_of(paths.name, paths.view):
             detach(record.mountpoint)
+        if not has_ended:
+            raise MirrorfsError(
+                f"{name} is unmounted, but the process that served it was killed and does not end, for a disk"
+                " hangs: its keys are in memory until it does. Unplug the disk, or restart the PC."
+            ) from exc
         raise MirrorfsError(
             f"{name} is locked, but the process that served it did not answer and was killed: what was"
             " written last may be lost."

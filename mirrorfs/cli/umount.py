@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from mirrorfs.cli import volume_lock
@@ -18,10 +19,10 @@ from mirrorfs.cli.flush import add_stall_argument
 from mirrorfs.cli.resolve import mounts_of, resolve
 from mirrorfs.cli.views import remove_dead_views
 from mirrorfs.cli.waiting_client import Waiting, held_by, must_write_back
-from mirrorfs.errors import InUseError
+from mirrorfs.errors import InUseError, MirrorfsError
 from mirrorfs.fuse.mount_table import clean_stale, find_mount, unmount
 
-EXIT_WAIT_S: Final = 10.0
+EXIT_WAIT_S: Final = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +63,12 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
             )
             raise
     # Whoever mounts it right after must not meet the last breath of the process that served it.
-    volume_lock.wait_released(paths, timeout_s=EXIT_WAIT_S)
+    is_free = volume_lock.wait_released(paths, timeout_s=EXIT_WAIT_S)
+    if not is_free and Path(f"/proc/{client.pid}").exists():
+        raise MirrorfsError(
+            f"Volume {paths.name} is unmounted, but the process that served it does not end, and has its keys"
+            f" until then: a disk may hang. See {paths.log}."
+        )
     remove_dead_views(paths)
     waited = not arguments.no_wait and not paths.view
     held = f", and {held_by(done)} all of it" if waited else ""
