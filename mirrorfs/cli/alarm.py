@@ -4,6 +4,8 @@ The light is the one that `status` shows (cli/protection.py). A change, and a bu
 encrypted, is logged and told once it has held for a while, so that a store that comes and goes, or a volume
 that is written to all day, calls nobody each time.
 
+A store that went back to an earlier state is told of by itself, once, whatever the light is.
+
 The command is run without a shell, in "/", with a bare environment and JSON on its standard input: volume,
 light, previous light, reason, time. One at a time, each with a deadline; what changes meanwhile is told
 afterwards, the newest state only. Of changes of keys and stores it is told by the command that made or found
@@ -19,14 +21,22 @@ import pwd
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 import trio
 
 from mirrorfs.cli.config_alarm import AlarmConfig
-from mirrorfs.cli.protection import NO_DRILLS, LastDrill, Light, Protection, burst_json, judge
+from mirrorfs.cli.protection import (
+    NO_DRILLS,
+    LastDrill,
+    Light,
+    Protection,
+    burst_json,
+    judge,
+    went_back_reason,
+)
 from mirrorfs.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -70,16 +80,22 @@ class Alarm:
         *,
         status: Callable[[], dict[str, Any]],
         drills: Callable[[], Mapping[str, LastDrill]] = lambda: NO_DRILLS,
+        untold: Callable[[], Sequence[tuple[str, int]]] = lambda: (),
+        on_told: Callable[[str], None] = lambda store: None,
     ) -> None:
         """
         Args:
             status: returns the fields of engine.volume.VolumeStatus.
             drills: returns what is known of the drills on each store, by name.
+            untold: returns the stores that went back of which nothing was told, and when that was found.
+            on_told: hears of which of these it was told.
         """
         self._volume = volume
         self._config = config
         self._status = status
         self._drills = drills
+        self._untold = untold
+        self._on_told = on_told
         self._told: Light | None = None
         self._told_burst: int | None = None
         """Position of the last clean moment of the burst that was told."""
@@ -91,6 +107,7 @@ class Alarm:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
+            await self._tell_of_stores()
             protection = self.look()
             if protection is not None:
                 await self._tell(protection)
@@ -132,6 +149,18 @@ class Alarm:
                 "burst": burst_json(protection.burst),
             }
             await self._run_command(json.dumps(message).encode())
+
+    async def _tell_of_stores(self) -> None:
+        if not self._config.command:
+            return  # a command that is configured later is told then
+        for store, found_ns in self._untold():
+            reason = went_back_reason(store, found_ns, time.time_ns())
+            message: dict[str, Any] = {
+                "volume": self._volume, "event": "store-went-back", "light": None, "previous": None,
+                "reason": reason, "time_ns": found_ns, "stores": [],
+            }  # fmt: skip
+            await self._run_command(json.dumps(message).encode())
+            self._on_told(store)
 
     def locked(self, reason: str) -> None:
         """The volume is being locked: start the command, which is not waited for.

@@ -44,7 +44,7 @@ class Light(StrEnum):
     """Nobody has tried for too long whether everything comes back from a store; else as the two above."""
     AT_RISK = "at-risk"
     """Something is not on a store and does not get there, copies are damaged, a store does not answer for
-    too long or failed a drill, files look encrypted, or writing has stopped."""
+    too long, went back or failed a drill, files look encrypted, or writing has stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,8 @@ class StoreProtection:
     """When the last drill began, if it failed."""
     damaged_count: int
     """Copies there that `verify` found damaged or missing and that are not known to be whole again."""
+    went_back_ns: int | None
+    """When it was found to have gone back to an earlier state, until a person acknowledges it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,15 @@ def _burst_reason(burst: Mapping[str, Any], now_ns: int) -> str:
     )
 
 
+def went_back_reason(store: str, found_ns: int, now_ns: int) -> str:
+    """What there is to say of a store that went back, and to do."""
+    return (
+        f"Store {store} went back to an earlier state, or lost its newest heads (found at"
+        f" {local_time(found_ns, now_ns=now_ns)}); what it lacks is sent again. Find out why it did, then:"
+        f" `mirrorfs alarm clear VOLUME --store {store}`."
+    )
+
+
 def burst_json(burst: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """As docs/status-json.md has it."""
     if burst is None:
@@ -233,6 +244,8 @@ def _passed(
     # A new store is behind from its beginning: that is a risk only where there would be one copy without it.
     enough = sum(1 for store in stores if not store.rotating and not store.filling) >= COPIES_ENOUGH
     for store, raw in zip(stores, status["stores"], strict=True):
+        if store.went_back_ns is not None:
+            return went_back_reason(store.name, store.went_back_ns, now_ns)
         if store.drill_failed_ns is not None:
             ago = span(max(0.0, (now_ns - store.drill_failed_ns) / 1e9))
             return f"Store {store.name} failed a restore drill {ago} ago; repair it, and run the drill again."
@@ -334,6 +347,7 @@ def _store(
         drilled_ns=None if drill is None else drill.good_ns,
         drill_failed_ns=None if drill is None else drill.failed_ns,
         damaged_count=damaged_count,
+        went_back_ns=store.get("went_back_ns"),  # as can_delete
     )
 
 

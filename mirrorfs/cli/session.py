@@ -313,6 +313,8 @@ class Session:
             self._config.alarm,
             status=lambda: asdict(volume.status()),
             drills=lambda: record.last(self._config.stores),
+            untold=volume.went_back.untold,
+            on_told=volume.went_back.told,
         )
         self._locking.on_lock = alarm.locked
         nursery.start_soon(alarm.run)

@@ -124,6 +124,7 @@ class SessionControl:
             "events": self._events,
             "fill": self._fill,
             "clear_alarm": self._clear_alarm,
+            "clear_went_back": self._clear_went_back,
             "prune": self._prune,
             "snapshots": self._list_snapshots,
             "snapshot": self._change_snapshot,
@@ -164,6 +165,12 @@ class SessionControl:
     async def _clear_alarm(self, connection: Connection) -> Message:
         burst = await self._running().clear_burst()
         return {"burst": None if burst is None else asdict(burst)}
+
+    async def _clear_went_back(self, connection: Connection) -> Message:
+        volume, name = self._running(), str(connection.request.get("store"))
+        if name not in volume.instances:
+            raise UsageError(f"There is no store {name}; there are: {', '.join(volume.instances)}.")
+        return {"went_back_ns": await volume.went_back.acknowledge(name)}
 
     async def _stores(self, connection: Connection) -> Message:
         """The configuration names other stores: have those."""

@@ -176,33 +176,33 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "burst": burst_json(protection.burst),
         "retention": retention_json(report.answer.get("retention")),
         "local": _local(status, protection),
-        "stores": [
-            {
-                "name": store.name,
-                "state": store.state.replace(" ", "-"),
-                "safe_until": timestamp(store.safe_until_ns),
-                "pending_bytes": store.pending_bytes,
-                "pending_count": store.pending_count,
-                "rate_bytes_s": store.rate_bytes_s,
-                "failing_since": None
-                if store.failing_since_ns is None
-                else timestamp(store.failing_since_ns),
-                "last_error": store.last_error,
-                "lag_s": round(store.lag_s, 3),
-                "eta_s": None if store.eta_s is None else round(store.eta_s),
-                "blocked": store.blocked,
-                "damaged_count": store.damaged_count,
-                "weak_fencing": store.weak_fencing,
-                "can_delete": store.can_delete,
-                "lock": None if store.lock is None else lock_json(store.lock),
-                "rotating": store.rotating,
-                "away_since": None if store.away_since_ns is None else timestamp(store.away_since_ns),
-                "filling": store.filling,
-                "drilled": None if store.drilled_ns is None else timestamp(store.drilled_ns),
-                "drill_failed": None if store.drill_failed_ns is None else timestamp(store.drill_failed_ns),
-            }
-            for store in protection.stores
-        ],
+        "stores": [_store_json(store) for store in protection.stores],
+    }
+
+
+def _store_json(store: StoreProtection) -> dict[str, Any]:
+    return {
+        "name": store.name,
+        "state": store.state.replace(" ", "-"),
+        "safe_until": timestamp(store.safe_until_ns),
+        "pending_bytes": store.pending_bytes,
+        "pending_count": store.pending_count,
+        "rate_bytes_s": store.rate_bytes_s,
+        "failing_since": None if store.failing_since_ns is None else timestamp(store.failing_since_ns),
+        "last_error": store.last_error,
+        "lag_s": round(store.lag_s, 3),
+        "eta_s": None if store.eta_s is None else round(store.eta_s),
+        "blocked": store.blocked,
+        "damaged_count": store.damaged_count,
+        "weak_fencing": store.weak_fencing,
+        "can_delete": store.can_delete,
+        "lock": None if store.lock is None else lock_json(store.lock),
+        "rotating": store.rotating,
+        "away_since": None if store.away_since_ns is None else timestamp(store.away_since_ns),
+        "filling": store.filling,
+        "drilled": None if store.drilled_ns is None else timestamp(store.drilled_ns),
+        "drill_failed": None if store.drill_failed_ns is None else timestamp(store.drill_failed_ns),
+        "went_back": None if store.went_back_ns is None else timestamp(store.went_back_ns),
     }
 
 
@@ -295,6 +295,7 @@ def _store_line(store: StoreProtection, *, now_ns: int) -> str:
         safe += f"; {damaged_copies(store.damaged_count)}"
     if store.drilled_ns is not None:
         safe += f"; last drill that passed: {local_time(store.drilled_ns, now_ns=now_ns)}"
+    safe += _went_back(store, now_ns=now_ns)
     if store.lock is not None:
         safe += lock_words(store.lock, now_ns=now_ns)
     if store.can_delete is False:
@@ -304,9 +305,16 @@ def _store_line(store: StoreProtection, *, now_ns: int) -> str:
     return safe
 
 
+def _went_back(store: StoreProtection, *, now_ns: int) -> str:
+    if store.went_back_ns is None:
+        return ""
+    return f"; went back to an earlier state (found at {local_time(store.went_back_ns, now_ns=now_ns)})"
+
+
 def _away_line(store: StoreProtection, *, now_ns: int) -> str:
     assert store.away_since_ns is not None
     line = f"{store.name}: away since {local_time(store.away_since_ns, now_ns=now_ns)}"
+    line += _went_back(store, now_ns=now_ns)
     if not store.pending_count:
         return f"{line}; has everything that was sent to stores"
     since = local_time(store.safe_until_ns, now_ns=now_ns)

@@ -76,6 +76,9 @@ class ViewControl(SessionControl):
         await trio.lowlevel.checkpoint()
         raise UsageError("A read-only view has no alarm of its own; name the volume itself.")
 
+    async def _clear_went_back(self, connection: Connection) -> Message:
+        return await self._clear_alarm(connection)
+
     async def _stores(self, connection: Connection) -> Message:
         await trio.lowlevel.checkpoint()
         raise UsageError("A read-only view keeps the stores that it was mounted with; mount it again.")

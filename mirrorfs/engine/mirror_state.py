@@ -91,6 +91,8 @@ class MirrorState:
     """Whether this PC's credentials can remove objects for good; None: not known."""
     lock: LockState | None = None
     """How it locks objects; None: not at all."""
+    went_back_ns: int | None = None
+    """CLOCK_REALTIME when it was found to have gone back to an earlier state, until that is acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)

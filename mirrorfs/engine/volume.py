@@ -43,6 +43,7 @@ from mirrorfs.engine.store_records import StoreRecords
 from mirrorfs.engine.store_tasks import StoreChange, StoreTasks
 from mirrorfs.engine.torn_checkpoints import remove_torn
 from mirrorfs.engine.volume_status import VolumeStatus, status_of
+from mirrorfs.engine.went_back import WentBack
 from mirrorfs.errors import DamagedError, StoreUnavailable, WritesStopped
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
@@ -115,7 +116,8 @@ class MountedVolume:
             self.scrubber, self.mender, self.scrubbing, mirrors, world.disk, world.clock,
             doubted=set(heads.went_back),
         )  # fmt: skip
-        heads.on_went_back = self.daily_look.doubt
+        self.went_back = WentBack(heads, stores.members, world, on_found=self.daily_look.doubt)
+        """The stores that went back to an earlier state."""
         self._tasks = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -219,6 +221,7 @@ class MountedVolume:
                 start(self.daily_look.run, "the daily look at the stores")
                 start(self.mender.run, "mending")
                 start(self.daily_prune.run, "pruning")
+                start(self.went_back.run, "the list of stores that went back")
                 start(self._publish_now_and_then, "heads")
                 if self._prefetches:
                     start(self._prefetcher.run, "filling the cache")
@@ -282,7 +285,7 @@ class MountedVolume:
 
     def status(self) -> VolumeStatus:
         """The state now; cheap."""
-        return status_of(self._local, self._ages, self._tasks_of_stores.members)
+        return status_of(self._local, self._ages, self._tasks_of_stores.members, self.went_back)
 
     async def ends(self) -> LogEnds:
         """What a rotation of the keys attests of everything until now; after `flush`. Raises: as log_ends."""

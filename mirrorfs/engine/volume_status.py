@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirrorfs.core.sense import Burst
 from mirrorfs.engine.attached import StoreSet
 from mirrorfs.engine.local import LocalVolume
 from mirrorfs.engine.mirror_state import MirrorState
 from mirrorfs.engine.objects import SegmentAges
+from mirrorfs.engine.went_back import WentBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class VolumeStatus:
     """Copies that scrubs found bad and that are not known to be whole again, by store or LOCAL; no zeros."""
 
 
-def status_of(local: LocalVolume, ages: SegmentAges, stores: StoreSet) -> VolumeStatus:
+def status_of(local: LocalVolume, ages: SegmentAges, stores: StoreSet, went_back: WentBack) -> VolumeStatus:
     """The state now; cheap."""
     files, allocated = local.index.totals()
     return VolumeStatus(
@@ -53,7 +54,9 @@ def status_of(local: LocalVolume, ages: SegmentAges, stores: StoreSet) -> Volume
         free_bytes=local.space.free_bytes(),
         stalled=local.state.stalled,
         fatal=local.state.fatal,
-        stores=tuple(one.snapshot() for one in stores.members),
+        stores=tuple(
+            replace(one.snapshot(), went_back_ns=went_back.since_ns(one.instance)) for one in stores.members
+        ),
         fenced=stores.fenced(),
         burst=local.bursts.open,
         damaged={} if stores.faults is None else stores.faults.counts(),

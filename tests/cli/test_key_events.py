@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mirrorfs.format.control import LEASE_KEY
 from tests.cli.test_attach import second_pc, urls
 from tests.cli.test_key import add_spare, refused, secret
 from tests.cli.test_key_rotation import KILLING
@@ -127,3 +128,35 @@ def test_a_command_that_was_killed_is_found(volume: Mounted, tmp_path: Path) -> 
     volume.mount()
     (found,) = events(volume)
     assert (found["command"], found["changes"]) == ("found", [change("slot-renewed", "first")])
+
+
+def test_that_a_store_went_back_is_told_once_and_stays_until_it_is_cleared(
+    volume: Mounted, tmp_path: Path
+) -> None:
+    place = volume.stores["b"]
+    early = {*place.rglob("*"), place / LEASE_KEY}
+    volume.mount()
+    (volume.mountpoint / "file").write_bytes(b"x" * 1000)
+    volume.umount()
+    for path in {path for path in place.rglob("*") if path.is_file()} - early:
+        path.unlink()
+    out = told(volume, tmp_path)
+    volume.mount()
+    first, found = (store["went_back"] for store in volume.status()["stores"])
+    assert first is None and found is not None
+    volume.wait_until(lambda: "\n" in out.read_text(), within_s=60)
+    volume.umount()
+    volume.mount()
+    status = volume.status()
+    assert status["light"] == "at-risk" and "alarm clear VOLUME --store b`" in status["reason"]
+    assert [store["went_back"] for store in status["stores"]] == [None, found], "the next mount knows of it"
+    refused(volume, "alarm", "clear", volume.name, "--store", "c", code=2)
+    assert "no such alarm" in volume.must("alarm", "clear", volume.name)
+    assert "is cleared; it had gone back" in volume.must("alarm", "clear", volume.name, "--store", "b")
+    status = volume.status()
+    assert [store["went_back"] for store in status["stores"]] == [None, None]
+    assert status["light"] != "at-risk"
+    volume.umount()
+    (event,) = [line for line in map(json.loads, out.read_text().splitlines()) if "event" in line]
+    assert (event["event"], event["light"]) == ("store-went-back", None)
+    assert event["reason"].startswith("Store b went back to an earlier state")

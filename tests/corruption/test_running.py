@@ -124,6 +124,7 @@ async def test_stores_that_went_back_before_the_mount(
         async with place.fresh_pc().mounted() as volume:
             assert await place.read_all(volume) == set()
     async with place.pc().mounted() as volume:
+        assert {store.store for store in volume.status().stores if store.went_back_ns} == set(names)
         assert await place.read_all(volume) == set()
         found = await volume.scrubber.run(SIZES)
         gone = {
@@ -153,6 +154,7 @@ async def test_stores_that_go_back_while_mounted(
         status = volume.status()
         assert status.fenced is None
         assert {store.state for store in status.stores} == {StateWord.UP_TO_DATE}
+        assert {store.store for store in status.stores if store.went_back_ns} == set(names)
 
 
 # --- different objects missing -------------------------------------------------------------------

@@ -117,6 +117,41 @@ async def test_the_command_gets_json(told_by: tuple[Path, Path]) -> None:
     assert told["home"] == "", "nothing of our environment"
 
 
+async def test_that_a_store_went_back_is_told_once(told_by: tuple[Path, Path]) -> None:
+    program, out = told_by
+    untold = {"nas": time.time_ns()}
+    found_ns = untold["nas"]
+
+    def alarm(*command: str) -> Alarm:
+        return Alarm(
+            "practice", AlarmConfig(command=command), status=lambda: status(store("nas")),
+            untold=lambda: list(untold.items()), on_told=untold.pop,
+        )  # fmt: skip
+
+    await alarm()._tell_of_stores()
+    assert untold, "there is no command yet"
+    await alarm(str(program), str(out))._tell_of_stores()
+    told = read_json(out)
+    assert (told["volume"], told["event"], told["time_ns"]) == ("practice", "store-went-back", found_ns)
+    assert told["reason"].startswith("Store nas went back to an earlier state")
+    assert told["light"] is None and not untold
+
+
+async def test_a_store_that_went_back_is_told_at_the_mount(told_by: tuple[Path, Path]) -> None:
+    program, out = told_by
+    told = trio.Event()
+    alarm = Alarm(
+        "practice", AlarmConfig(command=(str(program), str(out))), status=lambda: status(store("nas")),
+        untold=lambda: [] if told.is_set() else [("nas", time.time_ns())], on_told=lambda name: told.set(),
+    )  # fmt: skip
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alarm.run)
+        with trio.fail_after(60):
+            await told.wait()
+        nursery.cancel_scope.cancel()
+    assert read_json(out)["event"] == "store-went-back"
+
+
 @pytest.mark.expects_warnings("is at-risk", "The alarm command failed")
 async def test_a_command_that_fails_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     alarm = Alarm("practice", AlarmConfig(command=("/bin/false",)), status=lambda: status(store(**AWAY)))

@@ -9,6 +9,7 @@ import pytest
 from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.drill_record import LastDrills
 from mirrorfs.cli.protection import KERNEL_HOLDS_S, Light, judge
+from mirrorfs.cli.shown_times import local_time
 from mirrorfs.cli.status import VolumeReport, as_json, as_text, timestamp
 from mirrorfs.cli.waiting import Patience
 from mirrorfs.engine.mirror_state import MirrorState, StateWord
@@ -386,6 +387,26 @@ def test_the_last_drill_is_shown() -> None:
     lines = as_text(shown)
     assert lines[0] == "v: AT RISK, mounted on /mnt"
     assert "last drill that passed: 20" in lines[2] and "drill" not in lines[3]
+
+
+def test_a_store_that_went_back_is_at_risk_though_it_has_everything() -> None:
+    given = status(store("a"), store("b", went_back_ns=NOW_NS - 3 * DAY))
+    found = report(given)
+    assert found.protection is not None and found.protection.light is Light.AT_RISK
+    lines = as_text(found)
+    assert lines[0] == "v: AT RISK, mounted on /mnt"
+    when = local_time(NOW_NS - 3 * DAY, now_ns=NOW_NS)
+    assert f"Store b went back to an earlier state, or lost its newest heads (found at {when});" in lines[1]
+    assert lines[1].endswith("`mirrorfs alarm clear VOLUME --store b`.")
+    assert f"; went back to an earlier state (found at {when})" in lines[3]
+    assert "went back" not in lines[2]
+    one, two = as_json(found)["stores"]
+    assert (one["went_back"], two["went_back"]) == (None, timestamp(NOW_NS - 3 * DAY))
+    # What is wrong now comes first; the line of the store says it all the same.
+    worse = as_text(report(status(store("a", **AWAY), store("b", went_back_ns=NOW_NS))))
+    assert worse[1] == "  Store a is away." and "went back" in worse[3]
+    away = {"rotating": True, "state": "away", "away_since_ns": NOW_NS - DAY}
+    assert "went back" in as_text(report(status(store("a", went_back_ns=NOW_NS, **away))))[2]
 
 
 # --- stores that rotate, and new ones ----------------------------------------------------------
