@@ -51,6 +51,8 @@ class Heads:
         self._public_key = public_key
         self.newest: Head | None = None
         self._digest = b""
+        self._before_rotation: dict[str, int] = {}
+        """Number of the newest head under earlier keys, of stores that have none under these; by name."""
         self._seen = (0, b"")
         """Counter and digest of the last head seen: also of a fenced writer, or one that was not written."""
         self.went_back: set[str] = set()
@@ -89,6 +91,7 @@ class Heads:
         except (StoreError, DamagedError) as exc:
             logger.warning("The heads of store %s cannot be read: %s", store.name, exc)
             return
+        self._before_rotation[store.name] = _last_number(old)
         # Nobody counts so far: who has keys that are out of use may not use the numbers up.
         if old is not None and old.head.counter <= PAST_COUNTER_MAX:
             self._seen = max(self._seen, (old.head.counter, old.digest))
@@ -121,7 +124,8 @@ class Heads:
                 " the others reachable, or go on without that state with --take-over."
             )
         for name, found in shown.items():
-            if _last_number(found) < held.get(name, -1):
+            last = self._before_rotation.get(name, -1) if found is None else _last_number(found)
+            if last < held.get(name, -1):
                 self._report_back(name)
             if found is None:
                 continue

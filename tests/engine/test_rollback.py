@@ -16,6 +16,8 @@ from mirrorfs.engine.went_back import PATH
 from mirrorfs.errors import DiskFull
 from mirrorfs.format.control import LEASE_KEY
 from tests.support.practice import SAID, Practice, names, save
+from tests.support.store_simulated import SimulatedStore
+from tests.support.virtual_pc import VirtualPc
 
 GONE_BACK = "has gone back to an earlier state"
 SOON_S = 120.0
@@ -160,3 +162,28 @@ async def test_a_store_that_is_only_behind_is_not_accused(
         await volume.flush()
         assert not went_back(volume)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.expects_warnings("is full", "not held yet", "falling behind", "could not be given back")
+async def test_a_store_that_took_no_head_since_the_keys_were_rotated_is_not_accused(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    places: dict[str, dict[str, bytes]] = {"home": {}, "s3": {}}
+    links = [SimulatedStore(name, seed=1, objects=place) for name, place in places.items()]
+    pc = VirtualPc(tmp_path, links)
+    async with pc.mounted() as volume:
+        await save(volume, b"a")
+        await volume.flush()
+        ends = await volume.ends()
+    pc.rotate(ends)
+    old = {key for key in places["s3"] if key.startswith("heads/")}
+    async with pc.mounted(wait=False) as volume:
+        links[1].full = True
+        await save(volume, b"b")
+        with trio.move_on_after(SOON_S):
+            await volume.flush()
+    links[1].full = False
+    assert old == {key for key in places["s3"] if key.startswith("heads/")}
+    assert old < {key for key in places["home"] if key.startswith("heads/")}
+    async with pc.mounted() as volume:
+        assert names(volume) == [b"a", b"b"] and not went_back(volume)
