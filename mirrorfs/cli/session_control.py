@@ -142,6 +142,7 @@ class SessionControl:
             "limits": self._limits_now(),
             "instances": volume.instances,
             "lock": self.lock_state(),
+            "unfinished_looks": volume.daily_look.unfinished(),
             "retention": retention_answer(volume),
         }
 

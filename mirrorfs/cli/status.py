@@ -167,6 +167,7 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
     if report.answer is None or report.protection is None:
         return result
     status, protection = report.answer["status"], report.protection
+    looks = _unfinished_looks(report.answer)
     return result | {
         "read_only": report.answer["read_only"],
         "pid": report.answer["pid"],
@@ -176,11 +177,11 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "burst": burst_json(protection.burst),
         "retention": retention_json(report.answer.get("retention")),
         "local": _local(status, protection),
-        "stores": [_store_json(store) for store in protection.stores],
+        "stores": [_store_json(store, looks.get(store.name)) for store in protection.stores],
     }
 
 
-def _store_json(store: StoreProtection) -> dict[str, Any]:
+def _store_json(store: StoreProtection, look_unfinished_ns: int | None) -> dict[str, Any]:
     return {
         "name": store.name,
         "state": store.state.replace(" ", "-"),
@@ -203,6 +204,7 @@ def _store_json(store: StoreProtection) -> dict[str, Any]:
         "drilled": None if store.drilled_ns is None else timestamp(store.drilled_ns),
         "drill_failed": None if store.drill_failed_ns is None else timestamp(store.drill_failed_ns),
         "went_back": None if store.went_back_ns is None else timestamp(store.went_back_ns),
+        "look_unfinished_since": None if look_unfinished_ns is None else timestamp(look_unfinished_ns),
     }
 
 
@@ -216,6 +218,12 @@ def _local(status: Mapping[str, Any], protection: Protection) -> dict[str, Any]:
         "full": status["stalled"],
         "damaged_count": protection.damaged_here,
     }
+
+
+def _unfinished_looks(answer: Mapping[str, Any]) -> Mapping[str, int]:
+    # A mount of an earlier version does not know of it.
+    found: Mapping[str, int] = answer.get("unfinished_looks", {})
+    return found
 
 
 def _limits(rates: Mapping[str, int] | None) -> dict[str, int | None]:
@@ -251,6 +259,11 @@ def _volume_lines(report: VolumeReport) -> list[str]:
     if protection.reason is not None:
         lines.append(f"  {protection.reason}")
     lines += ["  " + _store_line(store, now_ns=protection.as_of_ns) for store in protection.stores]
+    lines += [
+        f"  {name}: the daily look at what it holds has not come to its end since"
+        f" {local_time(since_ns, now_ns=protection.as_of_ns)}; try `mirrorfs verify {report.name}`"
+        for name, since_ns in _unfinished_looks(report.answer).items()
+    ]
     lines += _limits_line(report.answer.get("limits")) + lock_lines(report.answer.get("lock"))
     lines += retention_lines(report.answer.get("retention"), now_ns=protection.as_of_ns)
     status = report.answer["status"]

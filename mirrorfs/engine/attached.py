@@ -171,6 +171,11 @@ class StoreSet:
         """The store of that name."""
         return next((one for one in self.members if one.store.name == name), None)
 
+    def is_away(self, name: str) -> bool:
+        """Whether a store rotates, and is not here."""
+        one = self.find(name)
+        return one is not None and one.is_away()
+
     def is_catching_up(self) -> bool:
         """Whether something is being sent, or could be."""
         return any(one.mirror.snapshot().state is StateWord.CATCHING_UP for one in self.members)

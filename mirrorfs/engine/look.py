@@ -6,7 +6,8 @@ told: the disk may have been unmounted before the objects were sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import groupby
 
 import trio
@@ -14,7 +15,9 @@ import trio
 from mirrorfs.engine.guarded_store import verify_place
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES, prefix_of
 from mirrorfs.errors import ObjectNotFound
-from mirrorfs.ports import LIST_PAGE_MAX, ObjectKey, Store
+from mirrorfs.ports import LIST_PAGE_MAX, ObjectInfo, ObjectKey, Store
+
+AskForPage = Callable[[Callable[[], Awaitable[Sequence[ObjectInfo]]]], Awaitable[Sequence[ObjectInfo]]]
 
 PAGES_MAX = 10_000
 TOLD_AT_ONCE = 200
@@ -92,9 +95,11 @@ async def _list_sizes(store: Store, prefix: str, keys: Sequence[str]) -> dict[st
 class ListedSizes:
     """The sizes that one store lists under a prefix, asked for in key order."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    def __init__(self, store: Store, prefix: str, *, ask: AskForPage) -> None:
+        """`ask` carries out what lists a page; it may repeat that."""
         self._store = store
         self._prefix = prefix
+        self._ask = ask
         self._page: dict[str, int] = {}
         self._after = ""
         self._ended = False
@@ -103,7 +108,8 @@ class ListedSizes:
         """Bytes of an object that comes after those asked for before; None when it is not listed."""
         while not self._ended and self._after < key:
             # What lies between the last page and this key is of no interest.
-            page = await self._store.list(self._prefix, start_after=max(self._after, key[:-1]))
+            after = max(self._after, key[:-1])
+            page = await self._ask(partial(self._store.list, self._prefix, start_after=after))
             self._ended = not page
             if page:
                 self._page = {info.key: info.size_bytes for info in page if not info.is_hidden}

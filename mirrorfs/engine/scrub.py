@@ -7,7 +7,8 @@ Nothing is changed here: engine/mend.py does that.
 
 Memory is bounded by the names on the local disk, a page of each listing and what is found bad; a scrub that
 reads also keeps the keys of one place, 120 bytes each. A deep scrub that is broken off goes on behind the
-last object it was done with; a sample goes on where the last sample ended.
+last object it was done with; a sample goes on where the last sample ended. A request that a store does not
+answer is repeated some times before the look at that store ends (engine/ask_again.py).
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
 
+from mirrorfs.engine.ask_again import AskAgain
 from mirrorfs.engine.known_faults import KnownFaults
 from mirrorfs.engine.look import ListedSizes, size_at
 from mirrorfs.engine.lost_here import find_lost
@@ -34,6 +37,8 @@ __all__ = ["DEEP", "LOCAL", "SIZES", "BadObject", "Depth", "Fault", "PlaceReport
 PARALLEL: Final = 4
 CHUNK: Final = 32
 """Objects read before the place is remembered."""
+SAID_EVERY: Final = 500
+"""Objects of which existence and size are looked at before it is said how many these are."""
 
 
 @dataclass(slots=True)
@@ -69,7 +74,7 @@ class ScrubReport:
 
 
 OnProgress = Callable[[str, int, int], None]
-"""Hears (place, objects done, objects in all)."""
+"""Hears (place, objects done, objects in all); 0 in all: so many were looked at, of how many is not known."""
 
 
 class Scrubber:
@@ -82,14 +87,21 @@ class Scrubber:
         mirrors: Callable[[], Mapping[str, Mirror]],
         disk: Disk,
         clock: Clock,
+        *,
+        random: Callable[[], float],
     ) -> None:
-        """`mirrors` returns those of the stores that the volume has now, by name."""
+        """
+        Args:
+            mirrors: returns those of the stores that the volume has now, by name.
+            random: uniform in [0, 1), for the pauses before a store is asked again.
+        """
         self._objects = objects
         self._source = source
         self._mirrors = mirrors
         self._state: ScrubState | None = None
         self._disk = disk
         self._clock = clock
+        self._again = AskAgain(random)
         self._deleted: dict[str, Collection[str]] = {}
         """By instance, as far as this run had to ask."""
         self.faults = KnownFaults(disk, objects)
@@ -125,6 +137,7 @@ class Scrubber:
                 continue
             found = PlaceReport(place)
             report.places.append(found)
+            self._again.forget(place)
 
             def note(bad: BadObject) -> None:
                 if all((bad.place, bad.key) != (known.place, known.key) for known in report.bad):
@@ -158,7 +171,8 @@ class Scrubber:
             if place == LOCAL:
                 data = await self._objects.read(key)
             else:
-                data = await self._mirror(place).store.get(ObjectKey(key))
+                store = self._mirror(place).store
+                data = await self._again.ask(place, lambda: store.get(ObjectKey(key)))
             await self._source.check(key, data)
         except ObjectNotFound:
             return BadObject(place, key, Fault.MISSING, "it is not there.")
@@ -201,6 +215,8 @@ class Scrubber:
             expected = self._at_store(place, found, skip, lost_here, note)
         async for key in expected:
             found.listed += 1
+            if found.listed % SAID_EVERY == 0:
+                on_progress(place, found.listed, 0)
             if state.reads:
                 good.append(key)
         wanted = state.select(place, sorted(key for key in good if key not in skip))
@@ -210,7 +226,8 @@ class Scrubber:
             await self._read_chunk(place, chunk, found, note)
             state.done(place, chunk[-1])
         state.done_with(place)
-        on_progress(place, len(wanted), len(wanted))
+        if wanted:
+            on_progress(place, len(wanted), len(wanted))
 
     async def _read_chunk(
         self, place: str, keys: Sequence[str], found: PlaceReport, note: Callable[[BadObject], None]
@@ -224,6 +241,7 @@ class Scrubber:
                     bad = await self.examine(place, key)
                 except (StoreError, DiskError) as exc:
                     failures.append(exc)
+                    nursery.cancel_scope.cancel()  # all of the chunk is read again
                     return
             given_up = bad is not None and place == LOCAL and bad.fault is Fault.MISSING
             if bad is not None and not given_up:  # else the cache gave it up since it was listed
@@ -266,7 +284,7 @@ class Scrubber:
         """Keys of the objects that a store lists with the size they must have; notes all others."""
         mirror = self._mirror(place)
         for prefix in sorted(MIRRORED_PREFIXES):
-            listing = ListedSizes(mirror.store, prefix)
+            listing = ListedSizes(mirror.store, prefix, ask=partial(self._again.ask, place))
             lost = [key for key in lost_here if prefix_of(key) == prefix]
             async with aclosing(self._objects.under(prefix, lost=lost)) as expected:
                 async for item in expected:
@@ -276,7 +294,8 @@ class Scrubber:
                     size_bytes = await listing.size_of(item.key)
                     if size_bytes is None:
                         # Listings may lag, and what was just recorded as held may be newer than this page.
-                        size_bytes = await size_at(mirror.store, item.key)
+                        look = partial(size_at, mirror.store, item.key)
+                        size_bytes = await self._again.ask(place, look)
                     if item.key in skip:
                         continue
                     if size_bytes is None:
@@ -298,7 +317,8 @@ class Scrubber:
         """What is wrong with that; None: nothing is. Raises: StoreError."""
         if mirror.instance not in self._deleted:
             instance = bytes.fromhex(mirror.instance)
-            self._deleted[mirror.instance] = await self._source.deleted_from(mirror.store, instance=instance)
+            ask = partial(self._source.deleted_from, mirror.store, instance=instance)
+            self._deleted[mirror.instance] = await self._again.ask(mirror.store.name, ask)
         if key not in self._deleted[mirror.instance]:
             return "the store does not have it."
         is_needed = self._objects.row_of(key) is not None

@@ -73,6 +73,7 @@ class MountedVolume:
         ages: SegmentAges,
         pruner: Pruner,
         settings: VolumeSettings,
+        random: Callable[[], float],
     ) -> None:
         """Use `open`."""
         self.filesystem = local.filesystem
@@ -96,7 +97,7 @@ class MountedVolume:
         stores.members.on_held = local.cache.judge
         stores.members.on_counted = local.cache.judge_all
         mirrors = stores.members.mirrors
-        self.scrubber = Scrubber(self._objects, source, mirrors, world.disk, world.clock)
+        self.scrubber = Scrubber(self._objects, source, mirrors, world.disk, world.clock, random=random)
         self.scrubbing = trio.Lock()
         """Held by whoever scrubs: there is one place to go on from."""
         self.mender = Mender(
@@ -114,7 +115,7 @@ class MountedVolume:
         )  # fmt: skip
         self.daily_look = DailyLook(
             self.scrubber, self.mender, self.scrubbing, mirrors, world.disk, world.clock,
-            doubted=set(heads.went_back),
+            doubted=set(heads.went_back), is_away=stores.members.is_away,
         )  # fmt: skip
         self.went_back = WentBack(heads, stores.members, world, on_found=self.daily_look.doubt)
         """The stores that went back to an earlier state."""
@@ -193,7 +194,7 @@ class MountedVolume:
         )  # fmt: skip
         public_key = header.public_keys.writer
         pruner = Pruner(world, local, tasks, checkpointer, objects, settings.scratch, public_key)
-        volume = cls(world, local, tasks, objects, checkpointer, writer.heads, ages, pruner, settings)
+        volume = cls(world, local, tasks, objects, checkpointer, writer.heads, ages, pruner, settings, random)
         await volume._start(nursery)
         return volume
 

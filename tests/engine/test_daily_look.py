@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from mirrorfs.engine.daily_look import FIRST_S, LOOKED_PATH, POLL_S
+from mirrorfs.engine.daily_look import DAYS_SAID, FIRST_S, LOOKED_PATH, POLL_S, Unfinished
 from mirrorfs.engine.scrub import SIZES
 from mirrorfs.errors import DiskError, StoreUnavailable
 from mirrorfs.ports import ObjectInfo
@@ -29,12 +30,16 @@ class AskedStore(MemoryStore):
         super().__init__(name)
         self.looks_s: list[float] = []
         self.away = False
+        self.faults: Iterator[bool] = iter(())
+        """Whether each of the next listings fails."""
         self.slow = False
 
     async def list(self, prefix: str, *, start_after: str = "") -> Sequence[ObjectInfo]:
         if prefix == "segments/":  # which nobody else lists once the volume is mounted
             if self.away:
                 raise StoreUnavailable(f"Store {self.name} is away.")
+            if next(self.faults, False):
+                raise StoreUnavailable(f"Store {self.name} answers 503 SlowDown.")
             if self.slow:
                 await trio.sleep(HOUR_S)
             # One look may list it in several pages.
@@ -55,14 +60,16 @@ class Practice(VirtualPc):
         self.home, self.s3 = AskedStore("home"), AskedStore("s3")
         super().__init__(root, [self.home, self.s3])
 
-    async def day(self, name: bytes, *, hours: float = 0.5) -> None:
+    async def day(self, name: bytes, *, hours: float = 0.5, away: bool = False) -> None:
         began_s = trio.current_time()
         async with self.mounted() as volume:
             await write_file(volume, name, b"x" * 1000)
             await volume.flush()
             self.home.looks_s.clear()
             self.s3.looks_s.clear()
+            self.s3.away = away
             await trio.sleep(hours * HOUR_S)
+            self.s3.away = False
         # Mounted again at the same time tomorrow, give or take what mounting takes.
         await trio.sleep(began_s + 24.2 * HOUR_S - trio.current_time())
 
@@ -120,6 +127,59 @@ async def test_a_store_that_was_away_is_looked_at_when_it_is_back(
         assert len(it.home.looks_s) == 1
 
 
+@pytest.mark.expects_warnings(LOST)
+async def test_a_store_that_throttles_is_looked_at_to_the_end(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    it = Practice(tmp_path)
+    async with it.mounted() as volume:
+        await write_file(volume, b"a", b"x" * 1000)
+        await volume.flush()
+        lost = it.s3.lose()
+        it.s3.faults = cycle([True, True, True, True, False])
+        await trio.sleep(FIRST_S + 60)
+        await volume.flush()
+        assert lost in it.s3.objects
+
+
+@pytest.mark.expects_warnings(
+    "The daily look at s3 did not come to its end on [3-6] days in a row: .* is away"
+)
+async def test_that_looks_do_not_come_to_their_end_for_days_is_said(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = Practice(tmp_path)
+
+    def said() -> int:
+        return sum("days in a row" in record.message for record in caplog.records)
+
+    began_ns = it.clock.now_ns()
+    for number in range(5):
+        assert said() == max(0, number - DAYS_SAID + 1)
+        await it.day(b"%d" % number, hours=0.2, away=True)
+    async with it.mounted() as volume:
+        it.s3.away = True
+        await trio.sleep(FIRST_S + 60)
+        since_ns = volume.daily_look.unfinished()
+        assert list(since_ns) == ["s3"]
+        assert 0 <= since_ns["s3"] - began_ns < 3600 * 10**9, "when the first of them began"
+        it.s3.away = False
+        await trio.sleep(POLL_S)
+        assert volume.daily_look.unfinished() == {}
+    said_before = said()
+    await it.day(b"another", hours=0.2, away=True)
+    await it.day(b"one more", hours=0.2, away=True)
+    assert said() == said_before, "in a row"
+
+
+def test_days_are_counted_under_any_clock() -> None:
+    day_ns = 24 * 3600 * 10**9
+    one = Unfinished(10 * day_ns, 1, 10 * day_ns)
+    assert one.again(10 * day_ns + day_ns // 2) == one
+    assert one.again(11 * day_ns) == Unfinished(10 * day_ns, 2, 11 * day_ns)
+    assert one.again(5 * day_ns) == Unfinished(5 * day_ns, 1, 5 * day_ns), "the clock was put back"
+
+
 async def test_it_gives_way_to_a_person(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Whoever wants to verify need not wait for it; it comes again."""
     it = Practice(tmp_path)
@@ -140,7 +200,17 @@ async def test_it_gives_way_to_a_person(tmp_path: Path, autojump_clock: MockCloc
         assert len(it.home.looks_s) > looks
 
 
-@pytest.mark.parametrize("kept", [b"", b"[1]", b"{", b'{"20202020202020202020202020202020": "x"}'])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b"",
+        b"[1]",
+        b"{",
+        b'{"20202020202020202020202020202020": "x"}',
+        b'{"unfinished": 5}',
+        b'{"unfinished": {"local disk": [1, "x", true]}}',
+    ],
+)
 async def test_what_is_remembered_may_be_anything(
     kept: bytes, tmp_path: Path, autojump_clock: MockClock
 ) -> None:

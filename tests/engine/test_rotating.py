@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.engine import guarded_store
+from mirrorfs.engine.daily_look import FIRST_S
 from mirrorfs.engine.guarded_store import GuardedStore
 from mirrorfs.engine.lease import LEASE_PERIOD_S
 from mirrorfs.engine.local import World
@@ -303,3 +304,16 @@ async def test_flush_waits_for_it_while_it_is_there(autojump_clock: MockClock, o
         await volume.flush()
         assert usb(volume).pending_count == 0
     await office.check_disk_alone(range(4))
+
+
+async def test_that_a_disk_is_away_is_no_look_that_failed(
+    autojump_clock: MockClock, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirrorfs.engine.daily_look.DAYS_SAID", 1)
+    machine = office.machine("pc")
+    async with machine.mounted() as volume:
+        await fill(volume, 0, 2)
+        await volume.flush()
+        office.disk.pull("unplugged")
+        await trio.sleep(2 * FIRST_S)
+        assert volume.daily_look.unfinished() == {}

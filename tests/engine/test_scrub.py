@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import trio
 
 from mirrorfs.engine.mend import GATHER_S
 from mirrorfs.engine.reader import FrameCache
-from mirrorfs.engine.scrub import DEEP, LOCAL, SIZES, Depth, Fault
+from mirrorfs.engine.retry import RetryPolicy
+from mirrorfs.engine.scrub import DEEP, LOCAL, PARALLEL, SIZES, Depth, Fault
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import StoreDenied, StoreUnavailable
-from mirrorfs.ports import ObjectKey, ObjectVersion
+from mirrorfs.ports import ObjectInfo, ObjectKey, ObjectVersion
 from tests.support.machine import Machine, read_file, write_file
 from tests.support.store_memory import MemoryStore
 
@@ -23,16 +25,35 @@ FILES = 12
 
 
 class FailingStore(MemoryStore):
-    """Can be away, after some more reads; can refuse to delete."""
+    """Can be away, after some more reads; can throttle; can refuse to delete."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.reads_left = 1 << 30
         self.keeps = False
+        self.throttles = False
+        self.refused = 0
+        self._asked: Counter[str] = Counter()
+
+    def _throttle(self, what: str) -> None:
+        """If it throttles, what looks is refused four times before it is answered."""
+        self._asked[what] += self.throttles
+        if self._asked[what] % 5:
+            self.refused += 1
+            raise StoreUnavailable(f"Store {self.name} answers 503 SlowDown.")
+
+    async def list(self, prefix: str, *, start_after: str = "") -> Sequence[ObjectInfo]:
+        self._throttle(f"{prefix} {start_after}")
+        return await super().list(prefix, start_after=start_after)
+
+    async def head(self, key: ObjectKey) -> ObjectInfo:
+        self._throttle(key)
+        return await super().head(key)
 
     async def get(
         self, key: ObjectKey, *, size_max: int = 1 << 25, version: ObjectVersion | None = None
     ) -> bytes:
+        self._throttle(key)
         self.reads_left -= 1
         if self.reads_left < 0:
             raise StoreUnavailable(f"Store {self.name} is away.")
@@ -251,3 +272,52 @@ async def test_what_a_reader_finds_bad_is_mended(tmp_path: Path, monkeypatch: py
                         if name == LOCAL and bad.fault is Fault.MISSING:
                             break  # the cache gave it up
                         await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("depth", [SIZES, DEEP], ids=["sizes", "deep"])
+async def test_a_store_that_throttles_is_looked_at_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: Depth
+) -> None:
+    monkeypatch.setattr("mirrorfs.engine.ask_again.POLICY", RetryPolicy(backoff_first_s=0.001))
+    async with place(tmp_path) as it:
+        lost = it.keys("segments/")[3]
+        del it.stores[0].objects[lost]
+        it.stores[0].throttles = True
+        report = await it.volume.scrubber.run(depth, places=["home"])
+        assert [found.unreachable for found in report.places] == [None]
+        assert [(bad.place, bad.key) for bad in report.bad] == [("home", lost)]
+        assert report.places[0].read == (len(it.good) - 1 if depth is DEEP else 0)
+        it.stores[0].throttles = False
+        assert it.stores[0].refused > 4 * (len(it.good) if depth is DEEP else 1)
+
+
+async def test_a_store_that_is_away_is_not_asked_over_and_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirrorfs.engine.ask_again.POLICY", RetryPolicy(backoff_first_s=0.001))
+    async with place(tmp_path) as it:
+        it.stores[0].reads_left = 0
+        report = await it.volume.scrubber.run(DEEP, places=["home"])
+        assert report.places[0].unreachable == "Store home is away."
+        first = -it.stores[0].reads_left
+        assert first <= PARALLEL * RetryPolicy().attempts_max
+        for key in it.good:
+            with pytest.raises(StoreUnavailable):
+                await it.volume.scrubber.examine("home", key)
+        assert -it.stores[0].reads_left == first + len(it.good), "known to be away"
+        it.stores[0].reads_left = 1 << 30
+        assert await it.volume.scrubber.examine("home", it.keys()[0]) is None
+        it.stores[0].reads_left = 0
+        with pytest.raises(StoreUnavailable):
+            await it.volume.scrubber.examine("home", it.keys()[0])
+        assert -it.stores[0].reads_left == RetryPolicy().attempts_max, "there is patience again"
+
+
+async def test_progress_of_a_look_that_only_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirrorfs.engine.scrub.SAID_EVERY", 5)
+    async with place(tmp_path) as it:
+        said: list[tuple[str, int, int]] = []
+        await it.volume.scrubber.run(SIZES, on_progress=lambda *what: said.append(what))
+        counts = list(range(5, len(it.good) + 1, 5))
+        assert len(counts) > 3
+        assert said == [(name, count, 0) for name in (LOCAL, "home", "s3") for count in counts]
