@@ -39,6 +39,8 @@ class ProgressItem:
     """Said after the numbers, such as "3 objects to go"."""
     shows_bytes: bool = True
     """Whether done and total are bytes, to be said; else the note alone says what they count."""
+    has_total: bool = True
+    """Whether it is known how much there is; else the note alone is said."""
 
     @property
     def fraction(self) -> float:
@@ -109,6 +111,8 @@ class Progress:
 
     @staticmethod
     def _bar(item: ProgressItem) -> str:
+        if not item.has_total:
+            return _line([item])
         filled = int(item.fraction * BAR_CELLS)
         bar = "#" * filled + "." * (BAR_CELLS - filled)
         return f"{item.name} [{bar}] {int(item.fraction * 100):3d}% {_rest(item)}"
@@ -122,4 +126,8 @@ def _rest(item: ProgressItem) -> str:
 
 
 def _line(items: Sequence[ProgressItem]) -> str:
-    return "; ".join(f"{item.name}: {int(item.fraction * 100)}% done, {_rest(item)}" for item in items)
+    return "; ".join(f"{item.name}: {_done(item)}{_rest(item)}" for item in items)
+
+
+def _done(item: ProgressItem) -> str:
+    return f"{int(item.fraction * 100)}% done, " if item.has_total else ""

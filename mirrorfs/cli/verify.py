@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, mends: bool) -> None:
 def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Carry out `verify` or `repair`.
 
-    Returns: 0; 5: there is damage, or some that could not be mended; 4: a store could not be looked at.
+    Returns: 0; 5: there is damage, or some that could not be mended; 4: a store could not be looked at, or
+        has not taken yet what is sent to it again.
     Raises: MirrorfsError.
     """
     paths = resolve(arguments.target, environment)
@@ -126,24 +127,32 @@ class _Account:
         """Take one message of a scrub (cli/scrubbing.py)."""
         kind = message.get("type")
         if kind == "progress":
-            place, done, total = (message[name] for name in ("place", "done", "total"))
-            assert isinstance(done, int) and isinstance(total, int)
-            if total:
-                note = f"{done} of {total} objects"
-                self._progress.show([ProgressItem(str(place), done, total, note=note, shows_bytes=False)])
+            self._show(message)
         elif kind == "bad":
             key = str(message["place"]), str(message["key"])
-            self._bad[key] = {**message, "mended": None, "why": None}
+            self._bad[key] = {**message, "mended": None, "why": None, "on_its_way": False}
             self._say(f"{_place(key[0])}: {key[1]} is {message['fault']}: {message['detail']}")
         elif kind == "mended":
             entry = self._bad[str(message["place"]), str(message["key"])]
-            entry |= {"mended": message["why"] is None, "why": message["why"]}
+            # A mount of an earlier version does not say whether it is on its way.
+            on_its_way = message.get("on_its_way") is True
+            entry |= {"mended": message["why"] is None, "why": message["why"], "on_its_way": on_its_way}
             if message["why"] is not None:
-                self._say(f"{_place(entry['place'])}: {entry['key']} is not mended: {message['why']}")
+                how = "on its way" if on_its_way else "not mended"
+                self._say(f"{_place(entry['place'])}: {entry['key']} is {how}: {message['why']}")
         elif kind == "done":
             places = message["places"]
             assert isinstance(places, list)
             self._places, self._resumed, self._ended = places, message["resumed"] is True, True
+
+    def _show(self, message: Message) -> None:
+        done, total = message["done"], message["total"]
+        assert isinstance(done, int) and isinstance(total, int)
+        name = "all places" if message["place"] is None else str(message["place"])
+        note = f"{done} of {total} objects" if total else f"{done} objects"
+        note += f" {message.get('phase', 'looked at')}"
+        item = ProgressItem(name, done, total, note=note, shows_bytes=False, has_total=total > 0)
+        self._progress.show([item])
 
     def _say(self, sentence: str) -> None:
         self._progress.end()
@@ -158,13 +167,13 @@ class _Account:
             print(json.dumps(self._as_json(), indent=2))
         else:
             self._print()
-        left = [bad for bad in self._bad.values() if not bad["mended"]]
-        if left:
+        if any(not bad["mended"] and not bad["on_its_way"] for bad in self._bad.values()):
             return EXIT_DAMAGED
-        return EXIT_UNAVAILABLE if any(place["unreachable"] for place in self._places) else 0
+        is_left = any(bad["on_its_way"] for bad in self._bad.values())
+        return EXIT_UNAVAILABLE if is_left or any(place["unreachable"] for place in self._places) else 0
 
     def _as_json(self) -> dict[str, Any]:
-        names = ("place", "key", "fault", "detail", "mended", "why")
+        names = ("place", "key", "fault", "detail", "mended", "why", "on_its_way")
         return {
             "schema": SCHEMA,
             "volume": self._name,
@@ -188,7 +197,9 @@ class _Account:
             print(one_line(f"{_place(place['place'])}: {', '.join(parts)}"))
         if self._arguments.mends:
             mended = sum(1 for bad in self._bad.values() if bad["mended"])
-            print(f"{mended} of {len(self._bad)} bad copies mended.")
+            on_way = sum(1 for bad in self._bad.values() if bad["on_its_way"])
+            way = f", {on_way} on its way; `mirrorfs status` shows when the store has it" if on_way else ""
+            print(f"{mended} of {len(self._bad)} bad copies mended{way}.")
         elif self._bad:
             print(f"`mirrorfs repair {self._name}` mends what has a good copy elsewhere.")
 
