@@ -8,8 +8,10 @@ A store that went back to an earlier state is told of by itself, once, whatever 
 
 The command is run without a shell, in "/", with a bare environment and JSON on its standard input: volume,
 light, previous light, reason, time. One at a time, each with a deadline; what changes meanwhile is told
-afterwards, the newest state only. Of changes of keys and stores it is told by the command that made or found
-them (cli/key_events.py). It is started by exec from this process (vfork: no copy of its memory).
+afterwards, the newest state only. A command that fails is run again, with longer and longer pauses, while its
+light is the newest. What was told last is kept (cli/alarm_note.py), so that the next mount tells what has
+changed since. Of changes of keys and stores it is told by the command that made or found them
+(cli/key_events.py). It is started by exec from this process (vfork: no copy of its memory).
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import trio
 
+from mirrorfs.cli.alarm_note import AlarmNote, Told, Unheard
 from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.protection import (
     NO_DRILLS,
@@ -37,7 +40,7 @@ from mirrorfs.cli.protection import (
     judge,
     went_back_reason,
 )
-from mirrorfs.errors import ConfigError
+from mirrorfs.errors import ConfigError, DiskError
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,10 @@ HOLDS_S: Final = {
 }
 """How long a light must have been on before it is told."""
 DEADLINE_S: Final = 60.0
+AGAIN_FIRST_S: Final = 180.0
+"""Pause after a command that failed; it doubles with each further failure ..."""
+AGAIN_MAX_S: Final = 900.0
+"""... up to this: there may be mails that did go out."""
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -82,6 +89,7 @@ class Alarm:
         drills: Callable[[], Mapping[str, LastDrill]] = lambda: NO_DRILLS,
         untold: Callable[[], Sequence[tuple[str, int]]] = lambda: (),
         on_told: Callable[[str], None] = lambda store: None,
+        note: AlarmNote | None = None,
     ) -> None:
         """
         Args:
@@ -89,6 +97,7 @@ class Alarm:
             drills: returns what is known of the drills on each store, by name.
             untold: returns the stores that went back of which nothing was told, and when that was found.
             on_told: hears of which of these it was told.
+            note: where it is kept what was told last; None: nowhere.
         """
         self._volume = volume
         self._config = config
@@ -96,16 +105,24 @@ class Alarm:
         self._drills = drills
         self._untold = untold
         self._on_told = on_told
-        self._told: Light | None = None
-        self._told_burst: int | None = None
-        """Position of the last clean moment of the burst that was told."""
+        self._note = note
+        self._told: Told | None = None
+        self._failures = 0
+        """Of the command, since it last ended well."""
+        self._again_s = 0.0
+        """When what was not heard may be told again (trio's clock)."""
+        self._unheard: Unheard | None = None
         self._light: Light | None = None
         self._burst: int | None = None
         self._since_s = 0.0
-        self._failed = False
+
+    def unheard(self) -> Unheard | None:
+        """What the command could not be told; None: it was told everything."""
+        return self._unheard
 
     async def run(self) -> None:
         """Look until cancelled."""
+        self._recall()
         while True:
             await self._tell_of_stores()
             protection = self.look()
@@ -113,8 +130,19 @@ class Alarm:
                 await self._tell(protection)
             await trio.sleep(LOOK_EVERY_S)
 
+    def _recall(self) -> None:
+        if self._note is None:
+            return
+        if not self._config.command:
+            self._note.remove()  # a command that is configured later has heard nothing
+            return
+        told = self._told = self._note.read()
+        if told is not None and not told.heard:
+            why = "it did not end well in an earlier mount"
+            self._unheard = Unheard(told.light, told.time_ns, why)
+
     def look(self) -> Protection | None:
-        """The state now, if its light has changed since it was told, and held since."""
+        """The state now, if its light has held, and is another than was told, or was told in vain."""
         protection = judge(
             self._status(),
             asked_ns=time.time_ns(),
@@ -126,32 +154,79 @@ class Alarm:
         burst = _began(protection)
         if (protection.light, burst) != (self._light, self._burst):
             self._light, self._burst, self._since_s = protection.light, burst, now_s
-        is_told = protection.light is self._told and burst in (None, self._told_burst)
-        if is_told or now_s - self._since_s < HOLDS_S[protection.light]:
+        if now_s - self._since_s < HOLDS_S[protection.light]:
+            return None
+        told = self._told
+        if told is not None and self._was_told(protection) and (told.heard or now_s < self._again_s):
             return None
         return protection
 
+    def _was_told(self, protection: Protection) -> bool:
+        told = self._told
+        return (
+            told is not None and told.light is protection.light and _began(protection) in (None, told.burst)
+        )
+
     async def _tell(self, protection: Protection) -> None:
-        before, self._told = self._told, protection.light
-        self._told_burst = _began(protection)
-        if before is None and protection.light is Light.PROTECTED:
-            return  # so it begins
-        level = logging.WARNING if protection.light is Light.AT_RISK else logging.INFO
-        log.log(level, "The volume is %s. %s", protection.light.value, protection.reason or "")
-        if self._config.command:
-            message = {
-                "volume": self._volume,
-                "light": protection.light.value,
-                "previous": None if before is None else before.value,
-                "reason": protection.reason,
-                "time_ns": time.time_ns(),
-                "stores": [asdict(store) for store in protection.stores],
-                "burst": burst_json(protection.burst),
-            }
-            await self._run_command(json.dumps(message).encode())
+        told = self._told
+        if told is None or not self._was_told(protection):
+            before = None if told is None else told.light
+            # So it begins: of a volume that is well nobody need hear.
+            is_news = before is not None or protection.light is not Light.PROTECTED
+            if is_news:
+                level = logging.WARNING if protection.light is Light.AT_RISK else logging.INFO
+                log.log(level, "The volume is %s. %s", protection.light.value, protection.reason or "")
+            told = Told(
+                protection.light, before, _began(protection), time.time_ns(),
+                heard=not is_news or not self._config.command,
+            )  # fmt: skip
+            self._remember(told)
+        if told.heard:
+            return
+        message = {
+            "volume": self._volume,
+            "light": protection.light.value,
+            "previous": None if told.previous is None else told.previous.value,
+            "reason": protection.reason,
+            "time_ns": told.time_ns,
+            "stores": [asdict(store) for store in protection.stores],
+            "burst": burst_json(protection.burst),
+        }
+        failure = await self._run_command(json.dumps(message).encode())
+        self._note_end(told, failure)
+
+    def _note_end(self, told: Told, failure: str | None) -> None:
+        self._count(failure)
+        if failure is None:
+            self._unheard = None
+            self._remember(replace(told, heard=True))
+        else:
+            since_ns = time.time_ns() if self._unheard is None else self._unheard.since_ns
+            self._unheard = Unheard(told.light, since_ns, failure)
+
+    def _count(self, failure: str | None) -> None:
+        if failure is None:
+            if self._failures:
+                log.info("The alarm command works again.")
+            self._failures = 0
+            return
+        if not self._failures:
+            log.warning("The alarm command failed: %s.", failure)
+        self._again_s = trio.current_time() + min(AGAIN_MAX_S, AGAIN_FIRST_S * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+
+    def _remember(self, told: Told) -> None:
+        self._told = told
+        if self._note is None or not self._config.command:
+            return
+        try:
+            self._note.write(told)
+        except DiskError as exc:
+            # A disk that is full is what may have to be told; the next mount may tell it again.
+            log.warning("What the alarm command was told cannot be kept: %s", exc)
 
     async def _tell_of_stores(self) -> None:
-        if not self._config.command:
+        if not self._config.command or trio.current_time() < self._again_s:
             return  # a command that is configured later is told then
         for store, found_ns in self._untold():
             reason = went_back_reason(store, found_ns, time.time_ns())
@@ -159,7 +234,10 @@ class Alarm:
                 "volume": self._volume, "event": "store-went-back", "light": None, "previous": None,
                 "reason": reason, "time_ns": found_ns, "stores": [],
             }  # fmt: skip
-            await self._run_command(json.dumps(message).encode())
+            failure = await self._run_command(json.dumps(message).encode())
+            self._count(failure)
+            if failure is not None:
+                return  # it is told again later
             self._on_told(store)
 
     def locked(self, reason: str) -> None:
@@ -167,7 +245,7 @@ class Alarm:
 
         Its message is that of a light that did not change, and `event`.
         """
-        light = None if self._told is None else self._told.value
+        light = None if self._told is None else self._told.light.value
         message: dict[str, Any] = {
             "volume": self._volume, "event": "locked", "light": light, "previous": light,
             "reason": reason, "time_ns": time.time_ns(), "stores": [],
@@ -175,20 +253,20 @@ class Alarm:
         if not start_command(self._config, message):
             log.warning("The alarm command could not be started.")
 
-    async def _run_command(self, message: bytes) -> None:
+    async def _run_command(self, message: bytes) -> str | None:
+        """Returns: how it failed, a part of a sentence; None: it ended well."""
         try:
             how = _how(self._config)
             program = how.pop("args")
             with trio.move_on_after(DEADLINE_S) as scope:
                 done = await trio.run_process(program, stdin=message, check=False, **how)
-            failure = "it did not end in time" if scope.cancelled_caught else ""
-            if not failure and done.returncode != 0:
-                failure = f"it ended with exit code {done.returncode}"
-        except (ConfigError, OSError, ValueError, LookupError) as exc:
-            failure = str(exc) if isinstance(exc, ConfigError) else "it could not be started"
-        if failure and not self._failed:
-            log.warning("The alarm command failed: %s.", failure.rstrip("."))
-        self._failed = bool(failure)
+        except ConfigError as exc:
+            return str(exc).rstrip(".")
+        except (OSError, ValueError, LookupError):
+            return "it could not be started"
+        if scope.cancelled_caught:
+            return "it did not end in time"
+        return f"it ended with exit code {done.returncode}" if done.returncode else None
 
 
 def start_command(config: AlarmConfig, message: Mapping[str, Any]) -> bool:

@@ -22,6 +22,7 @@ import trio
 
 from mirrorfs.cli import session_lock
 from mirrorfs.cli.alarm import Alarm
+from mirrorfs.cli.alarm_note import AlarmNote
 from mirrorfs.cli.config import StoreConfig, VolumeConfig, VolumePaths
 from mirrorfs.cli.control import ControlServer
 from mirrorfs.cli.drill_record import DrillRecord
@@ -315,7 +316,9 @@ class Session:
             drills=lambda: record.last(self._config.stores),
             untold=volume.went_back.untold,
             on_told=volume.went_back.told,
+            note=AlarmNote(self._paths),
         )
+        self._control.unheard_alarm = alarm.unheard
         self._locking.on_lock = alarm.locked
         nursery.start_soon(alarm.run)
         nursery.start_soon(self._drills.by_schedule)

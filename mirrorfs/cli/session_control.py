@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from mirrorfs.cli.alarm_note import Unheard
 from mirrorfs.cli.control import Connection, Handler
 from mirrorfs.cli.control_protocol import STALL_S, Message
 from mirrorfs.cli.key_pipe import SessionRequest
@@ -52,6 +53,8 @@ class SessionControl:
         """Whether the session ends because it is locked."""
         self.lock_state: Callable[[], Message] = dict
         """What `status` shows of the locking."""
+        self.unheard_alarm: Callable[[], Unheard | None] = lambda: None
+        """What the alarm command could not be told."""
 
     # --- what the session tells ----------------------------------------------------------------
 
@@ -142,6 +145,7 @@ class SessionControl:
             "limits": self._limits_now(),
             "instances": volume.instances,
             "lock": self.lock_state(),
+            "alarm": None if (unheard := self.unheard_alarm()) is None else asdict(unheard),
             "unfinished_looks": volume.daily_look.unfinished(),
             "retention": retention_answer(volume),
         }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mirrorfs.cli import volume_lock
+from mirrorfs.cli.alarm_note import alarm_json, alarm_lines
 from mirrorfs.cli.config import VolumePaths, configured_volumes, load_config, volume_paths
 from mirrorfs.cli.control_protocol import ControlClient, NotMounted
 from mirrorfs.cli.drill_record import last_drills
@@ -152,18 +153,12 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "locked": None if report.locked is None else locked_json(report.locked),
         "keys": keys_json(report.keys),
         "burst": None,
+        "alarm": None,
         "retention": None,
         "stores": [],
     }
     if report.view_time_ns is not None and report.answer is not None:
-        answer = report.answer
-        return result | {
-            "read_only": True,
-            "pid": answer["pid"],
-            "as_of": timestamp(report.view_time_ns),
-            "follows": answer["follows"],
-            "reason": answer["fault"],
-        }
+        return result | _view_json(report.answer, report.view_time_ns)
     if report.answer is None or report.protection is None:
         return result
     status, protection = report.answer["status"], report.protection
@@ -175,6 +170,7 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "reason": protection.reason,
         "as_of": timestamp(protection.as_of_ns),
         "burst": burst_json(protection.burst),
+        "alarm": alarm_json(report.answer.get("alarm")),
         "retention": retention_json(report.answer.get("retention")),
         "local": _local(status, protection),
         "stores": [_store_json(store, looks.get(store.name)) for store in protection.stores],
@@ -205,6 +201,16 @@ def _store_json(store: StoreProtection, look_unfinished_ns: int | None) -> dict[
         "drill_failed": None if store.drill_failed_ns is None else timestamp(store.drill_failed_ns),
         "went_back": None if store.went_back_ns is None else timestamp(store.went_back_ns),
         "look_unfinished_since": None if look_unfinished_ns is None else timestamp(look_unfinished_ns),
+    }
+
+
+def _view_json(answer: Mapping[str, Any], time_ns: int) -> dict[str, Any]:
+    return {
+        "read_only": True,
+        "pid": answer["pid"],
+        "as_of": timestamp(time_ns),
+        "follows": answer["follows"],
+        "reason": answer["fault"],
     }
 
 
@@ -258,6 +264,7 @@ def _volume_lines(report: VolumeReport) -> list[str]:
     lines = [f"{report.name}: {_WORDS[protection.light]}, mounted on {report.mountpoint}"]
     if protection.reason is not None:
         lines.append(f"  {protection.reason}")
+    lines += alarm_lines(report.answer.get("alarm"), now_ns=protection.as_of_ns)
     lines += ["  " + _store_line(store, now_ns=protection.as_of_ns) for store in protection.stores]
     lines += [
         f"  {name}: the daily look at what it holds has not come to its end since"

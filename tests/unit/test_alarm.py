@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from mirrorfs.cli.alarm import HOLDS_S, LOOK_EVERY_S, Alarm, check_command
+from mirrorfs.cli.alarm import AGAIN_FIRST_S, AGAIN_MAX_S, HOLDS_S, LOOK_EVERY_S, Alarm, check_command
+from mirrorfs.cli.alarm_note import NAME, AlarmNote, Told, Unheard, alarm_json, alarm_lines
+from mirrorfs.cli.config import volume_paths
 from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.protection import Light
-from mirrorfs.errors import ConfigError
+from mirrorfs.errors import ConfigError, DiskFull
 from tests.unit.test_protection import AWAY, BURST, PENDING, status, store
 
 
-class Told(Alarm):
+class TellingAlarm(Alarm):
     """Notes what would be told."""
 
     def __init__(self) -> None:
@@ -33,7 +37,7 @@ class Told(Alarm):
 
 @pytest.mark.expects_warnings("is at-risk")
 async def test_a_light_is_told_when_it_has_held(autojump_clock: MockClock) -> None:
-    alarm = Told()
+    alarm = TellingAlarm()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(alarm.run)
         await trio.sleep(60)
@@ -57,7 +61,7 @@ async def test_a_light_is_told_when_it_has_held(autojump_clock: MockClock) -> No
 
 @pytest.mark.expects_warnings("is at-risk")
 async def test_a_burst_is_told_although_the_light_was_on(autojump_clock: MockClock) -> None:
-    alarm = Told()
+    alarm = TellingAlarm()
     alarm.now = status(store(**AWAY))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(alarm.run)
@@ -105,7 +109,7 @@ async def test_the_command_gets_json(told_by: tuple[Path, Path]) -> None:
         AlarmConfig(command=(str(program), str(out)), max_lag_s=0),
         status=lambda: status(store(**AWAY)),
     )
-    alarm._told = Light.PROTECTED
+    alarm._told = Told(Light.PROTECTED, None, None, 0, heard=True)
     alarm.look()
     alarm._since_s -= HOLDS_S[Light.AT_RISK]
     protection = alarm.look()
@@ -152,16 +156,193 @@ async def test_a_store_that_went_back_is_told_at_the_mount(told_by: tuple[Path, 
     assert read_json(out)["event"] == "store-went-back"
 
 
+class HookedAlarm(Alarm):
+    """Its command is this test: it notes what it is told, and may fail."""
+
+    def __init__(self, tmp_path: Path, *, command: tuple[str, ...] = ("/bin/true",)) -> None:
+        home = {"MIRRORFS_CONFIG_HOME": str(tmp_path), "MIRRORFS_STATE_HOME": str(tmp_path)}
+        paths = volume_paths("practice", home)
+        paths.state.mkdir(exist_ok=True)
+        self.file = paths.state / NAME
+        self.now: dict[str, Any] = status(store())
+        self.fails = False
+        self.heard: list[tuple[str, str | None]] = []
+        self.tried_s: list[float] = []
+        self.messages: list[dict[str, Any]] = []
+        config = AlarmConfig(max_lag_s=0, command=command)
+        super().__init__("practice", config, status=lambda: self.now, note=AlarmNote(paths))
+
+    async def _run_command(self, message: bytes) -> str | None:
+        await trio.lowlevel.checkpoint()
+        self.tried_s.append(trio.current_time())
+        self.messages.append(json.loads(message))
+        if self.fails:
+            return "it ended with exit code 75"
+        self.heard.append((self.messages[-1]["light"], self.messages[-1]["previous"]))
+        return None
+
+    async def mounted(self, now: dict[str, Any], *, seconds: float = 200.0) -> None:
+        """Look at a state for a while, as a mount of its own does."""
+        self.now = now
+        with trio.move_on_after(seconds):
+            await self.run()
+
+
+@pytest.mark.expects_warnings("is at-risk", "The alarm command failed: it ended with exit code 75.")
+async def test_what_could_not_be_told_is_told_again(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    alarm = HookedAlarm(tmp_path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alarm.run)
+        await trio.sleep(60)
+        assert (alarm.messages, alarm.unheard()) == ([], None)
+        alarm.now, alarm.fails = status(store(**AWAY)), True
+        await trio.sleep(3600)
+        gaps_s = [later - before for before, later in itertools.pairwise(alarm.tried_s)]
+        assert AGAIN_FIRST_S <= gaps_s[0] <= AGAIN_FIRST_S + 2 * LOOK_EVERY_S
+        assert all(before <= later + LOOK_EVERY_S for before, later in itertools.pairwise(gaps_s))
+        assert AGAIN_MAX_S <= gaps_s[-1] <= AGAIN_MAX_S + 2 * LOOK_EVERY_S, "every few minutes, for ever"
+        unheard = alarm.unheard()
+        assert unheard is not None
+        assert (unheard.light, unheard.error) == (Light.AT_RISK, "it ended with exit code 75")
+        assert len({message["time_ns"] for message in alarm.messages}) == 1, "when it began"
+        assert sum("The alarm command failed" in record.message for record in caplog.records) == 1
+        alarm.fails = False
+        await trio.sleep(AGAIN_MAX_S + 2 * LOOK_EVERY_S)
+        assert alarm.heard == [("at-risk", "protected")]
+        assert alarm.unheard() is None
+        await trio.sleep(3600)
+        assert len(alarm.heard) == 1
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.expects_warnings("The alarm command failed: it ended with exit code 75.")
+async def test_a_store_that_went_back_is_told_until_it_is_heard(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    alarm = HookedAlarm(tmp_path)
+    untold = {"nas": time.time_ns()}
+    alarm._untold, alarm._on_told = lambda: list(untold.items()), untold.__delitem__
+    alarm.fails = True
+    await alarm.mounted(status(store("nas")), seconds=AGAIN_FIRST_S + 2 * LOOK_EVERY_S)
+    assert (len(alarm.tried_s), list(untold)) == (2, ["nas"])
+    alarm.fails = False
+    await alarm.mounted(status(store("nas")), seconds=AGAIN_MAX_S)
+    assert (len(alarm.heard), untold) == (1, {})
+
+
 @pytest.mark.expects_warnings("is at-risk", "The alarm command failed")
-async def test_a_command_that_fails_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_only_the_newest_light_is_told_again(tmp_path: Path, autojump_clock: MockClock) -> None:
+    alarm = HookedAlarm(tmp_path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alarm.run)
+        await trio.sleep(60)
+        alarm.now, alarm.fails = status(store(**AWAY)), True
+        await trio.sleep(100)
+        alarm.now, alarm.fails = status(store()), False
+        await trio.sleep(2 * AGAIN_MAX_S)
+        # A command that failed may have told somebody: so the end of it is told, too.
+        assert alarm.heard == [("protected", "at-risk")]
+        assert alarm.unheard() is None
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.expects_warnings("is at-risk")
+async def test_what_was_told_is_known_to_the_next_mount(tmp_path: Path, autojump_clock: MockClock) -> None:
+    heard = []
+    for now in (store(), store(**AWAY), store(**AWAY), store(), store()):
+        alarm = HookedAlarm(tmp_path)
+        await alarm.mounted(status(now))
+        heard.append(alarm.heard)
+    assert heard == [[], [("at-risk", "protected")], [], [("protected", "at-risk")], []]
+    assert set(json.loads(alarm.file.read_bytes())) == {"light", "previous", "burst", "time_ns", "heard"}
+
+
+@pytest.mark.expects_warnings("is at-risk", "The alarm command failed")
+async def test_what_could_not_be_told_is_told_by_the_next_mount(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    await HookedAlarm(tmp_path).mounted(status(store()))
+    first = HookedAlarm(tmp_path)
+    first.fails = True
+    await first.mounted(status(store(**AWAY), burst=BURST))
+    second = HookedAlarm(tmp_path)
+    second._recall()
+    unheard = second.unheard()
+    assert unheard is not None and unheard.light is Light.AT_RISK
+    await second.mounted(status(store(**AWAY), burst=BURST))
+    assert second.heard == [("at-risk", "protected")]
+    assert second.messages[0]["time_ns"] == first.messages[0]["time_ns"]
+    third = HookedAlarm(tmp_path)
+    await third.mounted(status(store(**AWAY), burst=BURST))
+    assert third.heard == [], "the burst is known, too"
+    await third.mounted(status(store(**AWAY), burst={**BURST, "clean_position": 19 << 20}))
+    assert third.heard == [("at-risk", "at-risk")]
+
+
+@pytest.mark.expects_warnings("is at-risk")
+@pytest.mark.parametrize(
+    "kept",
+    [b"", b"{", b"[1]", b"5", b"[" * 4000, b"\xff\xfe", b'{"light": "at-risk"}',
+     b'{"light": "blue", "previous": null, "burst": null, "time_ns": 1, "heard": true}',
+     b'{"light": "at-risk", "previous": 7, "burst": null, "time_ns": 1, "heard": true}',
+     b'{"light": "at-risk", "previous": null, "burst": [], "time_ns": 1e999, "heard": true}'],
+)  # fmt: skip
+async def test_a_damaged_note_is_none(tmp_path: Path, autojump_clock: MockClock, kept: bytes) -> None:
+    alarm = HookedAlarm(tmp_path)
+    alarm.file.write_bytes(kept)
+    await alarm.mounted(status(store(**AWAY)))
+    assert alarm.heard == [("at-risk", None)]
+    assert AlarmNote.read(alarm._note) is not None  # type: ignore[arg-type]
+
+
+@pytest.mark.expects_warnings("is at-risk")
+async def test_a_command_that_comes_later_has_heard_nothing(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    await HookedAlarm(tmp_path).mounted(status(store(**AWAY)))
+    without = HookedAlarm(tmp_path, command=())
+    await without.mounted(status(store(**AWAY)))
+    assert (without.messages, without.file.exists()) == ([], False)
+    later = HookedAlarm(tmp_path)
+    await later.mounted(status(store(**AWAY)))
+    assert later.heard == [("at-risk", None)]
+
+
+@pytest.mark.expects_warnings("is at-risk", "What the alarm command was told cannot be kept")
+async def test_a_full_disk_stops_no_alarm(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(note: AlarmNote, told: Told) -> None:
+        raise DiskFull("The local disk is full.")
+
+    monkeypatch.setattr(AlarmNote, "write", full)
+    alarm = HookedAlarm(tmp_path)
+    await alarm.mounted(status(store(**AWAY)), seconds=1000)
+    assert alarm.heard == [("at-risk", None)]
+
+
+@pytest.mark.expects_warnings("is at-risk", "The alarm command failed: it ended with exit code 1.")
+async def test_a_command_that_ends_with_an_error_has_failed() -> None:
     alarm = Alarm("practice", AlarmConfig(command=("/bin/false",)), status=lambda: status(store(**AWAY)))
     alarm.look()
     alarm._since_s -= HOLDS_S[Light.AT_RISK]
     protection = alarm.look()
     assert protection is not None
-    for _ in range(3):
-        await alarm._tell(protection)
-    assert sum("The alarm command failed" in record.message for record in caplog.records) == 1
+    await alarm._tell(protection)
+    unheard = alarm.unheard()
+    assert unheard is not None and unheard.error == "it ended with exit code 1"
+
+
+def test_what_status_says_of_a_command_that_fails() -> None:
+    assert (alarm_lines(None, now_ns=5), alarm_json(None)) == ([], None)
+    fields = asdict(Unheard(Light.AT_RISK, 1_700_000_000 * 10**9, "it could not be started"))
+    (line,) = alarm_lines(fields, now_ns=1_700_000_100 * 10**9)
+    assert "it could not be started; nobody was told that the volume is at-risk" in line
+    assert alarm_json(fields) == {
+        "light": "at-risk", "failing_since": "2023-11-14T22:13:20.000Z", "error": "it could not be started",
+    }  # fmt: skip
 
 
 def test_commands_that_are_refused(tmp_path: Path) -> None:
