@@ -1,9 +1,9 @@
 """Scrubbing: looking whether every place holds what it must, byte by byte if wanted (`mirrorfs verify`).
 
 What a place must hold is what the index and the local disk name and its mirror counts as held; what is still
-on its way is counted, not blamed. Listings tell existence and sizes; a deep look reads and authenticates. The
-local disk is no better witness than a store: where sizes differ and the index names none, the bytes decide.
-Nothing is changed here: engine/mend.py does that.
+on its way is counted, not blamed, unless no place is left from which it could come. Listings tell existence
+and sizes; a deep look reads and authenticates. The local disk is no better witness than a store: where sizes
+differ and the index names none, the bytes decide. Nothing is changed here: engine/mend.py does that.
 
 Memory is bounded by the names on the local disk, a page of each listing and what is found bad; a scrub that
 reads also keeps the keys of one place, 120 bytes each. A deep scrub that is broken off goes on behind the
@@ -286,10 +286,15 @@ class Scrubber:
         for prefix in sorted(MIRRORED_PREFIXES):
             listing = ListedSizes(mirror.store, prefix, ask=partial(self._again.ask, place))
             lost = [key for key in lost_here if prefix_of(key) == prefix]
+            here: frozenset[str] = frozenset()
             async with aclosing(self._objects.under(prefix, lost=lost)) as expected:
                 async for item in expected:
                     if not mirror.is_held(item.key):
-                        found.pending += 1
+                        here = here or frozenset(await self._objects.keys(prefix))
+                        if item.key not in here and await self._is_lost(item.key):
+                            note(BadObject(place, item.key, Fault.MISSING, "no good copy of it is known."))
+                        else:
+                            found.pending += 1
                         continue
                     size_bytes = await listing.size_of(item.key)
                     if size_bytes is None:
@@ -312,6 +317,12 @@ class Scrubber:
                     else:
                         wanted = f" instead of {item.size}" * (item.size >= 0)
                         note(BadObject(place, item.key, Fault.SIZE, f"it has {size_bytes} bytes{wanted}."))
+
+    async def _is_lost(self, key: str) -> bool:
+        """Whether what a store does not hold has no place to come from: it was found bad in all of them."""
+        if any(mirror.is_held(key) for mirror in self._mirrors().values()):
+            return False
+        return key not in await self._objects.sizes_of([key])
 
     async def _why_missing(self, mirror: Mirror, key: str) -> str | None:
         """What is wrong with that; None: nothing is. Raises: StoreError."""
