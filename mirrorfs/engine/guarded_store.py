@@ -14,8 +14,8 @@ after a request that had no answer in time the place is looked at again, with a 
 that has just been in vain, requests fail at once.
 
 The document itself can rot or be lost. What the place holds then says whose it is: `reclaim`, which is what
-`mirrorfs repair` does first, writes it anew where there are a header and a head of this volume that this very
-store is known to have taken.
+`mirrorfs repair` does first, writes it anew where there are a head of this volume, and a header or else a
+segment, that this very store is known to have taken.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from mirrorfs.errors import (
 )
 from mirrorfs.format.control import INSTANCE_KEY, Instance, open_instance, seal_control
 from mirrorfs.format.document import DOCUMENT_SIZE_MAX
+from mirrorfs.format.ids import STREAM_PREFIX, Stream
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.ports import (
     OBJECT_SIZE_MAX,
@@ -179,8 +180,9 @@ class GuardedStore:
         except StoreMismatch:
             if self._seed is None or not await self._is_rotten():
                 raise
-            for prefix in ("header/", "heads/"):
-                if not await self._holds_ours(prefix, is_held, check):
+            # A volume may have one header only, and that may be bad here, too.
+            for prefixes in (("heads/",), ("header/", STREAM_PREFIX[Stream.MAIN])):
+                if not await self._holds_ours(prefixes, is_held, check):
                     raise
         else:
             # It is the right one; a version beneath what was put there, or deleted, may have said so.
@@ -202,15 +204,19 @@ class GuardedStore:
         return False
 
     async def _holds_ours(
-        self, prefix: str, is_held: Callable[[str], bool], check: Callable[[str, bytes], Awaitable[None]]
+        self,
+        prefixes: Sequence[str],
+        is_held: Callable[[str], bool],
+        check: Callable[[str, bytes], Awaitable[None]],
     ) -> bool:
-        known = [info.key for info in await self._store.list(prefix) if is_held(info.key)]
-        for key in known[:PROOFS_TRIED]:
-            try:
-                await check(key, await self._store.get(key))
-            except (ObjectNotFound, DamagedError, LimitError):
-                continue
-            return True
+        for prefix in prefixes:
+            known = [info.key for info in await self._store.list(prefix) if is_held(info.key)]
+            for key in known[:PROOFS_TRIED]:
+                try:
+                    await check(key, await self._store.get(key))
+                except (ObjectNotFound, DamagedError, LimitError):
+                    continue
+                return True
         return False
 
     @contextmanager
