@@ -9,9 +9,10 @@ from trio.testing import MockClock
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.scrub import DEEP
 from mirrorfs.engine.volume import MountedVolume
-from mirrorfs.format.control import INSTANCE_KEY, open_instance
-from tests.corruption.place import PUBLIC_KEY, A, Place, flipped
-from tests.support.volumes import HEADER, KEYS
+from mirrorfs.format.control import INSTANCE_KEY, Instance, open_instance, seal_control
+from tests.corruption.original import PUBLIC_KEY, A
+from tests.corruption.place import Place, flipped
+from tests.support.volumes import HEADER, KEY_SET, KEYS
 
 HARMS = ("flip at the start", "flip in the middle", "flip at the end", "truncate", "empty", "delete", "swap")
 
@@ -57,18 +58,31 @@ async def test_it_is_written_anew(autojump_clock: MockClock, place: Place, how: 
         place.assert_stores_whole()
 
 
-@pytest.mark.parametrize("how", ["empty place", "the other store", "only what anybody could put there"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "empty place",
+        "the other store",
+        "the store that it took the place of",
+        "only what anybody could put there",
+        "only what has no good head",
+    ],
+)
 async def test_another_place_is_not_taken(autojump_clock: MockClock, place: Place, how: str) -> None:
     """An empty directory under a mountpoint must never count as a store that lost one small file."""
     objects = place.stores[0].objects
     if how == "the other store":
         objects[INSTANCE_KEY] = place.stores[1].objects[INSTANCE_KEY]
+    elif how.startswith("the store"):
+        replaced = Instance(A, b"\x77" * 16)
+        objects[INSTANCE_KEY] = seal_control(replaced, keys=KEYS, seed=KEY_SET.writer)
     else:
         objects.clear()
     if how.startswith("only"):
+        prefixes = ("header/", "heads/", *(["segments/"] if how.endswith("no good head") else []))
         for key, data in place.original.objects[A].items():
-            if key.startswith(("header/", "heads/")):
-                objects[key] = data if key.startswith("header/") else flipped(data, len(data) // 2)
+            if key.startswith(prefixes):
+                objects[key] = flipped(data, len(data) // 2) if key.startswith("heads/") else data
     before = dict(objects)
     async with place.pc().mounted(wait=False) as volume:
         (why,) = (await volume.mender.reclaim_stores()).values()

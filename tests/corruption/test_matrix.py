@@ -18,24 +18,14 @@ from trio.testing import MockClock
 from mirrorfs.engine.scrub import DEEP, LOCAL, SIZES, BadObject
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.format.control import LEASE_KEY
-from tests.corruption.place import HARMS, A, B, Place, Restored
+from tests.corruption.original import A, B
+from tests.corruption.place import HARMS, KINDS, SEGMENTS, Place, Restored, harm_at, other_than
 
-KINDS = (
-    "header",
-    "first head",
-    "newest head",
-    "sealed segment",
-    "cut segment",
-    "newest segment",
-    "checkpoint with chunks",
-    "checkpoint with root",
-)
-SEGMENTS = ("sealed segment", "cut segment", "newest segment")
 Bad = set[tuple[str, str]]
 
-pytestmark = pytest.mark.expects_warnings(
+WARNINGS = (
     "is damaged",
-    "object (segments|heads|checkpoints|header)/",
+    "object (segments|relocated|heads|checkpoints|header)/",
     "Segment [0-9]+: ",
     "head heads/.* is passed over",
     "has gone back to an earlier state",
@@ -43,13 +33,14 @@ pytestmark = pytest.mark.expects_warnings(
     "holds other bytes under",
     "is mended",
 )
+pytestmark = pytest.mark.expects_warnings(*WARNINGS)
 
 
 def pairs() -> list[tuple[str, str, str, str]]:
     """(kind on A, its harm, kind on B, its harm) for all pairs of kinds; each harm comes up evenly."""
     found = []
     for number, (first, second) in enumerate(permutations(KINDS, 2)):
-        found.append((first, HARMS[number % 8], second, HARMS[(3 * number + number // 8) % 8]))
+        found.append((first, harm_at(number), second, harm_at(2 * number + number // len(HARMS))))
     return found
 
 
@@ -175,7 +166,7 @@ async def test_the_same_object_is_bad_on_both_stores(
     autojump_clock: MockClock, place: Place, kind: str, harm: str
 ) -> None:
     """And good here: so it is not lost."""
-    other_harm = HARMS[(HARMS.index(harm) + 3) % 8]
+    other_harm = other_than(harm)
     key = place.harm(A, kind, harm)
     place.harm(B, kind, other_harm)
     by_size = {(store, key) for store, one in ((A, harm), (B, other_harm)) if place.shows_in_size(kind, one)}
@@ -195,7 +186,7 @@ async def test_the_same_object_is_bad_on_both_stores(
 async def test_no_good_copy_is_left(autojump_clock: MockClock, place: Place, kind: str, harm: str) -> None:
     """It is a loss: said, named, confined to what lies in that object. (Of a header each mount keeps one.)"""
     original = place.original
-    other_harm = HARMS[(HARMS.index(harm) + 3) % 8]
+    other_harm = other_than(harm)
     key = original.kinds[kind]
     lost = {name for name, segments in original.lies_in.items() if key in segments}
     async with place.pc().mounted(wait=False) as volume:
@@ -209,13 +200,16 @@ async def test_no_good_copy_is_left(autojump_clock: MockClock, place: Place, kin
         assert {(one.place, one.key) for one in deep.bad} == {(A, key), (B, key)} | here
         whys = await volume.mender.mend(deep.bad)
         # A flipped bit and a missing end: what is good of each makes a whole, for a trailer says what is.
-        if harm == "flip at the start" and kind not in ("first head", "newest head", "cut segment"):
+        if harm == "flip at the start" and kind not in ("early head", "newest head", "cut segment"):
             assert set(whys.values()) == {None}
             await volume.flush()
             place.assert_stores_whole()
         else:
             assert all("no good copy could be had" in str(why) for why in whys.values())
             assert [store.objects.get(key) for store in place.stores] == there, "nothing is thrown away"
+            if kind in SEGMENTS:  # it is no upload that is still to come
+                again = await volume.scrubber.run(DEEP)
+                assert {(one.place, one.key) for one in again.bad} == {(A, key), (B, key)}
     for store in place.stores:
         for other, data in original.objects[store.name].items():
             assert other in (key, LEASE_KEY) or store.objects[other] == data, other
@@ -229,7 +223,7 @@ async def test_restore_of_what_has_no_good_copy(
 ) -> None:
     """A file is right, or named as incomplete, or belongs to commits of which the plan says they are lost."""
     place.harm(A, kind, harm)
-    place.harm(B, kind, HARMS[(HARMS.index(harm) + 3) % 8])
+    place.harm(B, kind, other_than(harm))
     restored = await place.restore()
     incomplete = {path.encode() for path in restored.report.incomplete}
     for name, data in restored.contents.items():

@@ -9,20 +9,10 @@ from trio.testing import MockClock
 from mirrorfs.engine import daily_look
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.scrub import DEEP, SIZES
-from mirrorfs.format.control import INSTANCE_KEY, LEASE_KEY
-from tests.corruption.place import HARMS, NAMES, A, B, Place, flipped
+from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES
+from tests.corruption.original import NAMES, A, B
+from tests.corruption.place import HARMS, KINDS, SEGMENTS, Place, flipped
 
-KINDS = (
-    "header",
-    "first head",
-    "newest head",
-    "sealed segment",
-    "cut segment",
-    "newest segment",
-    "checkpoint with chunks",
-    "checkpoint with root",
-)
-SEGMENTS = ("sealed segment", "cut segment", "newest segment")
 NOT_IN_A_FRAME = "flip at the end"
 """In the trailer, or a commit: no reader of files gets there."""
 
@@ -38,7 +28,10 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 pytestmark = pytest.mark.expects_warnings(
-    "object (segments|heads|checkpoints|header)/", "is mended", "Mended.", "has gone back to an earlier state"
+    "object (segments|relocated|heads|checkpoints|header)/",
+    "is mended",
+    "Mended.",
+    "has gone back to an earlier state",
 )
 
 
@@ -131,6 +124,7 @@ async def test_stores_that_went_back_before_the_mount(
             (store, key)
             for store in names
             for key in place.original.objects[store].keys() - place.original.early[store].keys()
+            if key.startswith(MIRRORED_PREFIXES)
         }
         assert {(bad.place, bad.key) for bad in found.bad} == gone
         assert set((await volume.mender.mend(found.bad)).values()) == {None}
@@ -163,8 +157,8 @@ async def test_stores_that_go_back_while_mounted(
 @pytest.mark.expects_warnings("damaged", "holds no object")
 @pytest.mark.parametrize("first", [0, 1])
 async def test_every_object_is_on_one_store_only(autojump_clock: MockClock, place: Place, first: int) -> None:
-    """Of segments, checkpoints, heads and headers every other one is missing on A, the rest on B."""
-    keys = sorted(place.original.objects[A].keys() - {INSTANCE_KEY, LEASE_KEY})
+    """Of all that is mirrored every other object is missing on A, the rest on B."""
+    keys = sorted(key for key in place.original.objects[A] if key.startswith(MIRRORED_PREFIXES))
     gone = set()
     for number, key in enumerate(keys):
         store = place.stores[(number + first) % 2]
