@@ -49,10 +49,10 @@ async def scrub(volume: MountedVolume, request: Message, say: Say) -> Message:
         raise UsageError(f"There is no such place to look at; there are: {known}.")
     if volume.scrubbing.locked() and not volume.daily_look.give_way():
         raise MirrorfsError("The volume is being verified or repaired already; wait for that to end.")
-    async with volume.scrubbing:
-        sender, receiver = trio.open_memory_channel[Message](math.inf)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_pass_on, receiver, say)
+    sender, receiver = trio.open_memory_channel[Message](math.inf)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_pass_on, receiver, say)
+        async with volume.scrubbing:
             if mends:
                 await _reclaim(volume, sender)
             report = await volume.scrubber.run(
@@ -64,9 +64,9 @@ async def scrub(volume: MountedVolume, request: Message, say: Say) -> Message:
                     _progress("looked at", done, total, place=place)
                 ),
             )
-            if mends:
-                await _mend(volume, report, sender)
-            sender.close()
+        if mends:  # which may take long: others may look meanwhile
+            await _mend(volume, report, sender)
+        sender.close()
     return {"places": [asdict(place) for place in report.places], "resumed": report.resumed}
 
 

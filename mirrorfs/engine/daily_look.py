@@ -18,7 +18,7 @@ import trio
 
 from mirrorfs.engine.mend import Mender
 from mirrorfs.engine.mirror import Mirror
-from mirrorfs.engine.scrub import LOCAL, SIZES, PlaceReport, Scrubber
+from mirrorfs.engine.scrub import LOCAL, SIZES, PlaceReport, Scrubber, ScrubReport
 from mirrorfs.ports import Clock, Disk
 
 logger = logging.getLogger(__name__)
@@ -123,8 +123,11 @@ class DailyLook:
         while True:
             due = self._due()
             if due and not self._scrubbing.locked():
+                began_ns = self._clock.now_ns()
                 async with self._scrubbing:
-                    await self._look(due)
+                    report = await self._look(due)
+                if report is not None:
+                    await self._mend(due, report, began_ns)
             await self._sleep(POLL_S)
 
     async def _sleep(self, seconds: float) -> None:
@@ -146,16 +149,18 @@ class DailyLook:
             if place in self._doubted or not 0 <= now_ns - looked.get(known_as, now_ns + 1) < LOOK_INTERVAL_NS
         }
 
-    async def _look(self, due: Mapping[str, str]) -> None:
-        began_ns = self._clock.now_ns()
+    async def _look(self, due: Mapping[str, str]) -> ScrubReport | None:
+        """What is found; None: a person's look came in between."""
         report = None
         try:
             with trio.CancelScope() as self._under_way:
                 report = await self._scrubber.run(SIZES, places=list(due))
         finally:
             self._under_way = None
-        if report is None:
-            return
+        return report
+
+    async def _mend(self, due: Mapping[str, str], report: ScrubReport, began_ns: int) -> None:
+        """Mend what was found. That may take long: others may look meanwhile."""
         for bad, why in (await self._mender.mend(report.bad)).items():
             logger.warning("Object %s of %s: %s. %s", bad.key, bad.place, bad.fault, why or "Mended.")
         # What could not be mended is known, too: its place is not looked at again for it.

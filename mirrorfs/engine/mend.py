@@ -1,33 +1,43 @@
 """Mending: what is bad in one place is written anew from a good copy in another (`mirrorfs repair`).
 
 Order at a store, each step of which may be the last before a crash:
-1. the store counts as not holding the object, so that the cache keeps what is here of it;
-2. a verified copy lies on the local disk, else nothing is removed: two stores may be mended at once, and
-   neither may count on the other;
+1. the store counts as not holding the object, so that the cache keeps what is here of it; in the same step it
+   is pending there, as old as its changes are. A segment that the store does not have at all is sent then, by
+   way of the memory: nothing is removed for it, and it need not lie here;
+2. of anything else a verified copy lies on the local disk, else nothing is removed: two stores may be mended
+   at once, and neither may count on the other;
 3. step 1 is durable; then damaged bytes are deleted, under the lease. In a store that keeps versions the good
    ones are put on top of them instead, for which no right to delete is needed;
 4. the mirror sends the object like any other: lease, back-off, confirmation.
 After a crash from 3 on the object is one of those that the store lacks, and is sent by the next mount; if
-damaged bytes are still in the way then, that is a conflict, which status shows.
+damaged bytes are still in the way then, that is a conflict, which status shows. Where the index does not say
+how long an object is (heads, say), it is pending only from step 2 on, and one without any good copy is not.
 On the local disk a file is replaced in one step.
+
+Copies that lie here only until a store has them again take COPIES_BYTES_MAX at most, and none of the soft
+reserve. What finds no room waits, is pending meanwhile, and is mended when there is some.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import trio
 
 from mirrorfs.engine.guarded_store import GuardedStore
+from mirrorfs.engine.look import size_at
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
 from mirrorfs.engine.scrub import LOCAL, BadObject, Fault, Scrubber
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
+from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.standing import WHAT_NEXT
+from mirrorfs.engine.state import MIB
 from mirrorfs.errors import MirrorfsError, StoreDenied, StoreError, StoreMismatch
-from mirrorfs.format.rows import SegmentRow
+from mirrorfs.format.rows import RelocatedRow, SegmentRow
 from mirrorfs.ports import Clock, Disk, ObjectKey, Offload, Sealed
 
 logger = logging.getLogger(__name__)
@@ -36,7 +46,23 @@ QUEUE_MAX: Final = 256
 """Copies that readers found bad and that wait to be mended; later ones are left to the next scrub."""
 GATHER_S: Final = 5.0
 AGAIN_S: Final = 30.0
-"""After so long what is still in the way of an upload is tried again."""
+"""After so long what is still in the way of an upload, or found no room here, is tried again."""
+BATCH_MAX: Final = 64
+"""Objects mended in one go: what readers find bad gets its turn in between."""
+COPIES_BYTES_MAX: Final = 256 * MIB
+PATIENCE_S: Final = 90.0
+"""How long mending waits for room while no store takes any of the copies that lie here for it."""
+LOOK_S: Final = 1.0
+NO_ROOM: Final = "the local disk has no room for a copy of it now; it is mended when there is some."
+"""Why something is not mended yet."""
+
+
+class _NoRoom(Exception):
+    """A copy finds no room on the local disk; of so many bytes."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self.size_bytes = size_bytes
 
 
 class Mender:
@@ -49,6 +75,7 @@ class Mender:
         scrubber: Scrubber,
         mirrors: Callable[[], Mapping[str, Mirror]],
         disk: Disk,
+        space: SpaceGuard,
         offload: Offload,
         clock: Clock,
         *,
@@ -69,6 +96,7 @@ class Mender:
         self._scrubber = scrubber
         self._mirrors = mirrors
         self._disk = disk
+        self._space = space
         self._offload = offload
         self._clock = clock
         self._settle_index = settle_index
@@ -77,6 +105,13 @@ class Mender:
         self._lock = trio.Lock()
         self._suspects: dict[tuple[str, str], None] = {}
         self._wake = trio.Event()
+        self._copies: dict[tuple[str, str], int] = {}
+        """Bytes that lie here only until a store has them again; some may have got there."""
+        self._copies_bytes = 0
+        self._is_stuck = False
+        """It was waited for room in vain, and there has been none since."""
+        self._without_room: dict[tuple[str, str], tuple[BadObject, int]] = {}
+        """What is withheld until there is room for a copy of so many bytes."""
 
     def suspect(self, store: str | None, key: str) -> None:
         """A reader found a copy bad or gone: it is examined, and mended, soon."""
@@ -98,16 +133,16 @@ class Mender:
             with trio.move_on_after(AGAIN_S) as scope:
                 await self._wake.wait()
             if scope.cancelled_caught:
-                # What was in an object's way could not be removed then: a store may allow it by now.
-                for name, mirror in self._mirrors().items():
-                    for key in mirror.in_conflict():
-                        self.suspect(name, key)
+                self._try_again()
                 continue
             await trio.sleep(GATHER_S)
             self._wake = trio.Event()
             suspects, self._suspects = list(self._suspects), {}
             bad: list[BadObject] = []
             for place, key in suspects:
+                if (waiting := self._without_room.get((place, key))) is not None:
+                    bad.append(waiting[0])
+                    continue
                 try:
                     found = await self._scrubber.examine(place, key)
                 except MirrorfsError as exc:
@@ -120,6 +155,17 @@ class Mender:
                     logger.warning("Object %s of %s was %s and is mended.", one.key, one.place, one.fault)
                 else:
                     logger.error("Object %s of %s is %s: %s", one.key, one.place, one.fault, why)
+
+    def _try_again(self) -> None:
+        # What was in an object's way could not be removed then: a store may allow it by now.
+        for name, mirror in self._mirrors().items():
+            for key in mirror.in_conflict():
+                self.suspect(name, key)
+        for where, (_, size_bytes) in self._without_room.items():
+            if len(self._suspects) >= QUEUE_MAX or not self._has_room(size_bytes):
+                break
+            self._suspects[where] = None
+            self._wake.set()
 
     async def reclaim_stores(self) -> dict[str, str | None]:
         """Give stores back the instance documents that rotted or are gone.
@@ -145,114 +191,178 @@ class Mender:
         A store that does not answer now takes the object when it is back.
         """
         results: dict[BadObject, str | None] = {}
-        async with self._lock:
-            # A store may be removed or replaced meanwhile: its mirror then takes no harm and does none.
-            mirrors = dict(self._mirrors())
-            forgotten: set[BadObject] = set()
-            try:
-                await self._mend(bad, mirrors, results, forgotten)
-            finally:
-                # Broken off or not: what a store was found to lack is sent there, or nobody would miss it.
-                for one in forgotten:
-                    self._offer_again(one, mirrors[one.place])
-                for one in bad:
-                    if one.place in mirrors:
-                        mirrors[one.place].resume(one.key)
+        # What needs no room goes first.
+        waiting = sorted(bad, key=lambda one: one.fault is not Fault.MISSING)
+        while waiting:
+            async with self._lock:
+                done = await self._mend_batch(waiting[:BATCH_MAX], results)
+            del waiting[:done]
+            if waiting and (stuck := self._without_room.get((waiting[0].place, waiting[0].key))) is not None:
+                await self._wait_for_room(stuck[1])
         return results
 
-    def _offer_again(self, one: BadObject, mirror: Mirror) -> None:
+    async def _mend_batch(self, batch: Sequence[BadObject], results: dict[BadObject, str | None]) -> int:
+        """Returns how many are done with: all, or those before the first that is to wait for room."""
+        # A store may be removed or replaced meanwhile: its mirror then takes no harm and does none.
+        mirrors = dict(self._mirrors())
+        to_clear: list[tuple[BadObject, Mirror]] = []
+        done = 0
         try:
-            size_bytes = self._objects.stored_size(one.key)
-        except (MirrorfsError, FileNotFoundError) as exc:
-            logger.info("object %s of %s cannot be sent again: %s", one.key, one.place, exc)
-        else:
-            self._offer(one.key, mirror, size_bytes, self._clock.now_ns())
+            for one in batch:
+                mirror = mirrors.get(one.place)
+                self._without_room.pop((one.place, one.key), None)
+                try:
+                    results[one] = await self._prepare(one, mirror, to_clear)
+                except _NoRoom as exc:
+                    self._without_room[one.place, one.key] = one, exc.size_bytes
+                    results[one] = NO_ROOM
+                    if not self._is_stuck:
+                        break
+                except MirrorfsError as exc:
+                    results[one] = str(exc)
+                done += 1
+            if any(one.place in mirrors for one in batch[:done]):
+                await self._clear_all(to_clear, results)
+        finally:
+            # Broken off or not: what a store was found to lack is sent there. What is still in the way is a
+            # conflict, and shown.
+            for one in batch:
+                if one.place in mirrors and (one.place, one.key) not in self._without_room:
+                    mirrors[one.place].resume(one.key)
+        return done
 
-    def _offer(self, key: str, mirror: Mirror, size_bytes: int, written_ns: int) -> None:
-        # What was collected meanwhile is not to come back.
-        if self._objects.is_in_use(key):
-            mirror.offer(key, size_bytes, written_ns=written_ns)
+    async def _prepare(
+        self, one: BadObject, mirror: Mirror | None, to_clear: list[tuple[BadObject, Mirror]]
+    ) -> str | None:
+        """Have what a store lacks pending, and a good copy here of what is not simply to be sent.
 
-    async def _mend(
-        self,
-        bad: Sequence[BadObject],
-        mirrors: Mapping[str, Mirror],
-        results: dict[BadObject, str | None],
-        forgotten: set[BadObject],
-    ) -> None:
-        """`forgotten`: what is to be offered in the end, whatever happens."""
-        to_send: list[tuple[BadObject, Mirror, int]] = []
-        for one in bad:
-            if not self._objects.is_in_use(one.key):
-                results[one] = None
-                continue
-            mirror = mirrors.get(one.place)
-            try:
-                # What was found may be old: nothing good is ever removed.
-                found = await self._scrubber.examine(one.place, one.key)
-                if found is None:
-                    results[one] = None
-                    if mirror is not None and one.key in mirror.in_conflict():
-                        mirror.forget(one.key)  # sent again, and found to be there
-                    continue
-                if found.fault is Fault.FORK:
-                    results[one] = found.detail
-                    self._on_fork(f"Store {one.place} has a later state of this machine's log; {WHAT_NEXT}")
-                    continue
-            except MirrorfsError as exc:
-                results[one] = str(exc)
-                continue
+        `to_clear` gets what is in the way at the store. Returns why the object cannot be mended.
+        Raises: _NoRoom. StoreError, DiskError: it cannot be told what is wrong.
+        """
+        # What was found may be old: nothing good is ever removed.
+        found = await self._scrubber.examine(one.place, one.key) if self._objects.is_in_use(one.key) else None
+        if found is None or not self._objects.is_in_use(one.key):
+            if mirror is not None and one.key in mirror.in_conflict():
+                mirror.forget(one.key)  # sent again, and found to be there
+            return None
+        if found.fault is Fault.FORK:
+            self._on_fork(f"Store {one.place} has a later state of this machine's log; {WHAT_NEXT}")
+            return found.detail
+        row = self._objects.row_of(one.key)
+        if mirror is not None and row is not None:
+            mirror.forget(one.key)
+            mirror.offer(one.key, row.size, written_ns=self._objects.since_ns(row), withheld=True)
+            if found.fault is Fault.MISSING:
+                mirror.resume(one.key)
+                return await self._why_lost(one, row.size)
+        try:
+            size_bytes = await self._keep_here(one, row)
+        except MirrorfsError as exc:
             if mirror is not None:
                 mirror.forget(one.key)
-                forgotten.add(one)
-            try:
-                size_bytes = await self._keep_here(one.key)
-            except MirrorfsError as exc:
-                results[one] = f"no good copy could be had: {exc}"
-                forgotten.discard(one)
-                row = self._objects.row_of(one.key)
-                if mirror is not None and row is not None:
-                    # The store lacks the object; where there is a good copy later, the mirror finds it.
-                    since_ns = row.first_ns if isinstance(row, SegmentRow) else self._objects.oldest_ns()
-                    self._offer(one.key, mirror, row.size, since_ns)
-            else:
-                results[one] = None
-                if mirror is not None:
-                    to_send.append((one, mirror, size_bytes))
-        await self._send_again(to_send, results)
+            return f"no good copy could be had: {exc}"
+        if mirror is not None:
+            if row is None:
+                mirror.forget(one.key)
+                mirror.offer(one.key, size_bytes, written_ns=self._clock.now_ns(), withheld=True)
+            if found.fault is not Fault.MISSING:
+                to_clear.append((one, mirror))
+        return None
 
-    async def _keep_here(self, key: str) -> int:
-        """Have a good copy on the local disk. Returns its size. Raises: MirrorfsError: there is none."""
-        if await self._scrubber.examine(LOCAL, key) is None:
-            return self._objects.stored_size(key)
-        data = await self._source.read(key)
-        path = LOCAL_PREFIX + key
+    async def _why_lost(self, one: BadObject, size_bytes: int) -> str | None:
+        """Why a segment that a store lost cannot be sent there; None: another place seems to have it whole.
+
+        That is only seen by its size, for it would be fetched twice; the mirror says so if it is not good.
+        """
+        is_bad = self._scrubber.faults.is_bad
+        if not is_bad(LOCAL, one.key):
+            here = await self._objects.sizes_of([one.key])
+            if here.get(one.key, 0) >= size_bytes:
+                return None
+        for name, mirror in list(self._mirrors().items()):
+            if name == one.place or is_bad(name, one.key):
+                continue
+            with suppress(StoreError):
+                if await size_at(mirror.store, one.key) == size_bytes:
+                    return None
+        try:
+            await self._source.read(one.key)
+        except MirrorfsError as exc:
+            return f"no good copy could be had: {exc}"
+        return None
+
+    async def _keep_here(self, one: BadObject, row: SegmentRow | RelocatedRow | None) -> int:
+        """Have a good copy on the local disk. Returns its size.
+
+        Raises: MirrorfsError: there is none. _NoRoom: there is no room for it.
+        """
+        if await self._scrubber.examine(LOCAL, one.key) is None:
+            return self._objects.stored_size(one.key)
+        if row is not None and not self._has_room(row.size):
+            raise _NoRoom(row.size)
+        data = await self._source.read(one.key)
+        if not self._has_room(len(data)):
+            raise _NoRoom(len(data))
+        path = LOCAL_PREFIX + one.key
         await self._offload.sync(lambda: self._disk.write_whole(path, data))
+        self._space.look_again()
         self._on_replaced(path, len(data))
+        if one.place != LOCAL and row is not None:
+            self._copies_bytes += len(data) - self._copies.get((one.place, one.key), 0)
+            self._copies[one.place, one.key] = len(data)
         return len(data)
 
-    async def _send_again(
-        self, items: Sequence[tuple[BadObject, Mirror, int]], results: dict[BadObject, str | None]
+    def _has_room(self, size_bytes: int) -> bool:
+        """Whether one more copy may lie here."""
+        if self._copies_bytes + size_bytes > COPIES_BYTES_MAX:
+            self._let_go()
+        fits = not self._copies or self._copies_bytes + size_bytes <= COPIES_BYTES_MAX
+        has_room = fits and not self._space.soft(extra_bytes=size_bytes)
+        self._is_stuck = self._is_stuck and not has_room
+        return has_room
+
+    def _let_go(self) -> None:
+        """Copies that have got where they were to go, or need not any more, are the cache's from now on."""
+        mirrors = self._mirrors()
+        for place, key in list(self._copies):
+            mirror = mirrors.get(place)
+            if mirror is None or mirror.is_held(key) or not self._objects.is_in_use(key):
+                self._copies_bytes -= self._copies.pop((place, key))
+
+    async def _wait_for_room(self, size_bytes: int) -> None:
+        """Return when there is room for a copy; or when nothing moves, and then nobody waits any more."""
+        count = len(self._copies)
+        end_s = trio.current_time() + PATIENCE_S
+        while not self._has_room(size_bytes):
+            self._let_go()
+            if len(self._copies) < count:
+                end_s = trio.current_time() + PATIENCE_S
+            count = len(self._copies)
+            self._is_stuck = self._is_stuck or trio.current_time() >= end_s
+            if self._is_stuck:
+                return
+            await trio.sleep(LOOK_S)
+
+    async def _clear_all(
+        self, items: Sequence[tuple[BadObject, Mirror]], results: dict[BadObject, str | None]
     ) -> None:
-        if not items:
-            return
+        """Make durable what was forgotten, and remove what is in the way of good copies."""
         try:
             await self._settle_index()
         except MirrorfsError as exc:
-            results.update((one, str(exc)) for one, _, _ in items)
+            logger.info("what stores were found to lack is not settled: %s", exc)
+            results.update((one, str(exc)) for one, _ in items)
             return
-        now_ns = self._clock.now_ns()
-        for one, mirror, size_bytes in items:
-            results[one] = None
+        for one, mirror in items:
             # In what was examined, and nowhere else: in the place of a store there may be another by now.
-            if one.fault is not Fault.MISSING and self._mirrors().get(one.place) is mirror:
-                try:
-                    await mirror.lease_fresh()
-                    await self._clear(ObjectKey(one.key), mirror)
-                except MirrorfsError as exc:
-                    results[one] = f"what is there could not be removed: {exc}"
-            # In any case: what is still in the way is a conflict, and shown.
-            self._offer(one.key, mirror, size_bytes, now_ns)
+            # What was collected meanwhile is not to come back.
+            if self._mirrors().get(one.place) is not mirror or not self._objects.is_in_use(one.key):
+                continue
+            try:
+                await mirror.lease_fresh()
+                await self._clear(ObjectKey(one.key), mirror)
+            except MirrorfsError as exc:
+                results[one] = f"what is there could not be removed: {exc}"
 
     async def _clear(self, key: ObjectKey, mirror: Mirror) -> None:
         """Have the way free for a good copy, or put it there. Raises: MirrorfsError."""

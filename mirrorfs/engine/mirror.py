@@ -113,14 +113,23 @@ class Mirror:
 
     # --- what others ask ---------------------------------------------------------------------
 
-    def offer(self, key: str, size_bytes: int, *, written_ns: int, after_sequence: int | None = None) -> None:
+    def offer(
+        self,
+        key: str,
+        size_bytes: int,
+        *,
+        written_ns: int,
+        after_sequence: int | None = None,
+        withheld: bool = False,
+    ) -> None:
         """Queue an object that has become immutable here; what is held or queued already is passed over.
 
-        The other arguments are those of Item. Raises: LimitError: no object of that name is mirrored.
+        One that is `withheld` is pending, but not sent until `resume`. The other arguments are those of Item.
+        Raises: LimitError: no object of that name is mirrored.
         """
         if key in self._held:
             return
-        self._queue.offer(Item(key, size_bytes, written_ns, after_sequence))
+        self._queue.offer(Item(key, size_bytes, written_ns, after_sequence), withheld=withheld)
         self._newest_ns = written_ns if self._newest_ns is None else max(self._newest_ns, written_ns)
         self._event.unpark_all()
 
@@ -131,7 +140,8 @@ class Mirror:
     def forget(self, key: str) -> None:
         """The store does not hold an object after all, or not whole; it is not sent until `resume`.
 
-        What lies there damaged is to be deleted in between: an upload at the same time would be, too.
+        What lies there damaged is to be deleted in between: an upload at the same time would be, too. One
+        that the store was thought to hold is to be offered in the same step, or nobody misses it.
         """
         if key in self._held:
             self._forget_held(key)
@@ -142,7 +152,7 @@ class Mirror:
             self._conflict = None
 
     def resume(self, key: str) -> None:
-        """An object that was forgotten, and offered if the store was thought to hold it, is sent again."""
+        """An object that was forgotten, or offered as withheld, is sent."""
         self._queue.resume(key)
         self._event.unpark_all()
 

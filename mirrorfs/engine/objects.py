@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -121,6 +122,27 @@ class LocalObjects:
             for row in rows:
                 yield LocalObject(key_of(Stream.RELOCATED, row), row.size, since_ns)
             sequence = rows[-1].sequence + 1
+
+    def since_ns(self, row: SegmentRow | RelocatedRow) -> int:
+        """Since when one segment may hold changes, as LocalObject.written_ns; quick."""
+        if isinstance(row, RelocatedRow):
+            return self.oldest_ns()
+        before = self._segment_before(row.sequence)
+        while before is not None and not before.last_ns:
+            before = self._segment_before(before.sequence)  # it has no commit
+        return row.first_ns if before is None else before.last_ns
+
+    def _segment_before(self, sequence: int) -> SegmentRow | None:
+        if sequence and (row := self._index.get_segment(sequence - 1)) is not None:
+            return row
+
+        def has_none_from(first: int) -> bool:
+            rows = self._index.list_segments(from_sequence=first, limit=1)
+            return not rows or rows[0].sequence >= sequence
+
+        # Those just before it were collected: how many is found by halving.
+        end = bisect_left(range(sequence), True, key=has_none_from)
+        return self._index.get_segment(end - 1) if end else None
 
     def oldest_ns(self) -> int:
         """Time of the first commit in a segment that is left: what was moved out of others is as old."""

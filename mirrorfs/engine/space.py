@@ -40,7 +40,7 @@ class SpaceGuard:
         return self._free
 
     def look_again(self) -> None:
-        """Space was freed: the next look is a new one."""
+        """Space was freed, or much was taken: the next look is a new one."""
         self._looked_ns = 0
 
     def soft(self, *, extra_bytes: int = 0) -> bool:

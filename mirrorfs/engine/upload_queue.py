@@ -2,7 +2,7 @@
 
 Invariants:
 - A key that was offered is in `_items` until it is held, or given up. It is in exactly one place: queued (a
-  heap), in flight, put but unconfirmed, parked after a fault, in conflict, or withheld while
+  heap), in flight, put but unconfirmed, parked after a fault, in conflict, or withheld until
   what lies in its way is removed. A heap, and what is in flight, may also hold keys that are outstanding no
   longer; they are passed over when they come up, and go no further.
 - Order: header/ first, and nothing else before it is held, for no object may lie where the header
@@ -105,23 +105,26 @@ class UploadQueue:
         """The outstanding item of a key."""
         return self._items.get(key)
 
-    def offer(self, item: Item) -> None:
-        """Queue an item; a key that is outstanding already stays as it is.
+    def offer(self, item: Item, *, withheld: bool = False) -> None:
+        """Queue an item, or have it outstanding and not sent until `resume`.
 
-        Raises: LimitError: no such object is mirrored.
+        A key that is outstanding already stays as it is. Raises: LimitError: no such object is mirrored.
         """
         rank = _rank(item.key)
         if item.key in self._items:
             return
         self._items[item.key] = item
         self.size_bytes += item.size_bytes
-        self.header_count += rank is _Rank.HEADER
         if len(self._ages) > 2 * len(self._items) + _AGES_SLACK:
             # One object that cannot go is the oldest for weeks, and those behind it come and go.
             self._ages = [age for age in self._ages if age[1] in self._items]
             heapq.heapify(self._ages)
-        heapq.heappush(self._heaps[rank], item)
         heapq.heappush(self._ages, (item.written_ns, item.key))
+        if withheld:
+            self.withheld[item.key] = item
+            return
+        self.header_count += rank is _Rank.HEADER
+        heapq.heappush(self._heaps[rank], item)
 
     def pop(self) -> Item | None:
         """Move the next item that may go into flight; None when there is none."""

@@ -101,8 +101,8 @@ class MountedVolume:
         self.scrubbing = trio.Lock()
         """Held by whoever scrubs: there is one place to go on from."""
         self.mender = Mender(
-            self._objects, source, self.scrubber, mirrors, world.disk, world.offload, world.clock,
-            settle_index=local.committer.settle_index, on_replaced=local.cache.replaced,
+            self._objects, source, self.scrubber, mirrors, world.disk, local.space, world.offload,
+            world.clock, settle_index=local.committer.settle_index, on_replaced=local.cache.replaced,
             on_fork=stores.fence,
         )  # fmt: skip
         faults = stores.members.faults = self.scrubber.faults

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.engine.daily_look import DAYS_SAID, FIRST_S, LOOKED_PATH, POLL_S, Unfinished
-from mirrorfs.engine.scrub import SIZES
+from mirrorfs.engine.scrub import SIZES, BadObject
 from mirrorfs.errors import DiskError, StoreUnavailable
 from mirrorfs.ports import ObjectInfo
 from tests.support.machine import write_file
@@ -198,6 +198,26 @@ async def test_it_gives_way_to_a_person(tmp_path: Path, autojump_clock: MockCloc
         looks = len(it.home.looks_s)
         await trio.sleep(POLL_S + 10)
         assert len(it.home.looks_s) > looks
+
+
+async def test_mending_is_in_nobodys_way(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What was lost may take days to be sent; others can verify meanwhile."""
+    it = Practice(tmp_path)
+    mends: list[str] = []
+
+    async def mend(bad: Sequence[BadObject]) -> dict[BadObject, str | None]:
+        mends.extend(one.key for one in bad)
+        await trio.sleep_forever()
+        return {}
+
+    async with it.mounted() as volume:
+        await write_file(volume, b"a", b"x" * 1000)
+        await volume.flush()
+        lost = it.s3.lose()
+        volume.mender.mend = mend  # type: ignore[method-assign]
+        await trio.sleep(FIRST_S + 10)
+        assert mends == [lost]
+        assert not volume.scrubbing.locked() and not volume.daily_look.give_way()
 
 
 @pytest.mark.parametrize(

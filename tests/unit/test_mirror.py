@@ -714,6 +714,37 @@ async def test_what_a_store_lost_is_sent_again(
     assert sorted(rig.held) == [segment(1), segment(2)]
 
 
+async def test_what_is_withheld_is_pending_and_not_sent(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    lost = header(1)
+    for key in (lost, segment(2)):
+        rig.offer(key, written_ns=70)
+    async with rig.running() as mirror:
+        await mirror.wait_held()
+        del store.objects[lost]
+        mirror.forget(lost)
+        mirror.offer(lost, len(rig.objects[lost]), written_ns=5, withheld=True)
+        state = mirror.snapshot()
+        assert (state.state, state.pending_count) == (StateWord.CATCHING_UP, 1)
+        assert (state.pending_bytes, state.safe_before_ns) == (len(rig.objects[lost]), 5)
+        rig.offer(segment(3), written_ns=80)
+        await mirror.wait_held([segment(3)])
+        assert lost not in store.objects, "and it holds nothing up"
+        mirror.offer(lost, len(rig.objects[lost]), written_ns=90)
+        await trio.sleep(600)
+        assert lost not in store.objects, "whoever offers it again"
+        mirror.resume(lost)
+        await mirror.wait_held()
+        assert mirror.snapshot().state is StateWord.UP_TO_DATE
+        mirror.forget(lost)
+        mirror.offer(lost, len(rig.objects[lost]), written_ns=5, withheld=True)
+        mirror.drop(lost)
+        rig.offer(segment(4))
+        await mirror.wait_held()
+    assert store.objects == rig.objects
+
+
 @pytest.mark.expects_warnings("holds other bytes under")
 async def test_a_conflict_ends_when_what_was_in_the_way_is_gone(
     autojump_clock: MockClock, rig: Rig, store: WatchedStore
