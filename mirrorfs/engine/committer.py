@@ -89,7 +89,7 @@ class Committer:
         self._waiters: list[_Waiter] = []
         self._space = trio.Event()
         self._reserve = Reserve(disk, space, offload)
-        self._index = IndexCommits(state, log, offload)
+        self._index = IndexCommits(state, log, offload, self._reserve)
         self._waiting = False
         """The task waits for work: `commit_now` may do it."""
         self._appended: tuple[int, int] | None = None
@@ -378,6 +378,8 @@ class Committer:
             self._state.stalled = False
             await self._reserve.restore()
             logger.warning("The local disk has space again; writing goes on.")
+        elif not self._state.stalled:
+            await self._reserve.restore_spent()
 
     def _stop(self, exc: MirrorfsError) -> None:
         logger.critical("Writing stopped: %s", exc)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mirrorfs.engine.log import Log
+from mirrorfs.engine.reserve import Reserve
 from mirrorfs.engine.state import MIB, VolumeState
 from mirrorfs.errors import DamagedError, DiskError
 from mirrorfs.format.journal import Journal
@@ -29,10 +30,11 @@ BACKFILL_AT: Final = 8 * MIB
 class IndexCommits:
     """The index's half of the commits of one volume."""
 
-    def __init__(self, state: VolumeState, log: Log, offload: Offload) -> None:
+    def __init__(self, state: VolumeState, log: Log, offload: Offload, reserve: Reserve) -> None:
         self._state = state
         self._log = log
         self._offload = offload
+        self._reserve = reserve
         self._lag_bytes = 0
         self._lag_commits = 0
         self._restart_wal = False
@@ -72,6 +74,7 @@ class IndexCommits:
         if not self._lag_commits and not self._restart_wal:
             return
         try:
+            self._reserve.spend_for_index()
             index.commit()
             self._lag_bytes = self._lag_commits = 0
             if self._restart_wal and self._log.sync_now():
