@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mirrorfs.drivers.local_disk import TEMPORARY_PREFIX
 from mirrorfs.fuse.mount_table import is_stale
 from tests.crash.model import look
 from tests.crash.rounds import STALE, Rounds
@@ -42,7 +43,7 @@ def objects(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for stream in ("segments", "checkpoints", "heads")
         for path in (folder / stream).rglob("*")
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(TEMPORARY_PREFIX)  # which a kill leaves
     }
 
 

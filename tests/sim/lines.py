@@ -67,12 +67,17 @@ class Chronicle:
         """Somebody went on without what stores that are away may have: from this state."""
         self.promised.append(state_id)
 
-    def found(self, state: State) -> int | None:
-        """The id of a state that something shows."""
-        for state_id in range(len(self.states) - 1, -1, -1):
-            if self.states[state_id] == state:
-                return state_id
-        return None
+    def found(self, state: State, *, preferred: Line | None = None) -> int | None:
+        """The id of a state that something shows; two writers may have come to states that are alike.
+
+        Then it is the one of the preferred line, if that has in it what was promised, or else the newest.
+        """
+        alike = [number for number in reversed(range(len(self.states))) if self.states[number] == state]
+        if preferred is not None:
+            for number in alike:
+                if number in preferred.ids and self.keeps_promise(preferred, number):
+                    return number
+        return next(iter(alike), None)
 
     def line_with(self, state_id: int, *, preferred: Line | None = None) -> Line:
         """A line that has the state: the preferred one, or else one that has the promise as well."""

@@ -388,7 +388,7 @@ class MirrorSimulation:
         `may_lack`: it was told to go on without what stores that are away may have.
         """
         chronicle = self.chronicle
-        shown = chronicle.found(self._names_and_sizes(volume._local.index))
+        shown = chronicle.found(self._names_and_sizes(volume._local.index), preferred=machine.line)
         if shown is None:
             raise Violation(f"a mount on {machine.name} shows what never was")
         before = machine.line

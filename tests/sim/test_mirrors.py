@@ -38,6 +38,10 @@ def test_a_lease_that_could_not_be_put_back_stays(fast_directory: Path) -> None:
     MirrorSimulation(31067, fast_directory).run()
 
 
+def test_two_writers_may_come_to_states_that_are_alike(fast_directory: Path) -> None:
+    MirrorSimulation(47608, fast_directory).run()
+
+
 def test_what_is_referred_to_again_is_not_lost_either(fast_directory: Path) -> None:
     found_bytes = 0
     for seed in range(5):
