@@ -7,6 +7,7 @@ there. So the log of this machine counts up to its last segment that a store has
   is in our log, or was left behind by somebody who is in it;
 - a branch in a store that parts from our log and ends later than that segment has overtaken us: later in the
   order that readers follow (engine/branches.py), or two writers of one epoch would keep everybody out;
+  What a crash left of a segment is none, unless the next one or a head says where it ended;
 - one that goes on from another state of a segment of ours says that this machine was put back in time.
 What is none of these is an orphan: the end of a writer that was fenced, which nobody follows.
 """
@@ -169,19 +170,19 @@ class Standing:
             await trio.lowlevel.checkpoint()
 
     async def _is_no_fork(self, following: SegmentId, before: SegmentRow | None, known: Known) -> bool:
-        """Whether a segment goes on from our very end, and was not followed for a reason that harms nobody.
+        """Whether the writer that we followed sent a segment just now that goes on from our very end."""
+        if before is None or await self._branches.previous(following) != previous_of(before):
+            return False
+        return (following.epoch, following.writer) == (known.epoch, known.writer)
 
-        Its writer sent it just now, or a crash left it, so that nobody vouches for where it ends.
+    async def _is_unfinished(self, segment: SegmentId, end: End) -> bool:
+        """Whether a crash left a segment, behind which nothing says where it ends: no reader follows it.
+
+        A head may say so; that is compared by itself (engine/publisher.py).
         """
-        previous = await self._branches.previous(following)
-        if before is None or previous != previous_of(before):
+        if end.sequence > segment.sequence:
             return False
-        if (following.epoch, following.writer) == (known.epoch, known.writer):
-            return True
-        end = (await self._branches.ends([following]))[following]
-        if end.sequence > following.sequence:
-            return False
-        async for _, data in self._segments.copies(following):
+        async for _, data in self._segments.copies(segment):
             try:
                 scan = scan_segment(data, self._keys, self._writer)
             except (DamagedError, StoreTooNew):
@@ -189,7 +190,7 @@ class Standing:
             if scan.trailer is None and scan.fault is None:
                 logger.warning(
                     "Segment %d was left by a crash, and nobody says where it ends: it is left behind.",
-                    following.sequence,
+                    segment.sequence,
                 )
                 return True
         return False
@@ -217,7 +218,7 @@ class Standing:
             if not parts:
                 continue
             end = (await self._branches.ends([other]))[other]
-            if known.loses_to(end):
+            if known.loses_to(end) and not await self._is_unfinished(other, end):
                 if is_end:
                     # It came after the log was read, and has all that ours has: it could be followed.
                     raise InUseError(

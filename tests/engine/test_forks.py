@@ -199,6 +199,27 @@ async def test_what_a_crash_left_keeps_nobody_out(
     assert await seen_by_a_new_pc(practice) == [b"a", b"c"]
 
 
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, "was left by a crash", "does not verify")
+async def test_what_a_crash_left_overtakes_nobody(autojump_clock: MockClock, practice: Practice) -> None:
+    """Who takes over without any lease is judged anew when there are some: what it left behind stays so."""
+    again = await crashed(practice)
+    async with again.until_killed(wait=False) as volume:
+        await trio.sleep(10)
+        epoch = f"-{volume._local.identity.epoch:08x}-"
+    for name, place in practice.places.items():
+        for key in [key for key in place if epoch in key]:
+            del place[key]
+        harm_lease(practice, name, "rotten", {})
+    two = practice.new_pc()
+    async with two.mounted(take_over=True) as volume:
+        assert names(volume) == [b"a"]
+        await save(volume, b"c")
+        await trio.sleep(300)
+        assert volume.status().fenced is None
+        assert not any(state.pending_count for state in volume.status().stores)
+    assert await seen_by_a_new_pc(practice) == [b"a", b"c"]
+
+
 # --- judged once -----------------------------------------------------------------------------
 
 

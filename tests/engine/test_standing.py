@@ -127,6 +127,23 @@ async def test_overtaken(autojump_clock: MockClock, index: Index, epoch: int) ->
         await it.check(await it.known([], own=[]))
 
 
+@pytest.mark.expects_warnings("was left by a crash")
+async def test_what_a_crash_left_overtakes_nobody(autojump_clock: MockClock, index: Index) -> None:
+    """No reader follows it, neither before we wrote anything nor later; with a next segment they do."""
+    log = MadeUpLog()
+    root = log.add(0, 1)
+    left = log.add(1, 2, root, crashed=True)
+    it = await standing(log, index, [root])
+    await it.check(at(root))
+    ours = log.add(1, 9, root, sent=False)
+    it = await standing(log, index, [ours])
+    await it.check(at(root))
+    log.add(2, 2, left)
+    it = await standing(log, index, [])
+    with pytest.raises(ChainError, match=OVERTAKEN):
+        await it.check(at(root))
+
+
 async def test_overtaken_from_the_very_beginning(autojump_clock: MockClock, index: Index) -> None:
     log = MadeUpLog()
     ours = log.add(0, 1, sent=False)

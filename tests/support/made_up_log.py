@@ -33,11 +33,12 @@ class MadeUpLog:
         writer: bytes | None = None,
         state: int = 0,
         sent: bool = True,
+        crashed: bool = False,
     ) -> SegmentId:
         """A segment.
 
         `writer`: where it is not that of the epoch. `state`: other than 0, it attests another state of
-        `previous` than the one there is.
+        `previous` than the one there is. `crashed`: it has no trailer.
         """
         segment = SegmentId(sequence, epoch, writer or writer_of(epoch))
         attested = None
@@ -45,6 +46,8 @@ class MadeUpLog:
             row = self.rows[previous]
             attested = Previous(previous, row.size + state, row.digest)
         made = SegmentBytes(segment=segment, previous=attested)
+        if not crashed:
+            made.seal()
         end = made.previous()
         self.rows[segment] = SegmentRow(*segment, end.size, 0, end.digest, 0, 0)
         if sent:
