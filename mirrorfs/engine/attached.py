@@ -193,6 +193,10 @@ class StoreSet:
         is_bad = self.faults is not None and self.faults.is_bad(one.store.name, key)
         return one.mirror.is_held(key) and not is_bad
 
+    def is_known_bad(self, name: str, key: str) -> bool:
+        """Whether what a store lists under a key was found to be damaged, whatever its size."""
+        return self.faults is not None and self.faults.is_hidden(name, key)
+
     def held_changed(self, name: str, key: str, *, is_held: bool) -> None:
         """A store turned out to hold an object, or not to hold it after all."""
         if self.faults is not None:
@@ -260,6 +264,7 @@ class Attaching:
             save_held=lambda key: index.put_held(instance, key),
             forget_held=lambda key: index.delete_held(instance, key),
             on_conflict=lambda key: self.suspect(name, key),
+            is_known_bad=lambda key: self.members.is_known_bad(name, key),
             clock=self.world.clock,
             pace=self.pace,
             random=self.random,

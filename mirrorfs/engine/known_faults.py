@@ -2,7 +2,8 @@
 
 A copy is taken off the list when
 - it was read and verified, or what was missing or had a wrong size is listed with the right one;
-- a store holds it again after it was given up (engine/mend.py), for which it was sent anew;
+- a store turns out to hold it: it was sent anew, for that it is listed does not count (`Mirror.reconcile`)
+  unless a listing shows such faults;
 - the local file was replaced, or removed, whoever did that;
 - nothing needs the object any more, or its store is none of the volume's, or a new one of the same name.
 What is on the list is no copy to count on: `is_bad`.
@@ -41,8 +42,6 @@ class KnownFaults:
     def __init__(self, disk: Disk, objects: LocalObjects) -> None:
         self._disk = disk
         self._objects = objects
-        self._given_up: set[tuple[str, str]] = set()
-        """Copies that their stores do not count as held since they were found bad."""
         self._unsaved = 0
         self.on_change: Callable[[str], None] = lambda key: None
         """Hears the key of which a copy came on the list, or went."""
@@ -75,6 +74,11 @@ class KnownFaults:
     def is_bad(self, place: str, key: str) -> bool:
         """Whether a copy is on the list."""
         return (place, key) in self._bad
+
+    def is_hidden(self, place: str, key: str) -> bool:
+        """Whether a copy is on the list for what a listing does not show."""
+        bad = self._bad.get((place, key))
+        return bad is not None and bad.fault not in SEEN_BY_SIZE
 
     # --- what happens --------------------------------------------------------------------------
 
@@ -116,14 +120,7 @@ class KnownFaults:
 
     def held_changed(self, store: str, key: str, *, is_held: bool) -> None:
         """A store turned out to hold an object, or not to hold it after all."""
-        where = store, key
-        if (bad := self._bad.get(where)) is None:
-            return
-        if not is_held and self._objects.is_in_use(key):
-            self._given_up.add(where)
-            return
-        # After a restart damaged bytes of the right size may count as held because they are listed.
-        if not is_held or where in self._given_up or bad.fault in SEEN_BY_SIZE:
+        if (store, key) in self._bad and (is_held or not self._objects.is_in_use(key)):
             self.whole(store, key)
 
     def keep_only(self, places: Collection[str]) -> None:
@@ -139,7 +136,6 @@ class KnownFaults:
     # --- the list ------------------------------------------------------------------------------
 
     def _take_off(self, where: tuple[str, str]) -> None:
-        self._given_up.discard(where)
         if self._bad.pop(where, None) is not None:
             self._unsaved += 1
             self.on_change(where[1])

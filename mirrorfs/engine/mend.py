@@ -10,8 +10,10 @@ Order at a store, each step of which may be the last before a crash:
    ones are put on top of them instead, for which no right to delete is needed;
 4. the mirror sends the object like any other: lease, back-off, confirmation.
 After a crash from 3 on the object is one of those that the store lacks, and is sent by the next mount; if
-damaged bytes are still in the way then, that is a conflict, which status shows. Where the index does not say
-how long an object is (heads, say), it is pending only from step 2 on, and one without any good copy is not.
+damaged bytes are still in the way then, that is a conflict, which status shows. They are on the list of bad
+copies (engine/known_faults.py), so that they do not count as the object because they are listed. Where the
+index does not say how long an object is (heads, say), it is pending only from step 2 on, and one without any
+good copy is not.
 On the local disk a file is replaced in one step.
 
 Copies that lie here only until a store has them again take COPIES_BYTES_MAX at most, and none of the soft
@@ -47,6 +49,8 @@ QUEUE_MAX: Final = 256
 GATHER_S: Final = 5.0
 AGAIN_S: Final = 30.0
 """After so long what is still in the way of an upload, or found no room here, is tried again."""
+REFUSED_MAX_S: Final = 3600.0
+"""What could not be mended for another reason waits twice as long each time, up to this."""
 BATCH_MAX: Final = 64
 """Objects mended in one go: what readers find bad gets its turn in between."""
 COPIES_BYTES_MAX: Final = 256 * MIB
@@ -112,12 +116,16 @@ class Mender:
         """It was waited for room in vain, and there has been none since."""
         self._without_room: dict[tuple[str, str], tuple[BadObject, int]] = {}
         """What is withheld until there is room for a copy of so many bytes."""
+        self._refused: dict[tuple[str, str], tuple[float, float]] = {}
+        """Of what could not be mended, trio's time from which it is tried again, and how long that was."""
 
     def suspect(self, store: str | None, key: str) -> None:
-        """A reader found a copy bad or gone: it is examined, and mended, soon."""
+        """A reader found a copy bad or gone: it is examined, and mended, soon, or when its turn is again."""
         place = LOCAL if store is None else store
         if not self._objects.is_in_use(key):
             return  # it is to go, or has gone
+        if trio.current_time() < self._refused.get((place, key), (0.0, 0.0))[0]:
+            return
         if len(self._suspects) < QUEUE_MAX and (place == LOCAL or self._may_mend(place, key)):
             self._suspects[place, key] = None
             self._wake.set()
@@ -196,10 +204,20 @@ class Mender:
         while waiting:
             async with self._lock:
                 done = await self._mend_batch(waiting[:BATCH_MAX], results)
+            for one in waiting[:done]:
+                self._note_outcome((one.place, one.key), is_mended=results[one] is None)
             del waiting[:done]
             if waiting and (stuck := self._without_room.get((waiting[0].place, waiting[0].key))) is not None:
                 await self._wait_for_room(stuck[1])
         return results
+
+    def _note_outcome(self, where: tuple[str, str], *, is_mended: bool) -> None:
+        if is_mended or where in self._without_room:
+            self._refused.pop(where, None)
+            return
+        _, waited_s = self._refused.get(where, (0.0, AGAIN_S / 2))
+        wait_s = min(2 * waited_s, REFUSED_MAX_S)
+        self._refused[where] = trio.current_time() + wait_s, wait_s
 
     async def _mend_batch(self, batch: Sequence[BadObject], results: dict[BadObject, str | None]) -> int:
         """Returns how many are done with: all, or those before the first that is to wait for room."""
@@ -249,6 +267,9 @@ class Mender:
             self._on_fork(f"Store {one.place} has a later state of this machine's log; {WHAT_NEXT}")
             return found.detail
         row = self._objects.row_of(one.key)
+        if mirror is not None:
+            # Also after a crash nobody takes damaged bytes of the right size for the object.
+            self._scrubber.faults.found(found)
         if mirror is not None and row is not None:
             mirror.forget(one.key)
             mirror.offer(one.key, row.size, written_ns=self._objects.since_ns(row), withheld=True)

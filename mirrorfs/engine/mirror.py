@@ -63,6 +63,7 @@ class Mirror:
         save_held: Callable[[str], None],
         forget_held: Callable[[str], None],
         on_conflict: Callable[[str], None] = lambda key: None,
+        is_known_bad: Callable[[str], bool] = lambda key: False,
         clock: Clock,
         pace: UploadPace,
         random: Callable[[], float],
@@ -79,6 +80,7 @@ class Mirror:
             lease_fresh: returns while this writer may write to the store (LeaseKeeper.fresh).
             save_held, forget_held: persist that a key is held, or is not after all; called on the loop.
             on_conflict: hears the key of an object under which the store holds other bytes.
+            is_known_bad: whether what the store lists under a key is damaged, whatever its size.
             random: uniform in [0, 1), for the back-off.
             may_be_away: that it does not answer is no reason for a warning.
             append_only: nothing is deleted there from here.
@@ -91,6 +93,7 @@ class Mirror:
         self._save_held = save_held
         self._forget_held = forget_held
         self._on_conflict = on_conflict
+        self._is_known_bad = is_known_bad
         self._conflict_since_s = 0.0
         self._clock = clock
         self._pace = pace
@@ -234,7 +237,7 @@ class Mirror:
 
         def found(key: str, size_bytes: int) -> None:
             item = self._queue.item(key)
-            if item is not None and item.size_bytes == size_bytes:
+            if item is not None and item.size_bytes == size_bytes and not self._is_known_bad(key):
                 self._now_held(key)
 
         await list_around(self.store, list(self._queue.keys()), found)

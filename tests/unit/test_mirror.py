@@ -668,6 +668,25 @@ async def test_reconcile_learns_what_is_there(
     assert store.request_count == requests, "nothing is outstanding"
 
 
+@pytest.mark.expects_warnings("holds other bytes")
+async def test_reconcile_does_not_count_what_is_known_to_be_bad(
+    autojump_clock: MockClock, rig: Rig, store: WatchedStore
+) -> None:
+    """Damaged bytes have the right size; whether they are still there, only a PUT tells."""
+    bad = {segment(1), segment(2)}
+    rig.mirror._is_known_bad = bad.__contains__
+    for sequence in range(4):
+        rig.offer(segment(sequence))
+    store.objects.update(rig.objects)
+    store.objects[segment(1)] = bytes(len(rig.objects[segment(1)]))
+    await rig.mirror.reconcile()
+    assert set(rig.held) == {segment(0), segment(3)}
+    async with rig.running() as mirror:
+        await trio.sleep(60)
+        assert set(rig.held) == {segment(0), segment(2), segment(3)}
+        assert mirror.in_conflict() == [segment(1)]
+
+
 async def test_cancelled_upload_stays_outstanding(
     autojump_clock: MockClock, rig: Rig, store: WatchedStore
 ) -> None:
