@@ -16,6 +16,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -174,11 +175,16 @@ class LocalDisk:
         _call("replace", path, lambda: temporary.unlink(missing_ok=True))
         file = self._create(path, temporary)
         try:
-            file.write(data, offset=0)
-            file.sync()
-        finally:
-            file.close()
-        _call("replace", path, lambda: os.rename(temporary, target))
+            try:
+                file.write(data, offset=0)
+                file.sync()
+            finally:
+                file.close()
+            _call("replace", path, lambda: os.rename(temporary, target))
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()  # it may be what fills the disk
+            raise
         self._sync_directories(target.parent)
 
     def sync_directory(self, path: str) -> None:

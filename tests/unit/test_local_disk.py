@@ -151,6 +151,23 @@ def test_write_whole_replaces_and_ignores_what_a_crash_left(disk: LocalDisk, roo
     assert os.listdir(root / "d") == ["pin"]
 
 
+@pytest.mark.parametrize("failing", ["fdatasync", "rename"])
+def test_write_whole_leaves_nothing_when_it_fails(
+    disk: LocalDisk, root: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """What was written of it would be what fills the disk."""
+    disk.write_whole("d/pin", b"old")
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, failing, full)
+    with pytest.raises(DiskFull):
+        disk.write_whole("d/pin", b"new")
+    assert os.listdir(root / "d") == ["pin"]
+    assert (root / "d/pin").read_bytes() == b"old"
+
+
 def test_write_whole_syncs_before_the_rename_and_the_directories_after(
     disk: LocalDisk, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
