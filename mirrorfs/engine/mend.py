@@ -164,6 +164,11 @@ class Mender:
                 else:
                     logger.error("Object %s of %s is %s: %s", one.key, one.place, one.fault, why)
 
+    def try_now(self) -> None:
+        """Somebody waits: what could not be mended is tried now, however often that was in vain."""
+        self._refused.clear()
+        self._try_again()
+
     def _try_again(self) -> None:
         # What was in an object's way could not be removed then: a store may allow it by now.
         for name, mirror in self._mirrors().items():
@@ -212,12 +217,10 @@ class Mender:
         return results
 
     def _note_outcome(self, where: tuple[str, str], *, is_mended: bool) -> None:
-        if is_mended or where in self._without_room:
-            self._refused.pop(where, None)
-            return
-        _, waited_s = self._refused.get(where, (0.0, AGAIN_S / 2))
-        wait_s = min(2 * waited_s, REFUSED_MAX_S)
-        self._refused[where] = trio.current_time() + wait_s, wait_s
+        _, waited_s = self._refused.pop(where, (0.0, AGAIN_S / 2))
+        if not is_mended and where not in self._without_room:
+            wait_s = min(2 * waited_s, REFUSED_MAX_S)
+            self._refused[where] = trio.current_time() + wait_s, wait_s
 
     async def _mend_batch(self, batch: Sequence[BadObject], results: dict[BadObject, str | None]) -> int:
         """Returns how many are done with: all, or those before the first that is to wait for room."""

@@ -350,6 +350,7 @@ class MountedVolume:
         """
         await self._local.quiesce()
         await self._publish()
+        self.mender.try_now()
         async with trio.open_nursery() as nursery:
             if progress is not None:
                 nursery.start_soon(self._report, progress)

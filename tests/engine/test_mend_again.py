@@ -104,3 +104,17 @@ async def test_it_is_tried_again_ever_more_seldom(
         await trio.sleep(PATIENCE_S)
         assert home.objects[key] == s3.objects[key]
         assert not volume.scrubber.faults.all()
+
+
+@pytest.mark.expects_warnings(*SAID)
+async def test_whoever_waits_does_not_wait_for_that(
+    tmp_path: Path, autojump_clock: MockClock, stores: list[KeepingStore]
+) -> None:
+    home, s3 = stores
+    async with VirtualPc(tmp_path, stores).mounted() as volume:
+        key = await rotten(volume, home)
+        await trio.sleep(PATIENCE_S)
+        home.keeps = False
+        with trio.fail_after(60):
+            await volume.flush()
+        assert home.objects[key] == s3.objects[key]
