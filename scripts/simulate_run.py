@@ -22,6 +22,7 @@ sys.path.insert(0, str(REPO))
 from tests.sim.mirrors import MirrorSimulation  # noqa: E402
 from tests.sim.place import memory_directory  # noqa: E402  # after the path is set
 from tests.sim.pruning import PruningSimulation  # noqa: E402
+from tests.sim.rotating import RotatingSimulation  # noqa: E402
 from tests.sim.simulation import Fault, Simulation  # noqa: E402
 
 REPORT_EVERY = 500
@@ -40,6 +41,8 @@ def run_seed(task: tuple[int, str]) -> tuple[int, str | None]:
         try:
             if faults == "stores":
                 MirrorSimulation(seed, Path(directory), copies=COPIES if seed % 2 else 0.0).run()
+            elif faults == "rotating":
+                RotatingSimulation(seed, Path(directory)).run()
             elif faults == "pruning":
                 PruningSimulation(seed, Path(directory)).run()
             else:
@@ -56,9 +59,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     parser.add_argument(
         "--faults",
-        choices=[*sorted(FAULTS), "stores", "pruning"],
+        choices=[*sorted(FAULTS), "stores", "rotating", "pruning"],
         default="none",
         help="disk: also a failing disk; stores: two stores and several machines (tests/sim/mirrors.py);"
+        " rotating: the same, with a third store that is carried about (tests/sim/rotating.py);"
         " pruning: the same, with pruning at any moment (tests/sim/pruning.py)",
     )
     arguments = parser.parse_args()

@@ -32,6 +32,10 @@ from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.ports import Index, Store
 
+LEFT_ALONE = (
+    "It got changes on another PC that the other stores do not have: nothing is sent to it until the volume"
+    " is mounted anew with it. `mirrorfs restore --store` gives what it alone has."
+)
 EXCUSE_S = 0.5
 """How often whoever waits for a rotating store looks whether it is still there."""
 ENOUGH = 2
@@ -102,7 +106,7 @@ class AttachedStore:
         if not self.rotating:
             return state
         if lease.fenced is not None:
-            return replace(state, state=StateWord.CONFLICT, last_error=lease.fenced)
+            return replace(state, state=StateWord.CONFLICT, last_error=LEFT_ALONE)
         if lease.unreachable or state.state in (StateWord.UNREACHABLE, StateWord.MISSING):
             return replace(state, state=StateWord.AWAY, away_since_ns=self.seen_ns)
         return state
@@ -116,6 +120,10 @@ class AttachedStore:
         """Whether it rotates, and is not there."""
         return self.rotating and self.snapshot().state is StateWord.AWAY
 
+    def is_left_alone(self) -> bool:
+        """Whether it rotates, and got changes elsewhere that are not known here: nothing is sent to it."""
+        return self.rotating and self.lease.state().fenced is not None
+
     async def delete(
         self, keys: Sequence[str], *, on_deleted: Callable[[int], None] = lambda count: None
     ) -> Deletion:
@@ -126,7 +134,7 @@ class AttachedStore:
         return await delete_objects(self.mirror, keys, on_deleted=on_deleted)
 
     async def wait_held(self) -> None:
-        """Return when it holds everything offered so far, or need not be waited for: removed, or away.
+        """Return when it holds everything offered so far; at once if it is removed, away or left alone.
 
         Raises: as Mirror.wait_held.
         """
@@ -137,7 +145,7 @@ class AttachedStore:
             nursery.cancel_scope.cancel()
 
     async def _excuse(self, scope: trio.CancelScope) -> None:
-        while not self.detached.is_set() and not self.is_away():
+        while not self.detached.is_set() and not self.is_away() and not self.is_left_alone():
             with trio.move_on_after(EXCUSE_S if self.rotating else float("inf")):
                 await self.detached.wait()
         scope.cancel()

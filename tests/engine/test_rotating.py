@@ -238,7 +238,7 @@ async def test_the_lease_of_a_machine_that_is_gone_is_watched(
 async def test_what_it_got_elsewhere_stops_nobody(autojump_clock: MockClock, office: Office) -> None:
     """It was written to by a later epoch on a machine that no other store knows: that is its own fault."""
     machine = office.machine("pc")
-    async with machine.mounted(wait=False) as volume:
+    async with machine.mounted() as volume:
         await fill(volume, 0, 1)
         await volume.flush()
         office.disk.pull("unplugged")
@@ -255,10 +255,10 @@ async def test_what_it_got_elsewhere_stops_nobody(autojump_clock: MockClock, off
         await until_state(volume, StateWord.CONFLICT, within_s=200)
         await volume.filesystem.sync()
         await fill(volume, 3, 1)
-        for one in volume._stores[:2]:
-            await one.mirror.wait_held()
+        with trio.fail_after(60):
+            await volume.flush()
         assert volume.status().fenced is None
-        assert usb(volume).last_error is not None
+        assert "nothing is sent to it" in (usb(volume).last_error or "")
         assert office.disk.store.objects == before, "nothing is sent to it"
 
 

@@ -67,12 +67,16 @@ class Chronicle:
         """Somebody went on without what stores that are away may have: from this state."""
         self.promised.append(state_id)
 
+    def alike(self, state: State) -> list[int]:
+        """The ids of all states that are as this one, the newest first."""
+        return [number for number in reversed(range(len(self.states))) if self.states[number] == state]
+
     def found(self, state: State, *, preferred: Line | None = None) -> int | None:
         """The id of a state that something shows; two writers may have come to states that are alike.
 
         Then it is the one of the preferred line, if that has in it what was promised, or else the newest.
         """
-        alike = [number for number in reversed(range(len(self.states))) if self.states[number] == state]
+        alike = self.alike(state)
         if preferred is not None:
             for number in alike:
                 if number in preferred.ids and self.keeps_promise(preferred, number):

@@ -71,7 +71,7 @@ from mirrorfs.errors import (
     ReadOnlyVolume as ReadOnly,
 )
 from mirrorfs.format.control import INSTANCE_KEY, LEASE_KEY, Instance, open_lease, seal_control
-from mirrorfs.format.header import header_key
+from mirrorfs.format.header import StoreEntry, header_key
 from mirrorfs.format.limits import CHUNK_SIZE
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Index, Store
@@ -102,13 +102,9 @@ _REFUSALS = (ChainError, DamagedError)
 
 
 @cache
-def _instances() -> dict[str, bytes]:
-    return {
-        store.name: seal_control(
-            Instance(store=store.name, instance=store.instance), keys=KEYS, seed=KEY_SET.writer
-        )
-        for store in HEADER.stores
-    }
+def instance_document(store: StoreEntry) -> bytes:
+    """What lies in a store and says which it is."""
+    return seal_control(Instance(store=store.name, instance=store.instance), keys=KEYS, seed=KEY_SET.writer)
 
 
 class Refused(Exception):
@@ -127,6 +123,9 @@ class Session:
 
 class MirrorSimulation:
     """The lives of one volume and its stores under one seed."""
+
+    header, header_bytes = HEADER, HEADER_BYTES
+    rotating: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -158,7 +157,7 @@ class MirrorSimulation:
                 store.name,
                 seed=self.rng.getrandbits(32),
                 weak=self.rng.random() < 0.2,
-                objects={INSTANCE_KEY: _instances()[store.name]},
+                objects={INSTANCE_KEY: instance_document(store)},
             )
             for store in HEADER.stores
         ]
@@ -197,12 +196,16 @@ class MirrorSimulation:
                 self.weather.heal()
                 self._live(self._heal)
                 newest = self.chronicle.promised[-1]
-                for place in self.weather.places:
+                for place in self._places():
                     self._live(lambda place=place: self._look_alone(place, newest))
         finally:
             logger.setLevel(level)
             for machine in self._machines:
                 machine.files.close_all()
+
+    def _places(self) -> Sequence[SimulatedStore]:
+        """All that stores hold."""
+        return self.weather.places
 
     # --- machines ----------------------------------------------------------------------------
 
@@ -268,7 +271,7 @@ class MirrorSimulation:
     # --- mounting ----------------------------------------------------------------------------
 
     def _stores(self, places: Sequence[SimulatedStore], machine: Machine) -> list[Store]:
-        instances = {store.name: store.instance for store in HEADER.stores}
+        instances = {store.name: store.instance for store in self.header.stores}
         return [
             GuardedStore(
                 RetryingStore(place, random=self.rng.random, policy=_ONCE),
@@ -297,7 +300,8 @@ class MirrorSimulation:
         places: Sequence[SimulatedStore] | None = None,
     ) -> Session:
         """Raises: Refused. InUseError."""
-        machine.disk.write_whole(f"objects/{header_key(HEADER.generation, HEADER_BYTES)}", HEADER_BYTES)
+        data = self.header_bytes
+        machine.disk.write_whole(f"objects/{header_key(self.header.generation, data)}", data)
         if machine.name == "pc0":
             machine.disk.write_whole(CREATED_PATH, b"")
         if self._index_rng.random() < self._index_loss:
@@ -314,11 +318,11 @@ class MirrorSimulation:
                 files=machine.files,
                 key_set=KEY_SET,
                 keys=KEYS,
-                header=HEADER,
+                header=self.header,
                 stores=self._stores(places or self.weather.places, machine),
                 settings=VolumeSettings(
-                    instances={store.name: store.instance.hex() for store in HEADER.stores},
-                    header_bytes=HEADER_BYTES,
+                    instances={store.name: store.instance.hex() for store in self.header.stores},
+                    header_bytes=data,
                     host=machine.name,
                     owner=(0, 0),
                     cache_bytes=self.rng.choice((0, 100_000, 1 << 30)),
@@ -326,6 +330,7 @@ class MirrorSimulation:
                     take_over=take_over,
                     scratch=partial(self._scratch, machine),
                     deduplicate=self._copies > 0,
+                    rotating=self.rotating if places is None else frozenset(),
                 ),
                 random=self.rng.random,
             )
@@ -356,7 +361,7 @@ class MirrorSimulation:
         may_hide = may_hide or self.weather.may_hide or self.weather.change_count != count
         line = self._note_mounted(machine, volume, was_last=was_last, may_lack=take_over and may_hide)
         # With a lease that rotted it holds none yet, and knows less than it may seem.
-        holds_all = all(one.lease.state().fresh for one in volume._stores)
+        holds_all = all(one.lease.state().fresh for one in volume._stores if not one.rotating)
         saw_all = holds_all and not stormy and not self.weather.is_stormy
         if saw_all:
             self._began = {machine}
@@ -372,7 +377,7 @@ class MirrorSimulation:
     def _left_lease(self, machine: Machine, before: Sequence[OwnWriter]) -> bool:
         """Whether a mount that was refused left its lease: there was none that it could put back."""
         new = {one.writer for one in read_own_writers(self._world(machine)) if one not in before}
-        for place in self.weather.places:
+        for place in self._places():
             with suppress(KeyError, DamagedError, LimitError):
                 data = place.objects[LEASE_KEY]
                 lease = open_lease(data, keys=KEYS, public_key=HEADER.public_keys.writer)
@@ -432,12 +437,12 @@ class MirrorSimulation:
             if not stormy and not self.weather.is_stormy:
                 raise
             return
-        shown = self.chronicle.found(self._names_and_sizes(recovered.index))
+        shown = self.chronicle.alike(self._names_and_sizes(recovered.index))
         recovered.index.close()
         assert machine.line is not None
         # It may have followed another machine before it was refused.
         lines = [machine.line, *self.chronicle.lines]
-        if shown is None or not any(line.reaches(shown, earlier=machine.synced) for line in lines):
+        if not any(line.reaches(one, earlier=machine.synced) for line in lines for one in shown):
             raise Violation(f"{machine.name} exports {shown}, and {machine.synced} was synced on it") from why
 
     # --- lives -------------------------------------------------------------------------------

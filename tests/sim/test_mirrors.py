@@ -42,6 +42,10 @@ def test_two_writers_may_come_to_states_that_are_alike(fast_directory: Path) -> 
     MirrorSimulation(47608, fast_directory).run()
 
 
+def test_what_is_exported_may_be_like_the_state_of_another_writer(fast_directory: Path) -> None:
+    MirrorSimulation(6327, fast_directory).run()
+
+
 def test_what_a_crash_left_does_not_stop_who_took_over(fast_directory: Path) -> None:
     # Both leases were rotten at the take-over. When they were written anew, a segment without end, which the
     # take-over had left behind, counted as another machine's later state.
