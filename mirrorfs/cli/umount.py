@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         raise
     waiting = Waiting()
     with client:
+        pid = client.pid
         client.send("umount", wait=not arguments.no_wait, stall_s=arguments.stall)
         mountpoint = str(waiting.follow(client, until="prepared")["mountpoint"])
         if find_mount(mountpoint) is not None:
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
             raise
     # Whoever mounts it right after must not meet the last breath of the process that served it.
     is_free = volume_lock.wait_released(paths, timeout_s=EXIT_WAIT_S)
-    if not is_free and Path(f"/proc/{client.pid}").exists():
+    if not is_free and Path(f"/proc/{pid}").exists():
         raise MirrorfsError(
             f"Volume {paths.name} is unmounted, but the process that served it does not end, and has its keys"
             f" until then: a disk may hang. See {paths.log}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from mirrorfs.cli import lock, umount
 from mirrorfs.cli.config import VolumePaths
-from mirrorfs.cli.control_protocol import NoAnswer
+from mirrorfs.cli.control_protocol import ControlClient, NoAnswer, reachable_path
 from mirrorfs.errors import MirrorfsError
 
 
@@ -68,6 +69,20 @@ def test_umount_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MirrorfsError, match="is unmounted, but the process that served it does not end"):
         umount.run(arguments, {})
     assert not capsys.readouterr().out
+
+
+def test_umount_knows_the_process_when_its_connection_is_closed(
+    paths: VolumePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(umount, "ControlClient", ControlClient)
+    paths.socket.parent.mkdir(parents=True, exist_ok=True)
+    arguments = argparse.Namespace(target="v", no_wait=False, stall=1.0)
+    with socket.socket(socket.AF_UNIX) as listener:
+        with reachable_path(paths.socket) as name:
+            listener.bind(name)
+        listener.listen()
+        with pytest.raises(MirrorfsError, match="is unmounted, but the process that served it does not end"):
+            umount.run(arguments, {})
 
 
 def test_lock_says_so_of_one_that_was_killed(paths: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
