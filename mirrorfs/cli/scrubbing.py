@@ -124,7 +124,8 @@ async def _wait_sent(
 
     Returns: what has not got there yet. What cannot get there is not mended, as `results` says then.
     """
-    waiting = {bad for bad, why in results.items() if why is None and bad.place in volume.instances}
+    instances = volume.instances
+    waiting = {bad for bad, why in results.items() if why is None and bad.place in instances}
     total = len(waiting)
 
     async def wait(bad: BadObject) -> None:
@@ -138,11 +139,16 @@ async def _wait_sent(
     async def wait_at(place: str) -> None:
         mine = [bad for bad in waiting if bad.place == place]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_at_standstill, volume, place, waiting, nursery.cancel_scope)
+            scope = nursery.cancel_scope
+            nursery.start_soon(_cancel_at_standstill, volume, place, instances[place], waiting, scope)
             async with trio.open_nursery() as waits:
                 for bad in mine:
                     waits.start_soon(wait, bad)
-            nursery.cancel_scope.cancel()
+            scope.cancel()
+        if volume.instances.get(place) != instances[place]:
+            for bad in waiting.intersection(mine):
+                results[bad] = f"Store {place} is not one of the volume's any more."
+                waiting.remove(bad)
 
     async with trio.open_nursery() as nursery:
         for place in {bad.place for bad in waiting}:
@@ -151,13 +157,22 @@ async def _wait_sent(
 
 
 async def _cancel_at_standstill(
-    volume: MountedVolume, place: str, waiting: Collection[BadObject], scope: trio.CancelScope
+    volume: MountedVolume,
+    place: str,
+    instance: str,
+    waiting: Collection[BadObject],
+    scope: trio.CancelScope,
 ) -> None:
-    """Cancel when a store is away that rotates, or had an error for STALL_S and took nothing meanwhile."""
+    """Cancel when a store is away that rotates, or had an error for STALL_S and took nothing meanwhile.
+
+    Or when it leaves the volume, another one of its name coming or not.
+    """
     began_ns, stalled_s = time.time_ns(), 0.0
     seen: tuple[int, int | None] | None = None
     while True:
         await trio.sleep(WATCH_EVERY_S)
+        if volume.instances.get(place) != instance:
+            scope.cancel()
         for state in volume.status().stores:
             if state.store != place:
                 continue

@@ -12,12 +12,16 @@ from trio.testing import MockClock
 
 from mirrorfs.cli.control_protocol import Message
 from mirrorfs.cli.scrubbing import ON_ITS_WAY, STALL_S, scrub
+from mirrorfs.engine.store_tasks import StoreChange
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import StoreUnavailable
+from mirrorfs.format.control import INSTANCE_KEY, Instance, seal_control
+from mirrorfs.format.header import StoreEntry
 from mirrorfs.ports import ObjectKey, Sealed
 from tests.support.machine import write_file
 from tests.support.store_memory import MemoryStore
 from tests.support.virtual_pc import VirtualPc
+from tests.support.volumes import HEADER, KEY_SET, KEYS
 
 LOST = 5
 
@@ -127,3 +131,43 @@ async def test_one_object_that_does_not_get_there_is_not_waited_for(
             nursery.cancel_scope.cancel()
         assert mended(said) == {key: (ON_ITS_WAY, True) if key == lost[2] else (None, False) for key in lost}
         store.refuses = ""
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_store_that_leaves_the_volume_is_not_waited_for(
+    tmp_path: Path, autojump_clock: MockClock, replaced: bool
+) -> None:
+    home, s3 = HEADER.stores
+    new = StoreEntry(s3.name, b"\x23" * 16)
+    comer = MemoryStore(s3.name)
+    comer.objects[INSTANCE_KEY] = seal_control(
+        Instance(store=s3.name, instance=new.instance), keys=KEYS, seed=KEY_SET.writer
+    )
+    store = SlowStore(s3.name)
+    machine = VirtualPc(tmp_path, [MemoryStore(home.name), store])
+    async with machine.mounted() as volume:
+        for number in range(LOST):
+            await write_file(volume, b"%d" % number, b"x" * 1000)
+            await volume.flush()
+        lost = [key for key in sorted(store.objects) if key.startswith("segments/")][:LOST]
+        for key in lost:
+            del store.objects[key]
+        store.takes_s = 50.0
+        said: list[Message] = []
+
+        async def mend() -> None:
+            said.extend(await repair(volume))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mend)
+            await trio.sleep(30.0)
+            machine.next_header(home, *([new] if replaced else []))
+            change = StoreChange(machine.header, machine.header_bytes, frozenset(), lambda entry: comer)
+            await volume.change_stores(change)
+            with trio.fail_after(STALL_S):
+                while not said:  # noqa: ASYNC110 - a repair has no event
+                    await trio.sleep(1.0)
+            nursery.cancel_scope.cancel()
+        why = "Store s3 is not one of the volume's any more."
+        assert mended(said) == {key: (why, False) for key in lost}
+        machine.stores = [machine.stores[0], *([comer] if replaced else [])]
