@@ -24,6 +24,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -103,6 +104,7 @@ class Alarm:
         self._config = config
         self._status = status
         self._drills = drills
+        self._known_drills = NO_DRILLS
         self._untold = untold
         self._on_told = on_told
         self._note = note
@@ -148,7 +150,7 @@ class Alarm:
             asked_ns=time.time_ns(),
             written_back=False,
             thresholds=self._config,
-            drills=self._drills(),
+            drills=self._drilled(),
         )
         now_s = trio.current_time()
         burst = _began(protection)
@@ -160,6 +162,12 @@ class Alarm:
         if told is not None and self._was_told(protection) and (told.heard or now_s < self._again_s):
             return None
         return protection
+
+    def _drilled(self) -> Mapping[str, LastDrill]:
+        # What cannot be read says nothing new; the mount is not to end for it.
+        with suppress(OSError):
+            self._known_drills = self._drills()
+        return self._known_drills
 
     def _was_told(self, protection: Protection) -> bool:
         told = self._told

@@ -1,8 +1,8 @@
 """Drills of a mounted volume, with the keys of the mount: asked for by a client, or by the configuration.
 
 Each runs in a process of its own (cli/drill_child.py), so that neither the mount nor its cache is touched; it
-ends with whoever wanted it. Meanwhile it has half of the mount's download
-rate. Its indexes lie in a private directory that is removed afterwards.
+ends with whoever wanted it. Meanwhile it has half of the mount's download rate. Its indexes lie in a private
+directory that is removed afterwards.
 """
 
 from __future__ import annotations
@@ -103,13 +103,14 @@ class DrillRequests:
         """The stores to try now."""
         try:
             config = load_config(self._paths)
-        except MirrorfsError as exc:
-            log.warning("No drill is run: %s", exc)
+            every_ns = config.alarm.drill_every_days * DAY_NS
+            if not every_ns or not self._can_sign:
+                return []
+            last = DrillRecord(self._paths, volume=config.volume).last(config.stores)
+        except (MirrorfsError, OSError) as exc:
+            known = isinstance(exc, MirrorfsError)  # the text of an OSError may hold a path
+            log.warning("No drill is run: %s", exc if known else "the reports cannot be read.")
             return []
-        every_ns = config.alarm.drill_every_days * DAY_NS
-        if not every_ns or not self._can_sign:
-            return []
-        last = DrillRecord(self._paths, volume=config.volume).last(config.stores)
         before_ns = time.time_ns() - every_ns
         return [
             store
@@ -135,6 +136,13 @@ class DrillRequests:
 
     async def _run(self, store: str, sample: str, say: Say) -> Message:
         """Returns the last message. Raises: MirrorfsError."""
+        try:
+            return await self._run_child(store, sample, say)
+        except OSError as exc:  # which would end the mount
+            raise MirrorfsError(f"The drill cannot be run: {exc.strerror}.") from exc
+
+    async def _run_child(self, store: str, sample: str, say: Say) -> Message:
+        """As _run. Raises: OSError: there is no room for its indexes, or for its process."""
         session = replace(self._unlocked, header=self._control.volume().header_bytes)
         limits = self._control.limits
         with work_directory(os.environ) as directory, nullcontext() if limits is None else limits.shared():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import time
@@ -320,6 +321,19 @@ async def test_a_full_disk_stops_no_alarm(
     monkeypatch.setattr(AlarmNote, "write", full)
     alarm = HookedAlarm(tmp_path)
     await alarm.mounted(status(store(**AWAY)), seconds=1000)
+    assert alarm.heard == [("at-risk", None)]
+
+
+@pytest.mark.expects_warnings("is at-risk")
+async def test_drills_that_cannot_be_read_end_no_alarm(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """An OSError would end the mount."""
+
+    def broken() -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    alarm = HookedAlarm(tmp_path)
+    alarm._drills = broken
+    await alarm.mounted(status(store(**AWAY)))
     assert alarm.heard == [("at-risk", None)]
 
 

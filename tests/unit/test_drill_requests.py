@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +18,7 @@ from mirrorfs.cli.drill_record import LastDrills
 from mirrorfs.cli.drill_requests import EVERY_S, FIRST_S, DrillRequests
 from mirrorfs.cli.key_pipe import SessionRequest, UnlockedSession
 from mirrorfs.core.retention import DAY_NS
-from mirrorfs.errors import StoreUnavailable
+from mirrorfs.errors import MirrorfsError, StoreUnavailable
 from tests.support.volumes import KEY_SET
 from tests.unit.test_config import CONFIG
 
@@ -59,3 +61,41 @@ async def test_by_schedule(autojump_clock: MockClock, monkeypatch: pytest.Monkey
     assert [store.name for store in drills._due()] == names
     config = replace(CONFIG, alarm=AlarmConfig())
     assert drills._due() == []
+
+
+@pytest.mark.parametrize("broken", ["work_directory", "command"])
+async def test_a_disk_or_system_that_is_full_fails_the_drill_alone(
+    monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """An OSError would end the mount."""
+
+    def full(*_: object) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Control:
+        limits = None
+
+        def volume(self) -> Any:
+            return argparse.Namespace(header_bytes=b"")
+
+    monkeypatch.setattr(drill_requests, broken, full)
+    unlocked = UnlockedSession(SessionRequest("v", "", "/v"), KEY_SET, b"")
+    drills = DrillRequests(unlocked, cast(Any, Path("/nowhere")), cast(Any, Control()))
+
+    async def say(message: object) -> None:
+        raise AssertionError(message)
+
+    with pytest.raises(MirrorfsError, match="cannot be run: No space left on device"):
+        await drills._run("nas", "", say)
+
+
+@pytest.mark.expects_warnings("No drill is run: the reports cannot be read")
+def test_reports_that_cannot_be_read_end_no_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    config = replace(CONFIG, alarm=AlarmConfig(drill_every_days=30))
+    monkeypatch.setattr(drill_requests, "load_config", lambda paths: config)
+    monkeypatch.setattr(drill_requests.DrillRecord, "last", broken)
+    unlocked = UnlockedSession(SessionRequest("v", "", "/v"), KEY_SET, b"")
+    assert DrillRequests(unlocked, cast(Any, Path("/nowhere")), cast(Any, None))._due() == []
