@@ -25,7 +25,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import trio
@@ -78,6 +78,32 @@ def check_command(alarm: AlarmConfig) -> None:
         )
 
 
+@dataclass(slots=True)
+class _Trouble:
+    """The command was told something in vain; the light and the stores have one each."""
+
+    failures: int = 0
+    """In a row."""
+    again_s: float = 0.0
+    """When it may be told again (trio's clock)."""
+    unheard: Unheard | None = None
+
+    def failed(self, light: Light, failure: str) -> None:
+        """`failure`: a part of a sentence."""
+        if not self.failures:
+            log.warning("The alarm command failed: %s.", failure)
+        pause_s = min(AGAIN_MAX_S, AGAIN_FIRST_S * 2.0 ** min(self.failures, 16))
+        self.again_s = trio.current_time() + pause_s
+        self.failures += 1
+        since_ns = time.time_ns() if self.unheard is None else self.unheard.since_ns
+        self.unheard = Unheard(light, since_ns, failure)
+
+    def is_over(self) -> None:
+        """The command was told, or there is nothing to tell any more."""
+        self.unheard = None
+        self.failures, self.again_s = 0, 0.0
+
+
 class Alarm:
     """Watches one volume."""
 
@@ -109,18 +135,14 @@ class Alarm:
         self._on_told = on_told
         self._note = note
         self._told: Told | None = None
-        self._failures = 0
-        """Of the command, since it last ended well."""
-        self._again_s = 0.0
-        """When what was not heard may be told again (trio's clock)."""
-        self._unheard: Unheard | None = None
+        self._of_light, self._of_stores = _Trouble(), _Trouble()
         self._light: Light | None = None
         self._burst: int | None = None
         self._since_s = 0.0
 
     def unheard(self) -> Unheard | None:
         """What the command could not be told; None: it was told everything."""
-        return self._unheard
+        return self._of_light.unheard or self._of_stores.unheard
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -141,7 +163,7 @@ class Alarm:
         told = self._told = self._note.read()
         if told is not None and not told.heard:
             why = "it did not end well in an earlier mount"
-            self._unheard = Unheard(told.light, told.time_ns, why)
+            self._of_light.unheard = Unheard(told.light, told.time_ns, why)
 
     def look(self) -> Protection | None:
         """The state now, if its light has held, and is another than was told, or was told in vain."""
@@ -159,7 +181,7 @@ class Alarm:
         if now_s - self._since_s < HOLDS_S[protection.light]:
             return None
         told = self._told
-        if told is not None and self._was_told(protection) and (told.heard or now_s < self._again_s):
+        if told is not None and self._was_told(protection) and (told.heard or now_s < self._of_light.again_s):
             return None
         return protection
 
@@ -201,27 +223,17 @@ class Alarm:
             "burst": burst_json(protection.burst),
         }
         failure = await self._run_command(json.dumps(message).encode())
-        self._note_end(told, failure)
-
-    def _note_end(self, told: Told, failure: str | None) -> None:
-        self._count(failure)
         if failure is None:
-            self._unheard = None
+            self._ended_well(self._of_light)
             self._remember(replace(told, heard=True))
         else:
-            since_ns = time.time_ns() if self._unheard is None else self._unheard.since_ns
-            self._unheard = Unheard(told.light, since_ns, failure)
+            self._of_light.failed(told.light, failure)
 
-    def _count(self, failure: str | None) -> None:
-        if failure is None:
-            if self._failures:
-                log.info("The alarm command works again.")
-            self._failures = 0
-            return
-        if not self._failures:
-            log.warning("The alarm command failed: %s.", failure)
-        self._again_s = trio.current_time() + min(AGAIN_MAX_S, AGAIN_FIRST_S * 2.0 ** min(self._failures, 16))
-        self._failures += 1
+    @staticmethod
+    def _ended_well(trouble: _Trouble) -> None:
+        if trouble.failures:
+            log.info("The alarm command works again.")
+        trouble.is_over()
 
     def _remember(self, told: Told) -> None:
         self._told = told
@@ -234,18 +246,25 @@ class Alarm:
             log.warning("What the alarm command was told cannot be kept: %s", exc)
 
     async def _tell_of_stores(self) -> None:
-        if not self._config.command or trio.current_time() < self._again_s:
-            return  # a command that is configured later is told then
-        for store, found_ns in self._untold():
+        if not self._config.command:
+            return  # one that is configured later is told then
+        untold = self._untold()
+        if not untold:
+            self._of_stores.is_over()  # it was acknowledged unheard
+        if trio.current_time() < self._of_stores.again_s:
+            return
+        for store, found_ns in untold:
             reason = went_back_reason(store, found_ns, time.time_ns())
             message: dict[str, Any] = {
                 "volume": self._volume, "event": "store-went-back", "light": None, "previous": None,
                 "reason": reason, "time_ns": found_ns, "stores": [],
             }  # fmt: skip
             failure = await self._run_command(json.dumps(message).encode())
-            self._count(failure)
             if failure is not None:
+                # What has gone back is at risk.
+                self._of_stores.failed(Light.AT_RISK, failure)
                 return  # it is told again later
+            self._ended_well(self._of_stores)
             self._on_told(store)
 
     def locked(self, reason: str) -> None:

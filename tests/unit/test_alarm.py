@@ -233,6 +233,57 @@ async def test_a_store_that_went_back_is_told_until_it_is_heard(
     assert (len(alarm.heard), untold) == (1, {})
 
 
+class EventDeaf(HookedAlarm):
+    """Its command fails for all that is no light."""
+
+    async def _run_command(self, message: bytes) -> str | None:
+        fails, self.fails = self.fails, self.fails or json.loads(message)["light"] is None
+        try:
+            return await super()._run_command(message)
+        finally:
+            self.fails = fails
+
+
+@pytest.mark.expects_warnings("is at-risk", "The alarm command failed")
+async def test_an_event_that_is_not_heard_holds_up_no_light(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    alarm = EventDeaf(tmp_path)
+    alarm._untold = lambda: [("nas", 1)]
+    alarm.now, alarm.fails = status(store("nas", **AWAY)), True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alarm.run)
+        await trio.sleep(100)
+        alarm.fails = False
+        await trio.sleep(3 * AGAIN_MAX_S)
+        assert alarm.heard == [("at-risk", None)]
+        unheard = alarm.unheard()
+        assert unheard is not None and unheard.light is Light.AT_RISK, "nobody knows of the store"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.expects_warnings("The alarm command failed")
+async def test_status_says_that_an_event_was_not_heard(tmp_path: Path, autojump_clock: MockClock) -> None:
+    alarm = HookedAlarm(tmp_path)
+    untold = {"nas": 1}
+    alarm._untold, alarm._on_told = lambda: list(untold.items()), untold.__delitem__
+    alarm.fails = True
+    await alarm.mounted(status(store("nas")))
+    unheard = alarm.unheard()
+    assert unheard is not None
+    assert (unheard.light, unheard.error) == (Light.AT_RISK, "it ended with exit code 75")
+    alarm.fails = False
+    await alarm.mounted(status(store("nas")), seconds=2 * AGAIN_MAX_S)
+    assert (alarm.heard, alarm.unheard()) == ([(None, None)], None)
+    # So it is if a person acknowledges what nobody was told.
+    untold["nas"], alarm.fails = 2, True
+    await alarm.mounted(status(store("nas")))
+    assert alarm.unheard() is not None
+    untold.clear()
+    await alarm.mounted(status(store("nas")))
+    assert alarm.unheard() is None
+
+
 @pytest.mark.expects_warnings("is at-risk", "The alarm command failed")
 async def test_only_the_newest_light_is_told_again(tmp_path: Path, autojump_clock: MockClock) -> None:
     alarm = HookedAlarm(tmp_path)
