@@ -133,13 +133,12 @@ def make_client(target: S3Target, *, store: str, connections_max: int) -> Any:
         ignore_configured_endpoint_urls=True,
         tcp_keepalive=True,
     )
-    if target.proxy is not None and target.proxy.startswith("https:"):
-        # Without this botocore does not verify an https proxy on the way to an http endpoint.
-        options["proxies_config"] = {"proxy_ca_bundle": target.ca_bundle or get_cert_path(True)}
+    bundle = target.ca_bundle or usual
+    # Without this botocore does not verify an https proxy, also of the environment, before an http endpoint.
+    options["proxies_config"] = {"proxy_ca_bundle": bundle or get_cert_path(True)}
     config = Config(**options)
-    verify = target.ca_bundle or usual or True
     return session.client(
-        "s3", endpoint_url=target.endpoint, region_name=region, config=config, verify=verify
+        "s3", endpoint_url=target.endpoint, region_name=region, config=config, verify=bundle or True
     )
 
 

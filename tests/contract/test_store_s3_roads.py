@@ -217,6 +217,28 @@ async def test_a_proxy_is_verified_even_before_an_http_server(
         assert scripted.requests == [f"HEAD http://127.0.0.1:1/bucket/{KEY}"]
 
 
+async def test_a_proxy_of_the_environment_is_verified_before_an_http_server(
+    scripted: ScriptedServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = urlsplit(scripted.endpoint).port
+    assert port is not None
+    with tls_front(port, authority) as secured:
+        monkeypatch.setenv("HTTP_PROXY", f"https://127.0.0.1:{secured.port}")
+        url = "s3://bucket?endpoint=http://192.0.2.1:1&allow_http=1"
+        async with store_at(url) as store:
+            with pytest.raises(StoreUnavailable):
+                await store.head(KEY)
+        assert scripted.requests == []
+        # Whatever names the certificates, they count for the proxy, too.
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.bundle))
+        async with store_at(url) as store:
+            await store.head(KEY)
+        monkeypatch.delenv("HTTP_PROXY")
+        async with store_at(f"{url}&proxy=https://127.0.0.1:{secured.port}") as store:
+            await store.head(KEY)
+    assert scripted.requests == 2 * [f"HEAD http://192.0.2.1:1/bucket/{KEY}"]
+
+
 async def test_a_proxy_that_is_not_there(moto: Bucket, authority: Authority) -> None:
     url = f"{place(moto)}?endpoint={moto.server.endpoint}&proxy=http://127.0.0.1:{free_port()}"
     async with store_at(url) as store:
