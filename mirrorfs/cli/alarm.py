@@ -242,7 +242,9 @@ class Alarm:
         try:
             self._note.write(told)
         except DiskError as exc:
-            # A disk that is full is what may have to be told; the next mount may tell it again.
+            # A disk that is full is what may have to be told. The next mount tells it again, which it would
+            # not by a note of what was told before.
+            self._note.remove()
             log.warning("What the alarm command was told cannot be kept: %s", exc)
 
     async def _tell_of_stores(self) -> None:

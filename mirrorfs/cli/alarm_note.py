@@ -72,8 +72,8 @@ class AlarmNote:
         LocalDisk(self._paths.state).write_whole(NAME, json.dumps(asdict(told)).encode())
 
     def remove(self) -> None:
-        """There is no command: nothing is told."""
-        with suppress(OSError):  # then it stays, which does no harm
+        """Nothing is known of what was told."""
+        with suppress(OSError):  # then it stays, which does little harm
             (self._paths.state / NAME).unlink()
 
 

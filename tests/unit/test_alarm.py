@@ -375,6 +375,22 @@ async def test_a_full_disk_stops_no_alarm(
     assert alarm.heard == [("at-risk", None)]
 
 
+@pytest.mark.expects_warnings("is at-risk", "What the alarm command was told cannot be kept")
+async def test_what_cannot_be_kept_hides_no_risk_from_the_next_mount(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(note: AlarmNote, told: Told) -> None:
+        raise DiskFull("The local disk is full.")
+
+    await HookedAlarm(tmp_path).mounted(status(store(**AWAY)))
+    with monkeypatch.context() as during:
+        during.setattr(AlarmNote, "write", full)
+        await HookedAlarm(tmp_path).mounted(status(store()))
+    alarm = HookedAlarm(tmp_path)
+    await alarm.mounted(status(store(**AWAY)))
+    assert alarm.heard == [("at-risk", None)], "it was over in between"
+
+
 @pytest.mark.expects_warnings("is at-risk")
 async def test_drills_that_cannot_be_read_end_no_alarm(tmp_path: Path, autojump_clock: MockClock) -> None:
     """An OSError would end the mount."""
