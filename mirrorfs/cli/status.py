@@ -33,6 +33,7 @@ from mirrorfs.cli.resolve import mounts_of, resolve
 from mirrorfs.cli.retention_status import retention_json, retention_lines
 from mirrorfs.cli.shown_times import local_time, timestamp
 from mirrorfs.cli.waiting_client import STATUS_SYNC_DEADLINE_S, write_back
+from mirrorfs.engine.scrub_state import LOCAL
 from mirrorfs.errors import MirrorfsError, UsageError
 
 SCHEMA: Final = 1
@@ -172,7 +173,7 @@ def as_json(report: VolumeReport) -> dict[str, Any]:
         "burst": burst_json(protection.burst),
         "alarm": alarm_json(report.answer.get("alarm")),
         "retention": retention_json(report.answer.get("retention")),
-        "local": _local(status, protection),
+        "local": _local(status, protection, looks.get(LOCAL)),
         "stores": [_store_json(store, looks.get(store.name)) for store in protection.stores],
     }
 
@@ -214,7 +215,9 @@ def _view_json(answer: Mapping[str, Any], time_ns: int) -> dict[str, Any]:
     }
 
 
-def _local(status: Mapping[str, Any], protection: Protection) -> dict[str, Any]:
+def _local(
+    status: Mapping[str, Any], protection: Protection, look_unfinished_ns: int | None
+) -> dict[str, Any]:
     return {
         "safe_until": timestamp(protection.durable_until_ns),
         "dirty_bytes": status["dirty_bytes"],
@@ -223,6 +226,7 @@ def _local(status: Mapping[str, Any], protection: Protection) -> dict[str, Any]:
         "files": status["files"],
         "full": status["stalled"],
         "damaged_count": protection.damaged_here,
+        "look_unfinished_since": None if look_unfinished_ns is None else timestamp(look_unfinished_ns),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -522,6 +523,17 @@ def test_where_copies_are_damaged() -> None:
     told = as_json(shown)
     assert [one["damaged_count"] for one in told["stores"]] == [2, 0]
     assert told["local"]["damaged_count"] == 1
+
+
+def test_where_a_look_does_not_come_to_its_end() -> None:
+    shown = report(status(store("a"), store("b")))
+    assert shown.answer is not None
+    shown = replace(shown, answer={**shown.answer, "unfinished_looks": {"local disk": NOW_NS, "b": NOW_NS}})
+    lines = as_text(shown)
+    assert [line.split(":")[0] for line in lines if "the daily look" in line] == ["  local disk", "  b"]
+    told = as_json(shown)
+    assert [one["look_unfinished_since"] for one in told["stores"]] == [None, timestamp(NOW_NS)]
+    assert told["local"]["look_unfinished_since"] == timestamp(NOW_NS)
 
 
 def test_what_stops_writing_is_said_before_damage() -> None:
