@@ -20,12 +20,14 @@ import json
 import logging
 import os
 import pwd
+import signal
 import stat
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -54,10 +56,13 @@ HOLDS_S: Final = {
 }
 """How long a light must have been on before it is told."""
 DEADLINE_S: Final = 60.0
+END_S: Final = 5.0
+"""How long a command that is broken off has until it is killed."""
 AGAIN_FIRST_S: Final = 180.0
 """Pause after a command that failed; it doubles with each further failure ..."""
 AGAIN_MAX_S: Final = 900.0
 """... up to this: there may be mails that did go out."""
+_END_POLL_S: Final = 0.1
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -288,7 +293,8 @@ class Alarm:
             how = _how(self._config)
             program = how.pop("args")
             with trio.move_on_after(DEADLINE_S) as scope:
-                done = await trio.run_process(program, stdin=message, check=False, **how)
+                end = partial(_end, since_s=scope.deadline)
+                done = await trio.run_process(program, stdin=message, check=False, deliver_cancel=end, **how)
         except ConfigError as exc:
             return str(exc).rstrip(".")
         except (OSError, ValueError, LookupError):
@@ -296,6 +302,24 @@ class Alarm:
         if scope.cancelled_caught:
             return "it did not end in time"
         return f"it ended with exit code {done.returncode}" if done.returncode else None
+
+
+async def _end(process: trio.Process, *, since_s: float) -> None:
+    """Break off a command: one that is late, with all that it began, or the next one may hang beside it.
+
+    Of one that the unmount breaks off what it began goes on: it may be the mail.
+    Args: since_s: when it is late (trio's clock).
+    """
+    signal_to = os.killpg if trio.current_time() >= since_s else os.kill
+    # The group may be there when the process itself has ended.
+    with trio.CancelScope(shield=True), suppress(ProcessLookupError, PermissionError):
+        signal_to(process.pid, signal.SIGTERM)
+        with trio.move_on_after(END_S):
+            while process.returncode is None or signal_to is os.killpg:
+                await trio.sleep(_END_POLL_S)
+                signal_to(process.pid, 0)
+            return
+        signal_to(process.pid, signal.SIGKILL)
 
 
 def start_command(config: AlarmConfig, message: Mapping[str, Any]) -> bool:

@@ -416,6 +416,23 @@ async def test_a_command_that_ends_with_an_error_has_failed() -> None:
     assert unheard is not None and unheard.error == "it ended with exit code 1"
 
 
+@pytest.mark.parametrize("ending", ["", "trap '' TERM\n"])
+async def test_a_command_that_does_not_end_leaves_nothing_behind(
+    told_by: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """It is run again and again: a mail that hangs must not hang once more each time."""
+    monkeypatch.setattr("mirrorfs.cli.alarm.DEADLINE_S", 0.5)
+    monkeypatch.setattr("mirrorfs.cli.alarm.END_S", 0.5)
+    program, out = told_by
+    program.write_text(f'#!/bin/sh\n{ending}sleep 600 &\necho $! > "$1.new"\nmv "$1.new" "$1"\nwait\n')
+    alarm = Alarm("practice", AlarmConfig(command=(str(program), str(out))), status=lambda: status(store()))
+    assert await alarm._run_command(b"{}") == "it did not end in time"
+    child = Path("/proc") / out.read_text().strip() / "cmdline"
+    with trio.fail_after(10):
+        while child.exists() and child.read_bytes():  # noqa: ASYNC110 - it is no child of ours
+            await trio.sleep(0.05)
+
+
 def test_what_status_says_of_a_command_that_fails() -> None:
     assert (alarm_lines(None, now_ns=5), alarm_json(None)) == ([], None)
     fields = asdict(Unheard(Light.AT_RISK, 1_700_000_000 * 10**9, "it could not be started"))
