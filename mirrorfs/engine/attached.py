@@ -26,6 +26,7 @@ from mirrorfs.engine.lock_keeper import LockKeeper, forget_locks
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.mirror_state import MirrorState, StateWord
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
+from mirrorfs.engine.scrub_state import LOCAL
 from mirrorfs.engine.upload_pace import UploadPace
 from mirrorfs.errors import DamagedError, InUseError, ObjectNotFound, StoreError
 from mirrorfs.format.header import VolumeHeader
@@ -70,6 +71,8 @@ class AttachedStore:
         self.instance = instance
         self.rotating = rotating
         self.filled = filled
+        self.is_new = False
+        """The last mount here did not know it."""
         self.seen_ns = 0
         """Of a rotating one: CLOCK_REALTIME when it was last known to be there."""
         self.offered_ns = 0
@@ -200,6 +203,15 @@ class StoreSet:
     def _has_good(self, one: AttachedStore, key: str) -> bool:
         is_bad = self.faults is not None and self.faults.is_bad(one.store.name, key)
         return one.mirror.is_held(key) and not is_bad
+
+    def know(self, faults: KnownFaults) -> None:
+        """Have what is known of the members' copies; of a store that is new here that was another one's."""
+        lacking = {one.store.name: one.mirror for one in self.members if not one.is_new}
+        faults.keep_only(
+            {LOCAL, *(one.store.name for one in self.members if one.filled)},
+            lacks=lambda name, key: name in lacking and not lacking[name].is_held(key),
+        )
+        self.faults = faults
 
     def is_known_bad(self, name: str, key: str) -> bool:
         """Whether what a store lists under a key was found to be damaged, whatever its size."""

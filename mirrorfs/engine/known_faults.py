@@ -6,6 +6,7 @@ A copy is taken off the list when
   unless a listing shows such faults;
 - the local file was replaced, or removed, whoever did that;
 - nothing needs the object any more, or its store is none of the volume's, or a new one of the same name.
+  Of a store that is being filled what it holds is not kept across processes.
 What is on the list is no copy to count on: `is_bad`.
 """
 
@@ -43,6 +44,7 @@ class KnownFaults:
         self._disk = disk
         self._objects = objects
         self._unsaved = 0
+        self._found_unsaved = False
         self.on_change: Callable[[str], None] = lambda key: None
         """Hears the key of which a copy came on the list, or went."""
         self._bad = {(bad.place, bad.key): bad for bad in self._load()}
@@ -83,12 +85,21 @@ class KnownFaults:
     # --- what happens --------------------------------------------------------------------------
 
     def found(self, bad: BadObject) -> None:
-        """A scrub found a copy that is bad."""
-        if len(self._bad) < FOUND_MAX or (bad.place, bad.key) in self._bad:
+        """A copy was found to be bad; what no listing shows stays so, also when it is away for once."""
+        known = self._bad.get((bad.place, bad.key))
+        if known == bad or (self.is_hidden(bad.place, bad.key) and bad.fault in SEEN_BY_SIZE):
+            return
+        if len(self._bad) < FOUND_MAX or known is not None:
             self._bad[bad.place, bad.key] = bad
             self._unsaved += 1
+            self._found_unsaved = True
             self.on_change(bad.key)
             self._save_now_and_then()
+
+    def settle(self) -> None:
+        """Have on the disk all that was found. Raises: DiskError."""
+        if self._found_unsaved:
+            self._write()
 
     def scrubbed(
         self, bad: Collection[BadObject], looked_at: Collection[str], *, is_held: Callable[[str, str], bool]
@@ -123,15 +134,28 @@ class KnownFaults:
         if (store, key) in self._bad and (is_held or not self._objects.is_in_use(key)):
             self.whole(store, key)
 
-    def keep_only(self, places: Collection[str]) -> None:
-        """Those of other places were other stores', or are of stores that have left."""
-        for where in [where for where in self._bad if where[0] not in places]:
-            self._take_off(where)
-        self._save_now_and_then()
+    def gone(self, keys: Collection[str]) -> None:
+        """Nothing needs these objects any more, and they are deleted."""
+        deleted = frozenset(keys)
+        self._keep(lambda place, key: key not in deleted)
+
+    def keep_only(
+        self, places: Collection[str], *, lacks: Callable[[str, str], bool] = lambda place, key: False
+    ) -> None:
+        """Those of other places were other stores', or are of stores that have left.
+
+        `lacks`: whether another place is known, and not to hold an object: then what lies there counts.
+        """
+        self._keep(lambda place, key: place in places or lacks(place, key))
 
     def forget_place(self, place: str) -> None:
         """A store was removed, or has a new place."""
-        self.keep_only({known for known, _ in self._bad} - {place})
+        self._keep(lambda known, key: known != place)
+
+    def _keep(self, is_kept: Callable[[str, str], bool]) -> None:
+        for where in [where for where in self._bad if not is_kept(*where)]:
+            self._take_off(where)
+        self._save_now_and_then()
 
     # --- the list ------------------------------------------------------------------------------
 
@@ -154,3 +178,4 @@ class KnownFaults:
             fields = [asdict(one) for one in self.all()]
             self._disk.write_whole(STATE_PATH, json.dumps({"version": 1, "found": fields}).encode())
             self._unsaved = 0
+            self._found_unsaved = False

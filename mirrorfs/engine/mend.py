@@ -10,14 +10,14 @@ Order at a store, each step of which may be the last before a crash:
    ones are put on top of them instead, for which no right to delete is needed;
 4. the mirror sends the object like any other: lease, back-off, confirmation.
 After a crash from 3 on the object is one of those that the store lacks, and is sent by the next mount; if
-damaged bytes are still in the way then, that is a conflict, which status shows. They are on the list of bad
-copies (engine/known_faults.py), so that they do not count as the object because they are listed. Where the
-index does not say how long an object is (heads, say), it is pending only from step 2 on, and one without any
-good copy is not.
+damaged bytes are still in the way then, that is a conflict, which status shows. Before 1 they come on the
+list of bad copies (engine/known_faults.py), so that they do not count as the object because they are listed.
+Where the index does not say how long an object is (heads, say), it is pending only from step 2 on, and one
+without any good copy is not.
 On the local disk a file is replaced in one step.
 
-Copies that lie here only until a store has them again take COPIES_BYTES_MAX at most, and none of the soft
-reserve. What finds no room waits, is pending meanwhile, and is mended when there is some.
+Copies that lie here only until a store has them again: engine/mend_room.py. What finds no room waits, is
+pending meanwhile, and is mended when there is some. When all else is tried again: engine/mend_turns.py.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from typing import Final
 import trio
 
 from mirrorfs.engine.guarded_store import GuardedStore
+from mirrorfs.engine.known_faults import SEEN_BY_SIZE
 from mirrorfs.engine.look import size_at
+from mirrorfs.engine.mend_room import CopyRoom
+from mirrorfs.engine.mend_turns import AGAIN_S, Turns
 from mirrorfs.engine.mirror import Mirror
 from mirrorfs.engine.objects import LocalObjects, ObjectSource
 from mirrorfs.engine.scrub import LOCAL, BadObject, Fault, Scrubber
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.space import SpaceGuard
 from mirrorfs.engine.standing import WHAT_NEXT
-from mirrorfs.engine.state import MIB
-from mirrorfs.errors import MirrorfsError, StoreDenied, StoreError, StoreMismatch
+from mirrorfs.errors import DiskError, MirrorfsError, StoreDenied, StoreError, StoreMismatch
 from mirrorfs.format.rows import RelocatedRow, SegmentRow
 from mirrorfs.ports import Clock, Disk, ObjectKey, Offload, Sealed
 
@@ -47,16 +49,8 @@ logger = logging.getLogger(__name__)
 QUEUE_MAX: Final = 256
 """Copies that readers found bad and that wait to be mended; later ones are left to the next scrub."""
 GATHER_S: Final = 5.0
-AGAIN_S: Final = 30.0
-"""After so long what is still in the way of an upload, or found no room here, is tried again."""
-REFUSED_MAX_S: Final = 3600.0
-"""What could not be mended for another reason waits twice as long each time, up to this."""
 BATCH_MAX: Final = 64
 """Objects mended in one go: what readers find bad gets its turn in between."""
-COPIES_BYTES_MAX: Final = 256 * MIB
-PATIENCE_S: Final = 90.0
-"""How long mending waits for room while no store takes any of the copies that lie here for it."""
-LOOK_S: Final = 1.0
 NO_ROOM: Final = "the local disk has no room for a copy of it now; it is mended when there is some."
 """Why something is not mended yet."""
 
@@ -109,22 +103,17 @@ class Mender:
         self._lock = trio.Lock()
         self._suspects: dict[tuple[str, str], None] = {}
         self._wake = trio.Event()
-        self._copies: dict[tuple[str, str], int] = {}
-        """Bytes that lie here only until a store has them again; some may have got there."""
-        self._copies_bytes = 0
-        self._is_stuck = False
-        """It was waited for room in vain, and there has been none since."""
+        self._room = CopyRoom(objects, mirrors, space)
+        self._turns = Turns(self._is_held)
         self._without_room: dict[tuple[str, str], tuple[BadObject, int]] = {}
         """What is withheld until there is room for a copy of so many bytes."""
-        self._refused: dict[tuple[str, str], tuple[float, float]] = {}
-        """Of what could not be mended, trio's time from which it is tried again, and how long that was."""
 
     def suspect(self, store: str | None, key: str) -> None:
         """A reader found a copy bad or gone: it is examined, and mended, soon, or when its turn is again."""
         place = LOCAL if store is None else store
         if not self._objects.is_in_use(key):
             return  # it is to go, or has gone
-        if trio.current_time() < self._refused.get((place, key), (0.0, 0.0))[0]:
+        if not self._turns.is_due((place, key)):
             return
         if len(self._suspects) < QUEUE_MAX and (place == LOCAL or self._may_mend(place, key)):
             self._suspects[place, key] = None
@@ -135,13 +124,20 @@ class Mender:
         mirror = self._mirrors().get(place)
         return mirror is not None and (mirror.is_held(key) or key in mirror.in_conflict())
 
+    def _is_held(self, place: str, key: str) -> bool:
+        mirror = self._mirrors().get(place)
+        return mirror is None or mirror.is_held(key) or not self._objects.is_in_use(key)
+
     async def run(self) -> None:
         """Mend what readers found, until cancelled."""
+        again_s = trio.current_time() + AGAIN_S
         while True:
-            with trio.move_on_after(AGAIN_S) as scope:
+            with trio.move_on_at(again_s):
                 await self._wake.wait()
-            if scope.cancelled_caught:
+            if trio.current_time() >= again_s:
+                again_s = trio.current_time() + AGAIN_S
                 self._try_again()
+            if not self._wake.is_set():
                 continue
             await trio.sleep(GATHER_S)
             self._wake = trio.Event()
@@ -158,24 +154,35 @@ class Mender:
                     continue
                 if found is not None:
                     bad.append(found)
+                else:
+                    self._found_whole(place, key)
             for one, why in (await self.mend(bad)).items():
                 if why is None:
                     logger.warning("Object %s of %s was %s and is mended.", one.key, one.place, one.fault)
                 else:
                     logger.error("Object %s of %s is %s: %s", one.key, one.place, one.fault, why)
 
+    def _found_whole(self, place: str, key: str) -> None:
+        """What was in the way of an upload is the object: it is sent again, and found to be there."""
+        mirror = self._mirrors().get(place)
+        if mirror is not None and key in mirror.in_conflict():
+            self._turns.tried((place, key), is_sent=True)
+            mirror.forget(key)
+            mirror.resume(key)
+
     def try_now(self) -> None:
         """Somebody waits: what could not be mended is tried now, however often that was in vain."""
-        self._refused.clear()
+        self._turns.clear()
         self._try_again()
 
     def _try_again(self) -> None:
+        self._turns.forget_held()
         # What was in an object's way could not be removed then: a store may allow it by now.
         for name, mirror in self._mirrors().items():
             for key in mirror.in_conflict():
                 self.suspect(name, key)
         for where, (_, size_bytes) in self._without_room.items():
-            if len(self._suspects) >= QUEUE_MAX or not self._has_room(size_bytes):
+            if len(self._suspects) >= QUEUE_MAX or not self._room.has(size_bytes):
                 break
             self._suspects[where] = None
             self._wake.set()
@@ -210,17 +217,17 @@ class Mender:
             async with self._lock:
                 done = await self._mend_batch(waiting[:BATCH_MAX], results)
             for one in waiting[:done]:
-                self._note_outcome((one.place, one.key), is_mended=results[one] is None)
+                self._note_outcome((one.place, one.key), is_done=results[one] is None)
             del waiting[:done]
             if waiting and (stuck := self._without_room.get((waiting[0].place, waiting[0].key))) is not None:
-                await self._wait_for_room(stuck[1])
+                await self._room.wait_for(stuck[1])
         return results
 
-    def _note_outcome(self, where: tuple[str, str], *, is_mended: bool) -> None:
-        _, waited_s = self._refused.pop(where, (0.0, AGAIN_S / 2))
-        if not is_mended and where not in self._without_room:
-            wait_s = min(2 * waited_s, REFUSED_MAX_S)
-            self._refused[where] = trio.current_time() + wait_s, wait_s
+    def _note_outcome(self, where: tuple[str, str], *, is_done: bool) -> None:
+        if where in self._without_room or (is_done and self._is_held(*where)):
+            self._turns.forget(where)
+        else:
+            self._turns.tried(where, is_sent=is_done)
 
     async def _mend_batch(self, batch: Sequence[BadObject], results: dict[BadObject, str | None]) -> int:
         """Returns how many are done with: all, or those before the first that is to wait for room."""
@@ -228,16 +235,19 @@ class Mender:
         mirrors = dict(self._mirrors())
         to_clear: list[tuple[BadObject, Mirror]] = []
         done = 0
+        unlisted = self._list_hidden([one for one in batch if one.place in mirrors])
         try:
             for one in batch:
                 mirror = mirrors.get(one.place)
                 self._without_room.pop((one.place, one.key), None)
                 try:
+                    if unlisted is not None and one.place in mirrors and one.fault not in SEEN_BY_SIZE:
+                        raise unlisted
                     results[one] = await self._prepare(one, mirror, to_clear)
                 except _NoRoom as exc:
                     self._without_room[one.place, one.key] = one, exc.size_bytes
                     results[one] = NO_ROOM
-                    if not self._is_stuck:
+                    if not self._room.is_stuck:
                         break
                 except MirrorfsError as exc:
                     results[one] = str(exc)
@@ -251,6 +261,21 @@ class Mender:
                 if one.place in mirrors and (one.place, one.key) not in self._without_room:
                     mirrors[one.place].resume(one.key)
         return done
+
+    def _list_hidden(self, bad: Sequence[BadObject]) -> DiskError | None:
+        """Have on the list, and on the disk, what no listing shows. Returns why that could not be written.
+
+        After a crash nobody takes damaged bytes of the right size for the object.
+        """
+        faults = self._scrubber.faults
+        for one in bad:
+            if one.fault not in SEEN_BY_SIZE and self._objects.is_in_use(one.key):
+                faults.found(one)
+        try:
+            faults.settle()
+        except DiskError as exc:
+            return exc
+        return None
 
     async def _prepare(
         self, one: BadObject, mirror: Mirror | None, to_clear: list[tuple[BadObject, Mirror]]
@@ -271,7 +296,6 @@ class Mender:
             return found.detail
         row = self._objects.row_of(one.key)
         if mirror is not None:
-            # Also after a crash nobody takes damaged bytes of the right size for the object.
             self._scrubber.faults.found(found)
         if mirror is not None and row is not None:
             mirror.forget(one.key)
@@ -322,50 +346,18 @@ class Mender:
         """
         if await self._scrubber.examine(LOCAL, one.key) is None:
             return self._objects.stored_size(one.key)
-        if row is not None and not self._has_room(row.size):
+        if row is not None and not self._room.has(row.size):
             raise _NoRoom(row.size)
         data = await self._source.read(one.key)
-        if not self._has_room(len(data)):
+        if not self._room.has(len(data)):
             raise _NoRoom(len(data))
         path = LOCAL_PREFIX + one.key
         await self._offload.sync(lambda: self._disk.write_whole(path, data))
         self._space.look_again()
         self._on_replaced(path, len(data))
         if one.place != LOCAL and row is not None:
-            self._copies_bytes += len(data) - self._copies.get((one.place, one.key), 0)
-            self._copies[one.place, one.key] = len(data)
+            self._room.take(one.place, one.key, len(data))
         return len(data)
-
-    def _has_room(self, size_bytes: int) -> bool:
-        """Whether one more copy may lie here."""
-        if self._copies_bytes + size_bytes > COPIES_BYTES_MAX:
-            self._let_go()
-        fits = not self._copies or self._copies_bytes + size_bytes <= COPIES_BYTES_MAX
-        has_room = fits and not self._space.soft(extra_bytes=size_bytes)
-        self._is_stuck = self._is_stuck and not has_room
-        return has_room
-
-    def _let_go(self) -> None:
-        """Copies that have got where they were to go, or need not any more, are the cache's from now on."""
-        mirrors = self._mirrors()
-        for place, key in list(self._copies):
-            mirror = mirrors.get(place)
-            if mirror is None or mirror.is_held(key) or not self._objects.is_in_use(key):
-                self._copies_bytes -= self._copies.pop((place, key))
-
-    async def _wait_for_room(self, size_bytes: int) -> None:
-        """Return when there is room for a copy; or when nothing moves, and then nobody waits any more."""
-        count = len(self._copies)
-        end_s = trio.current_time() + PATIENCE_S
-        while not self._has_room(size_bytes):
-            self._let_go()
-            if len(self._copies) < count:
-                end_s = trio.current_time() + PATIENCE_S
-            count = len(self._copies)
-            self._is_stuck = self._is_stuck or trio.current_time() >= end_s
-            if self._is_stuck:
-                return
-            await trio.sleep(LOOK_S)
 
     async def _clear_all(
         self, items: Sequence[tuple[BadObject, Mirror]], results: dict[BadObject, str | None]

@@ -122,7 +122,7 @@ class StoreTasks:
                 rotating=store.name in settings.rotating,
                 filled=record.filled,
             )
-            one.seen_ns = record.seen_ns
+            one.seen_ns, one.is_new = record.seen_ns, is_new
             self.members.members.append(one)
         self._records.keep_only(one.instance for one in self.members.members)
 

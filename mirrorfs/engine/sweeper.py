@@ -102,6 +102,8 @@ class Sweeper:
             gone &= await self._delete_there(one, keys, report, on_progress)
         # Not only those: what a store keeps for ever would lie here for ever, for it counts as held by none.
         await self._local.cache.remove(keys)
+        if self._members.faults is not None:
+            self._members.faults.gone(keys)
         report.deleted += len(gone)
         return gone
 

@@ -37,7 +37,7 @@ from mirrorfs.engine.past_views import PastViews, Sources
 from mirrorfs.engine.prefetch import Prefetcher
 from mirrorfs.engine.pruner import Pruner
 from mirrorfs.engine.publisher import Heads
-from mirrorfs.engine.scrub import LOCAL, Scrubber
+from mirrorfs.engine.scrub import Scrubber
 from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.store_records import StoreRecords
 from mirrorfs.engine.store_tasks import StoreChange, StoreTasks
@@ -105,8 +105,8 @@ class MountedVolume:
             world.clock, settle_index=local.committer.settle_index, on_replaced=local.cache.replaced,
             on_fork=stores.fence,
         )  # fmt: skip
-        faults = stores.members.faults = self.scrubber.faults
-        faults.keep_only({LOCAL, *(one.store.name for one in self._stores if one.filled)})
+        faults = self.scrubber.faults
+        stores.members.know(faults)
         faults.on_change, local.cache.on_changed = local.cache.judge, faults.file_changed
         self._prefetches = settings.prefetch
         self._prefetcher = Prefetcher(

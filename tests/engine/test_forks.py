@@ -16,7 +16,7 @@ from mirrorfs.engine import checkpointer, lease_documents
 from mirrorfs.engine.heads import newest_head
 from mirrorfs.engine.lease import LEASE_PERIOD_S
 from mirrorfs.engine.lease_taker import RELEASE_S
-from mirrorfs.engine.mend import AGAIN_S
+from mirrorfs.engine.mend_turns import AGAIN_S
 from mirrorfs.engine.mirror_state import StateWord
 from mirrorfs.engine.moment import NEWEST, Moment
 from mirrorfs.engine.past import ReadOnlyVolume

@@ -16,7 +16,9 @@ from trio.testing import MockClock
 from mirrorfs.cli.config_alarm import AlarmConfig
 from mirrorfs.cli.protection import Light, Protection, judge
 from mirrorfs.drivers.local_disk import LocalDisk
-from mirrorfs.engine.mend import AGAIN_S, NO_ROOM, PATIENCE_S
+from mirrorfs.engine.mend import NO_ROOM
+from mirrorfs.engine.mend_room import PATIENCE_S
+from mirrorfs.engine.mend_turns import AGAIN_S
 from mirrorfs.engine.reader import FrameCache
 from mirrorfs.engine.scrub import DEEP, SIZES, BadObject
 from mirrorfs.engine.volume import MountedVolume
@@ -166,7 +168,7 @@ async def test_a_store_that_lost_everything_is_filled_again(it: Pc, autojump_clo
 async def test_what_is_damaged_goes_by_way_of_the_disk_bit_by_bit(
     it: Pc, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirrorfs.engine.mend.COPIES_BYTES_MAX", 3 * SIZE)
+    monkeypatch.setattr("mirrorfs.engine.mend_room.COPIES_BYTES_MAX", 3 * SIZE)
     async with it.filled() as volume:
         keys = it.spoil(FILES)
         assert len(keys) == FILES
@@ -190,7 +192,7 @@ async def test_a_store_that_is_away_holds_nobody_up(
     it: Pc, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only so much lies here for it; readers' finds get their turn while mending waits for room."""
-    monkeypatch.setattr("mirrorfs.engine.mend.COPIES_BYTES_MAX", 3 * SIZE)
+    monkeypatch.setattr("mirrorfs.engine.mend_room.COPIES_BYTES_MAX", 3 * SIZE)
     async with it.filled() as volume:
         keys = it.spoil(8)
         bad = await it.found(volume)

@@ -113,6 +113,46 @@ def test_what_is_to_go_is_no_fault(it: Place) -> None:
     assert it.faults.counts() == {}
 
 
+def test_what_is_deleted_is_no_fault(it: Place) -> None:
+    """Of what no index knows, too."""
+    it.found(Fault.DAMAGED, key=OTHER)
+    it.found(Fault.DAMAGED, place="b", key=OTHER)
+    it.found(Fault.DAMAGED)
+    it.faults.gone([OTHER])
+    assert [bad.key for bad in it.faults.all()] == [KEY]
+
+
+def test_it_stays_hidden(it: Place) -> None:
+    """A disk that is away for a moment shows nothing; when it is back, what is damaged still is."""
+    it.found(Fault.DAMAGED, Fault.MISSING)
+    assert it.faults.is_hidden("a", KEY)
+
+
+def test_what_was_found_is_on_the_disk_when_it_is_to_be(it: Place) -> None:
+    for number in range(200):
+        it.found(Fault.DAMAGED, key=f"heads/{number}")
+    it.faults.settle()
+    it.found(Fault.DAMAGED)
+    it.restart()
+    assert not it.faults.is_hidden("a", KEY)
+    it.found(Fault.DAMAGED)
+    it.disk.full_for = STATE_PATH
+    with pytest.raises(DiskFull):
+        it.faults.settle()
+    it.disk.full_for = ""
+    it.faults.settle()
+    it.restart()
+    assert it.faults.is_hidden("a", KEY)
+
+
+def test_a_store_that_is_being_filled(it: Place) -> None:
+    """What lies there damaged is not the object; of what it holds nobody knows whose it was."""
+    it.found(Fault.DAMAGED)
+    it.found(Fault.DAMAGED, key=OTHER)
+    it.faults.keep_only({LOCAL}, lacks=lambda place, key: (place, key) == ("a", KEY))
+    assert [bad.key for bad in it.faults.all()] == [KEY]
+
+
 def test_stores_that_left(it: Place) -> None:
     for place in ("a", "b", "c", LOCAL):
         it.found(Fault.DAMAGED, place=place)
