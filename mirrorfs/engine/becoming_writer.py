@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import trio
 
-from mirrorfs.engine.heads import HEADS_PREFIX
+from mirrorfs.engine.heads import HEADS_PREFIX, FoundHead
 from mirrorfs.engine.key_watch import check_keys_are_in_use
 from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.lease import LeaseKeeper
@@ -30,7 +30,7 @@ from mirrorfs.engine.standing import NOBODY, Known, Standing, first_unsent, know
 from mirrorfs.errors import InUseError, StoreUnavailable
 from mirrorfs.format.control import Lease
 from mirrorfs.format.header import VolumeHeader
-from mirrorfs.format.ids import Stream
+from mirrorfs.format.ids import SegmentId, Stream
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.signing import WriterPublicKey, load_public_key
 from mirrorfs.format.slot import KeySet
@@ -129,6 +129,8 @@ class _Judge:
         self._held_heads: Mapping[str, int] = {}
         self._found: list[Lease] = []
         self._taken = NOBODY
+        self._left: set[SegmentId] = set()
+        """What a crash left, and was left behind before the mount."""
 
     async def __call__(self, leases: Mapping[str, Lease | None], silent: Collection[str]) -> None:
         """Raises: InUseError, ChainError, DamagedError: it may not. StoreError: of a late store, not now."""
@@ -145,7 +147,7 @@ class _Judge:
         if not self._mounted:
             self._found = found
         lasting = [lease for name, lease in leases.items() if lease and name not in self._taker.rotating]
-        known = await self._stand(stores, lasting)
+        known = await self._stand(stores, heads, lasting)
         own = {*self._taker.own_writers, self._taker.writer}
         if self._mounted or not self._taker.takes_over:
             for lease in found:
@@ -170,11 +172,13 @@ class _Judge:
         self._taken = taken
         heads = await self._heads.of_stores(self._present)
         self.recovered = await self._recovery.go_on(self.recovered)
-        known = await self._stand(self._present, self._found)
+        known = await self._stand(self._present, heads, self._found)
         await self._heads.compare(heads, self.recovered.index, known, held=self._held_heads)
         self._mounted = True
 
-    async def _stand(self, stores: Sequence[Store], leases: Sequence[Lease]) -> Known:
+    async def _stand(
+        self, stores: Sequence[Store], heads: Mapping[str, FoundHead | None], leases: Sequence[Lease]
+    ) -> Known:
         index, places = self.recovered.index, self._taker.places
         held = {name: await known_held(index, place.instance) for name, place in places.items()}
         self._held_heads = {name: keys.last(HEADS_PREFIX) for name, keys in held.items()}
@@ -186,11 +190,28 @@ class _Judge:
         silent = await segments.look(from_sequence=first)
         if self._mounted and silent:
             raise StoreUnavailable(f"Store {silent[0]} cannot be listed; nothing is sent there yet.")
-        standing = Standing(index, segments, self._keys, self._writer, first=first, held=counts)
+        standing = Standing(
+            index, segments, self._keys, self._writer,
+            first=first, held=counts, may_leave=None if self._may_leave_any(heads) else self._left,
+        )  # fmt: skip
         known = await standing.known(leases, self._taker.settled_writers)
         known = max(known, self._taken)
         await standing.check(known)
+        self._left |= standing.left
         return known
+
+    def _may_leave_any(self, heads: Mapping[str, FoundHead | None]) -> bool:
+        """Whether all heads are known that may say where something ends, or we were told to go on anyway.
+
+        One store alone, which is late, does not show that: it may have lost a head that the others have.
+        """
+        if self._mounted:
+            return False
+        is_known = all(
+            store.name in heads and not ((found := heads[store.name]) and found.rejected)
+            for store in self._present
+        )
+        return is_known or self._taker.takes_over
 
     def _unknown(self, lease: Lease) -> str:
         who = self._taker.describe(lease)

@@ -7,7 +7,8 @@ there. So the log of this machine counts up to its last segment that a store has
   is in our log, or was left behind by somebody who is in it;
 - a branch in a store that parts from our log and ends later than that segment has overtaken us: later in the
   order that readers follow (engine/branches.py), or two writers of one epoch would keep everybody out;
-  What a crash left of a segment is none, unless the next one or a head says where it ended;
+  What a crash left of a segment is none, unless the next one or a head says where it ended. Where not all
+  heads can be read, one may say so: then it counts like any other, if we were not told to go on without it;
 - one that goes on from another state of a segment of ours says that this machine was put back in time.
 What is none of these is an orphan: the end of a writer that was fenced, which nobody follows.
 """
@@ -103,6 +104,7 @@ class Standing:
         *,
         first: int,
         held: Mapping[str, HeldKeys],
+        may_leave: Collection[SegmentId] | None = None,
     ) -> None:
         """
         Args:
@@ -110,6 +112,7 @@ class Standing:
             first: a number before which every segment is in the stores that were looked at.
             held: what each of the stores that count is known to hold, by name: those that do not rotate. A
                 disk that travels with one machine keeps nobody else from writing.
+            may_leave: what of the segments that a crash left may be left behind; None: all of them.
         """
         self._index = index
         self._segments = segments
@@ -118,6 +121,9 @@ class Standing:
         self._branches = Branches(segments, keys, writer)
         self._first = first
         self._held = held
+        self._may_leave = may_leave
+        self.left: set[SegmentId] = set()
+        """What a crash left, and stood in nobody's way."""
 
     async def known(self, leases: Iterable[Lease], own: Collection[bytes]) -> Known:
         """Args: leases: those found in stores. own: writer ids of this machine's mounts that were settled."""
@@ -158,8 +164,13 @@ class Standing:
                 before = row
         # What goes on from our last segment was followed, unless it goes on from another state of it.
         following = [] if before is None else await self._segments.candidates(before.sequence + 1)
-        others = [one for one in following if not await self._is_no_fork(one, before, known)]
-        await self._check_others(others, before, known, is_end=True)
+        strange: list[SegmentId] = []
+        for one in following:
+            if not await self._is_no_fork(one, before, known):
+                strange.append(one)
+            elif self._may_leave is None and await self._is_unfinished(one):
+                self._leave(one, is_end=True)
+        await self._check_others(strange, before, known, is_end=True)
 
     async def _rows(self) -> AsyncGenerator[SegmentRow, None]:
         sequence = self._first
@@ -175,25 +186,42 @@ class Standing:
             return False
         return (following.epoch, following.writer) == (known.epoch, known.writer)
 
-    async def _is_unfinished(self, segment: SegmentId, end: End) -> bool:
+    async def _is_unfinished(self, segment: SegmentId) -> bool:
         """Whether a crash left a segment, behind which nothing says where it ends: no reader follows it.
 
-        A head may say so; that is compared by itself (engine/publisher.py).
+        A head that can be read may say so; that is compared by itself (engine/publisher.py).
         """
-        if end.sequence > segment.sequence:
-            return False
+        for following in await self._segments.candidates(segment.sequence + 1):
+            previous = await self._branches.previous(following)
+            if previous is not None and previous.segment == segment:
+                return False
+        is_torn = False
         async for _, data in self._segments.copies(segment):
             try:
                 scan = scan_segment(data, self._keys, self._writer)
             except (DamagedError, StoreTooNew):
                 continue
-            if scan.trailer is None and scan.fault is None:
-                logger.warning(
-                    "Segment %d was left by a crash, and nobody says where it ends: it is left behind.",
-                    segment.sequence,
+            if scan.trailer is not None:
+                return False  # other copies have lost their ends
+            is_torn = is_torn or scan.fault is None
+        return is_torn
+
+    def _leave(self, segment: SegmentId, *, is_end: bool) -> None:
+        """Raises: InUseError, ChainError: a head that cannot be read now may say where it ends."""
+        if self._may_leave is not None and segment not in self._may_leave:
+            if is_end:
+                raise InUseError(
+                    f"A crash left segment {segment.sequence}, and not all heads can be read, which may say"
+                    " where it ends: make all stores reachable, or go on without it with --take-over."
                 )
-                return True
-        return False
+            raise ChainError(
+                f"Another machine may have gone on from an earlier state than this one's; {WHAT_NEXT}"
+            )
+        self.left.add(segment)
+        logger.warning(
+            "Segment %d was left by a crash, and nobody says where it ends: it is left behind.",
+            segment.sequence,
+        )
 
     async def _check_others(
         self,
@@ -218,7 +246,10 @@ class Standing:
             if not parts:
                 continue
             end = (await self._branches.ends([other]))[other]
-            if known.loses_to(end) and not await self._is_unfinished(other, end):
+            if known.loses_to(end):
+                if await self._is_unfinished(other):
+                    self._leave(other, is_end=is_end)
+                    continue
                 if is_end:
                     # It came after the log was read, and has all that ours has: it could be followed.
                     raise InUseError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.standing import NOBODY, Known, Standing, first_unsent
 from mirrorfs.errors import ChainError, InUseError
 from mirrorfs.format.ids import SegmentId
-from mirrorfs.ports import Index
+from mirrorfs.ports import Index, Store
 from tests.support.made_up_log import MadeUpLog, writer_of
 from tests.support.segment_bytes import PUBLIC
+from tests.support.store_memory import MemoryStore
 from tests.support.volumes import KEYS, LEASE
 
 HOME, S3 = "20" * 16, "21" * 16
-OVERTAKEN = "went on from an earlier state"
+OVERTAKEN = "(went|gone) on from an earlier state"
 PUT_BACK = "put back in time"
 
 
@@ -33,16 +34,25 @@ def index(tmp_path: Path) -> Iterator[Index]:
     index.close()
 
 
-async def standing(log: MadeUpLog, index: Index, ours: Sequence[SegmentId], *, first: int = 0) -> Standing:
-    """Of a machine whose log is `ours`."""
+async def standing(
+    log: MadeUpLog,
+    index: Index,
+    ours: Sequence[SegmentId],
+    *,
+    first: int = 0,
+    may_leave: Collection[SegmentId] | None = None,
+    more: Sequence[Store] = (),
+) -> Standing:
+    """Of a machine whose log is `ours`; `more` stores than the log's own."""
     for segment in ours:
         index.put_segment(log.rows[segment])
     return Standing(
         index,
-        await log.segments(),
+        await log.segments(*more),
         KEYS,
         PUBLIC,
         first=first,
+        may_leave=may_leave,
         held=dict(zip(("home", "s3"), await held_by(index, HOME, S3), strict=True)),
     )
 
@@ -140,6 +150,46 @@ async def test_what_a_crash_left_overtakes_nobody(autojump_clock: MockClock, ind
     await it.check(at(root))
     log.add(2, 2, left)
     it = await standing(log, index, [])
+    with pytest.raises(ChainError, match=OVERTAKEN):
+        await it.check(at(root))
+
+
+@pytest.mark.expects_warnings("was left by a crash")
+@pytest.mark.parametrize("sequence", [0, 1])
+async def test_what_a_crash_left_may_be_vouched_for(
+    autojump_clock: MockClock, index: Index, sequence: int
+) -> None:
+    """Where not all heads can be read, only what was left behind before may be left behind."""
+    log = MadeUpLog()
+    root = log.add(0, 1) if sequence else None
+    left = log.add(sequence, 2, root, crashed=True)
+    ours = log.add(sequence, 9, root, sent=False)
+    before = NOBODY if root is None else at(root)
+    if root is not None:
+        it = await standing(log, index, [root], may_leave=())
+        with pytest.raises(InUseError, match="not all heads"):
+            await it.check(before)
+    it = await standing(log, index, [ours], may_leave=())
+    with pytest.raises(ChainError, match=OVERTAKEN):
+        await it.check(before)
+    assert not it.left
+    for may_leave in (None, {left}):
+        it = await standing(log, index, [], may_leave=may_leave)
+        await it.check(before)
+        assert it.left == {left}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_copy_that_lost_its_end(autojump_clock: MockClock, index: Index, is_first: bool) -> None:
+    """Cut between two frames it looks like what a crash left; the other copy shows that it was closed."""
+    log = MadeUpLog()
+    root = log.add(0, 1)
+    other = log.add(1, 2, root)
+    cut = MadeUpLog()
+    cut.add(1, 2, cut.add(0, 1), crashed=True)
+    s3 = MemoryStore("s3", dict(log.store.objects))
+    (log.store if is_first else s3).objects[log.key(other)] = cut.store.objects[cut.key(other)]
+    it = await standing(log, index, [root, log.add(1, 9, root, sent=False)], more=[s3])
     with pytest.raises(ChainError, match=OVERTAKEN):
         await it.check(at(root))
 

@@ -7,6 +7,7 @@ import random
 from mirrorfs.engine.sources import Segments
 from mirrorfs.format.ids import Previous, SegmentId, Stream, segment_object_key
 from mirrorfs.format.rows import SegmentRow
+from mirrorfs.ports import Store
 from tests.sim.world import InlineOffload
 from tests.support.segment_bytes import SegmentBytes
 from tests.support.store_memory import MemoryStore
@@ -59,9 +60,9 @@ class MadeUpLog:
         """Its object key."""
         return segment_object_key(Stream.MAIN, segment)
 
-    async def segments(self) -> Segments:
-        """The store, looked at."""
+    async def segments(self, *more: Store) -> Segments:
+        """The store, and `more`, looked at."""
         offload = InlineOffload(random.Random(1))
-        segments = Segments(Stream.MAIN, disk=None, offload=offload, stores=[self.store])
+        segments = Segments(Stream.MAIN, disk=None, offload=offload, stores=[self.store, *more])
         assert not await segments.look(from_sequence=0)
         return segments
