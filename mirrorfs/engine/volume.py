@@ -280,7 +280,9 @@ class MountedVolume:
                 header_hash=hashlib.sha256(local.identity.header_bytes).digest(),
             )
             self._published_position = position
-            self._tasks_of_stores.offer(key, size, written_ns=created_ns, after=last.sequence)
+            # What a crash left no reader has without the head: its changes are not safe before.
+            since_ns = created_ns if last.sealed else self._objects.since_ns(last)
+            self._tasks_of_stores.offer(key, size, written_ns=since_ns, after=last.sequence)
 
     # --- for the command line ----------------------------------------------------------------
 

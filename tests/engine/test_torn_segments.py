@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from mirrorfs.errors import StoreUnavailable
 from mirrorfs.format.control import LEASE_KEY
-from mirrorfs.ports import ObjectInfo
+from mirrorfs.ports import ObjectInfo, ObjectKey, Sealed
 from tests.support.practice import FORKED, SAID, Pc, Practice, names, save
 
 FOLLOWED = "Another machine wrote since"
@@ -91,3 +91,34 @@ async def test_heads_that_cannot_be_read(autojump_clock: MockClock, practice: Pr
         assert practice.objects() == before
     async with practice.new_pc().mounted(take_over=True) as volume:
         assert names(volume) == [b"a", b"b"]
+
+
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, "cannot be sent")
+async def test_it_is_safe_when_the_head_is_there(autojump_clock: MockClock, practice: Practice) -> None:
+    """Before that no other PC can use what a crash left, whoever has the segment."""
+    one = practice.pc("one")
+    async with one.until_killed(wait=False) as volume:
+        await save(volume, b"a")
+        await volume.flush()
+        one.cut_off()
+        before_ns = one.world.clock.now_ns()
+        await save(volume, b"b")
+        again = practice.copy(one, "one again")
+    again.mirror_delay_s = 3600.0
+    link = again.links["s3"]
+    put, is_denied = link.put, True
+
+    async def put_no_head(key: ObjectKey, data: Sealed) -> None:
+        if is_denied and key.startswith("heads/"):
+            raise StoreUnavailable("Store s3 is busy.")
+        await put(key, data)
+
+    link.put = put_no_head  # type: ignore[method-assign]
+    async with again.until_killed(wait=False) as volume:
+        await trio.sleep(300)
+        home, s3 = volume.status().stores
+        assert home.pending_count == 0 and s3.pending_count == 1
+        assert s3.oldest_pending_ns is not None and s3.oldest_pending_ns <= before_ns
+        is_denied = False
+        await trio.sleep(900)
+        assert volume.status().stores[1].pending_count == 0
