@@ -126,7 +126,7 @@ class Mender:
 
     def _is_held(self, place: str, key: str) -> bool:
         mirror = self._mirrors().get(place)
-        return mirror is None or mirror.is_held(key) or not self._objects.is_in_use(key)
+        return mirror is None or mirror.is_held(key)
 
     async def run(self) -> None:
         """Mend what readers found, until cancelled."""

@@ -24,7 +24,7 @@ class Turns:
     """Of the copies that were tried in one mount, and are not known to be whole since."""
 
     def __init__(self, is_held: Callable[[str, str], bool]) -> None:
-        """`is_held`: whether a place is known to hold an object, or need not any more."""
+        """`is_held`: whether a place is known to hold an object, or is no store of the volume's."""
         self._is_held = is_held
         self._tried: dict[Where, tuple[float, float, bool]] = {}
         """Trio's time of the next try, how long it waits for that, and `is_sent` of the last one."""

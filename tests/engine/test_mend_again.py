@@ -212,3 +212,19 @@ async def test_what_cannot_be_written_down_is_not_begun(
         await trio.sleep(60)
         assert home.objects[key] == s3.objects[key]
         assert not volume.status().damaged
+
+
+@pytest.mark.expects_warnings(*SAID)
+async def test_it_is_tried_again_however_much_readers_find(
+    tmp_path: Path, autojump_clock: MockClock, stores: list[KeepingStore]
+) -> None:
+    home, s3 = stores
+    async with VirtualPc(tmp_path, stores).mounted() as volume:
+        key = await rotten(volume, home)
+        await trio.sleep(60)
+        home.keeps = False
+        other = min(key for key in home.objects if key.startswith("segments/"))
+        for _ in range(100):
+            volume.mender.suspect(s3.name, other)
+            await trio.sleep(3)
+        assert home.objects[key] == s3.objects[key]
