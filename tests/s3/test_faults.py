@@ -115,7 +115,8 @@ async def _stays(place: Place, fault: Fault, far: Store, near: Store) -> None:
     async with trio.open_nursery() as nursery:
         for name in CALLS:
             nursery.start_soon(judge, name)
-    assert len(place.proxy.hits()) >= hits_before + len(CALLS)
+    # Not each of them: a connection that an earlier fault broke fails by itself when it is used again.
+    assert len(place.proxy.hits()) > hits_before
     if fault.kind is Kind.BUSY:
         assert set(ends.values()) == {StoreUnavailable}, "S3 says that it did nothing"
     elif fault.kind not in {Kind.TRUNCATE, Kind.TRUNCATE_HEAD, Kind.CLOSE}:
