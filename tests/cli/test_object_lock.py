@@ -11,7 +11,8 @@ from tests.support.s3_policy import PolicyServer, policy_server
 from tests.support.s3_servers import connect, environment
 from tests.support.s3_thief import PREFIX, Thief, policy_of_the_pc, versions
 
-BUCKET = "practice"
+BUCKET = "locked-practice"
+"""Of its own: the servers of one process share what they hold."""
 
 
 def test_the_credentials_of_the_pc_destroy_nothing(tmp_path: Path) -> None:
