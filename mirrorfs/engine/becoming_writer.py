@@ -28,7 +28,7 @@ from mirrorfs.engine.segment_writer import WriterIdentity
 from mirrorfs.engine.sources import Segments
 from mirrorfs.engine.standing import NOBODY, Known, Standing, first_unsent, known_by_lease
 from mirrorfs.errors import InUseError, StoreUnavailable
-from mirrorfs.format.control import Lease
+from mirrorfs.format.control import Lease, parse_head_key
 from mirrorfs.format.header import VolumeHeader
 from mirrorfs.format.ids import SegmentId, Stream
 from mirrorfs.format.kdf import VolumeKeys
@@ -140,14 +140,14 @@ class _Judge:
             stores = list(self._present)
         elif doubted := [store for store in stores if leases[store.name] is None]:
             await check_keys_are_in_use(doubted, self._keys, self._writer.public_bytes_raw())
-        heads = await self._heads.of_stores(stores)
+        heads: Mapping[str, FoundHead | None] = await self._heads.of_stores(stores)
         if not self._mounted:
             self.recovered = await self._recovery.go_on(self.recovered)
         found = [lease for lease in leases.values() if lease is not None]
         if not self._mounted:
             self._found = found
         lasting = [lease for name, lease in leases.items() if lease and name not in self._taker.rotating]
-        known = await self._stand(stores, heads, lasting)
+        known, heads = await self._stand(stores, heads, lasting)
         own = {*self._taker.own_writers, self._taker.writer}
         if self._mounted or not self._taker.takes_over:
             for lease in found:
@@ -170,15 +170,16 @@ class _Judge:
         or not. Without a lease it may not know of anybody, and stands as all others do.
         """
         self._taken = taken
-        heads = await self._heads.of_stores(self._present)
+        heads: Mapping[str, FoundHead | None] = await self._heads.of_stores(self._present)
         self.recovered = await self._recovery.go_on(self.recovered)
-        known = await self._stand(self._present, heads, self._found)
+        known, heads = await self._stand(self._present, heads, self._found)
         await self._heads.compare(heads, self.recovered.index, known, held=self._held_heads)
         self._mounted = True
 
     async def _stand(
         self, stores: Sequence[Store], heads: Mapping[str, FoundHead | None], leases: Sequence[Lease]
-    ) -> Known:
+    ) -> tuple[Known, Mapping[str, FoundHead | None]]:
+        """Also the heads: those of all stores, if all had to be looked at."""
         index, places = self.recovered.index, self._taker.places
         held = {name: await known_held(index, place.instance) for name, place in places.items()}
         self._held_heads = {name: keys.last(HEADS_PREFIX) for name, keys in held.items()}
@@ -198,7 +199,51 @@ class _Judge:
         known = max(known, self._taken)
         await standing.check(known)
         self._left |= standing.left
-        return known
+        seen = {store.name for store in stores}.difference(silent)
+        unseen = [name for name in counts if name not in seen]
+        if unseen and (await standing.has_unread(known) or self._has_unread_head(stores, heads, known)):
+            return await self._look_wider(stores, unseen, leases) or (known, heads)
+        return known, heads
+
+    def _has_unread_head(
+        self, stores: Sequence[Store], heads: Mapping[str, FoundHead | None], known: Known
+    ) -> bool:
+        """Whether a head cannot be read that may tell of a later state than what is known."""
+        own = {*self._taker.own_writers, self._taker.writer}
+        names = [parse_head_key(key) for found in heads.values() if found for key in found.rejected]
+        is_later = any(epoch >= known.epoch and writer not in own for _, epoch, writer in names)
+        unread = {store.name for store in stores} & self._heads.unread
+        return is_later or (bool(unread) and self._taken == NOBODY)
+
+    async def _look_wider(
+        self, stores: Sequence[Store], unseen: Sequence[str], leases: Sequence[Lease]
+    ) -> tuple[Known, Mapping[str, FoundHead | None]] | None:
+        """What cannot be read in some stores may be another machine's changes, which others have whole.
+
+        A mount may be told to go on without them: None. Of a store that is late all are looked at.
+        Raises: InUseError: a mount with a store away. StoreUnavailable: a store that is needed is away now.
+        """
+        which = f"Store {' and store '.join(store.name for store in stores if store.name not in unseen)}"
+        others = f"store {' and store '.join(unseen)}"
+        if not self._mounted:
+            if self._taker.takes_over:
+                return None
+            raise InUseError(
+                f"{which} has what cannot be read, and may be another machine's changes; {others} may have"
+                " them whole and does not answer: make it reachable, or go on without them with --take-over."
+            )
+        wider = [*stores, *(place.store for name, place in self._taker.places.items() if name in unseen)]
+        heads = await self._heads.of_stores(wider)
+        missing = [store.name for store in wider if store.name not in heads.keys() | self._heads.unread]
+        try:
+            if missing:
+                raise StoreUnavailable(f"The heads of store {missing[0]} cannot be read.")
+            return await self._stand(wider, heads, leases)
+        except StoreUnavailable as exc:
+            raise StoreUnavailable(
+                f"{which} has what cannot be read, and may be another machine's changes; to tell, {others} is"
+                f" needed. {exc}"
+            ) from exc
 
     def _may_leave_any(self, heads: Mapping[str, FoundHead | None]) -> bool:
         """Whether all heads are known that may say where something ends, or we were told to go on anyway.

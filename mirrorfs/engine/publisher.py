@@ -55,6 +55,8 @@ class Heads:
         """Number of the newest head under earlier keys, of stores that have none under these; by name."""
         self._seen = (0, b"")
         """Counter and digest of the last head seen: also of a fenced writer, or one that was not written."""
+        self.unread: set[str] = set()
+        """Names of stores that have heads, none of which `of_stores` could read."""
         self.went_back: set[str] = set()
         """Names of stores that `compare` saw end before a head that they have held."""
         self.on_went_back: Callable[[str], None] = lambda name: None
@@ -76,6 +78,9 @@ class Heads:
         found = await newest_heads(stores, keys=self._keys, public_key=self._public_key)
         for store in stores:
             one = found[store.name]
+            self.unread.discard(store.name)
+            if isinstance(one, DamagedError):
+                self.unread.add(store.name)
             if isinstance(one, MirrorfsError):
                 logger.warning("The heads of store %s cannot be read: %s", store.name, one)
                 continue

@@ -11,6 +11,7 @@ there. So the log of this machine counts up to its last segment that a store has
   heads can be read, one may say so: then it counts like any other, if we were not told to go on without it;
 - one that goes on from another state of a segment of ours says that this machine was put back in time.
 What is none of these is an orphan: the end of a writer that was fenced, which nobody follows.
+What cannot be read here may be any of them, and whole in another store: see `Standing.has_unread`.
 """
 
 from __future__ import annotations
@@ -171,6 +172,21 @@ class Standing:
             elif self._may_leave is None and await self._is_unfinished(one):
                 self._leave(one, is_end=True)
         await self._check_others(strange, before, known, is_end=True)
+
+    async def has_unread(self, known: Known) -> bool:
+        """Whether there are names of segments later than all that is `known`, of which `check` could not tell
+        where they belong: they cannot be read, or those before them are not there.
+        """
+        for count, sequence in enumerate(self._segments.sequences, 1):
+            for one in await self._segments.candidates(sequence):
+                if not known.loses_to(end_at(one, self._keys)) or one in self.left:
+                    continue
+                is_by_known = (one.epoch, one.writer) == (known.epoch, known.writer)
+                if not is_by_known or await self._branches.previous(one) is None:
+                    return True
+            if count % _PAGE == 0:
+                await trio.lowlevel.checkpoint()
+        return False
 
     async def _rows(self) -> AsyncGenerator[SegmentRow, None]:
         sequence = self._first

@@ -52,6 +52,12 @@ def test_what_a_crash_left_does_not_stop_who_took_over(fast_directory: Path) -> 
     MirrorSimulation(42090, fast_directory).run()
 
 
+def test_what_cannot_be_read_may_be_whole_elsewhere(fast_directory: Path) -> None:
+    # Of what a writer was told is safe one store had a rotten segment, a rotten head and no lease. A machine
+    # that had written without stores met that store first, and sent what it had.
+    MirrorSimulation(31262, fast_directory).run()
+
+
 def test_what_is_referred_to_again_is_not_lost_either(fast_directory: Path) -> None:
     found_bytes = 0
     for seed in range(5):
