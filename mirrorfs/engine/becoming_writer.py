@@ -165,15 +165,16 @@ class _Judge:
     async def again(self, taken: Known) -> None:
         """Once more, with the leases held: what a writer sent that was displaced. Then it is over.
 
-        `taken`: this mount, if it was told to take over and holds a lease: what came from writers before it
-        is followed as far as it continues our log, and else left behind, whether ours has reached a store yet
-        or not. Without a lease it may not know of anybody, and stands as all others do.
+        It counts as what was sent before it: it was told to its users that it is safe.
+        `taken`: this mount, if it was told to take over and holds a lease: what comes to light later from
+        writers before it is left behind where it parts from our log, whether ours has reached a store yet or
+        not. Without a lease it may not know of anybody, and stands as all others do.
         """
-        self._taken = taken
         heads: Mapping[str, FoundHead | None] = await self._heads.of_stores(self._present)
         self.recovered = await self._recovery.go_on(self.recovered)
         known, heads = await self._stand(self._present, heads, self._found)
         await self._heads.compare(heads, self.recovered.index, known, held=self._held_heads)
+        self._taken = taken
         self._mounted = True
 
     async def _stand(

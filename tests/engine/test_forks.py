@@ -350,6 +350,29 @@ async def test_a_late_take_over_and_a_crash(autojump_clock: MockClock, practice:
         assert names(volume) == [b"a", b"told safe"]
 
 
+@pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED, "is lost")
+@pytest.mark.parametrize("are_lost", [False, True])
+async def test_what_is_told_safe_while_it_is_displaced(
+    autojump_clock: MockClock, practice: Practice, are_lost: bool
+) -> None:
+    """It is not left behind for what only the PC has that takes over, which could not know of it before."""
+    again = await crashed(practice)
+    async with practice.pc("two").mounted(wait=False) as second, trio.open_nursery() as nursery:
+
+        async def tell() -> None:
+            await trio.sleep(5)
+            await save(second, b"told safe")
+            with trio.fail_after(20):
+                await second.flush()
+            if are_lost:
+                for place in practice.places.values():
+                    del place[LEASE_KEY]
+
+        nursery.start_soon(tell)
+        assert "--from-state" in await again.refusal(take_over=True)
+    assert await seen_by_a_new_pc(practice) == [b"a", b"told safe"]
+
+
 @pytest.mark.expects_warnings(*SAID, *FORKED, FOLLOWED)
 async def test_a_take_over_that_is_broken_off(autojump_clock: MockClock, practice: Practice) -> None:
     """While the displaced PC is given notice: nobody misses changes that were never made."""

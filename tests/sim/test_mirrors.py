@@ -58,6 +58,10 @@ def test_what_cannot_be_read_may_be_whole_elsewhere(fast_directory: Path) -> Non
     MirrorSimulation(31262, fast_directory).run()
 
 
+def test_what_is_told_safe_during_a_take_over_is_not_left_behind(fast_directory: Path) -> None:
+    MirrorSimulation(36637, fast_directory, copies=0.6).run()
+
+
 def test_what_is_referred_to_again_is_not_lost_either(fast_directory: Path) -> None:
     found_bytes = 0
     for seed in range(5):
