@@ -5,6 +5,11 @@ its last changes before an unmount, or before a displaced one noticed. Both coun
 the stores are looked at again afterwards, and after a take-over not before the displaced writer has stopped:
 its leases are fresh for less than one period. What lands later was under way then, and is an orphan.
 
+What does not answer, or cannot be read, tells nothing: another store may have it whole. So a store that is
+late is judged by all that it should show, and together with all others if something in it cannot be read. A
+mount may be told to go on without stores that are away (--take-over), but not without those whose leases it
+holds.
+
 Rejected: holding the leases while the whole log is read. On a new machine that may take long.
 """
 
@@ -30,7 +35,7 @@ from mirrorfs.engine.standing import NOBODY, Known, Standing, first_unsent, know
 from mirrorfs.errors import InUseError, StoreUnavailable
 from mirrorfs.format.control import Lease, parse_head_key
 from mirrorfs.format.header import VolumeHeader
-from mirrorfs.format.ids import SegmentId, Stream
+from mirrorfs.format.ids import SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.signing import WriterPublicKey, load_public_key
 from mirrorfs.format.slot import KeySet
@@ -131,6 +136,8 @@ class _Judge:
         self._taken = NOBODY
         self._left: set[SegmentId] = set()
         """What a crash left, and was left behind before the mount."""
+        self._settled: set[str] = set()
+        """Keys of what cannot be read, in all stores, or in those without which we were told to go on."""
 
     async def __call__(self, leases: Mapping[str, Lease | None], silent: Collection[str]) -> None:
         """Raises: InUseError, ChainError, DamagedError: it may not. StoreError: of a late store, not now."""
@@ -141,7 +148,9 @@ class _Judge:
         elif doubted := [store for store in stores if leases[store.name] is None]:
             await check_keys_are_in_use(doubted, self._keys, self._writer.public_bytes_raw())
         heads: Mapping[str, FoundHead | None] = await self._heads.of_stores(stores)
-        if not self._mounted:
+        if self._mounted:
+            self._require_heads([store.name for store in stores], heads)
+        else:
             self.recovered = await self._recovery.go_on(self.recovered)
         found = [lease for lease in leases.values() if lease is not None]
         if not self._mounted:
@@ -162,26 +171,42 @@ class _Judge:
             pinned=not self._mounted and not self._taker.takes_over,
         )  # fmt: skip
 
-    async def again(self, taken: Known) -> None:
+    async def again(self, taken: Known, needed: Collection[str]) -> None:
         """Once more, with the leases held: what a writer sent that was displaced. Then it is over.
 
         It counts as what was sent before it: it was told to its users that it is safe.
-        `taken`: this mount, if it was told to take over and holds a lease: what comes to light later from
-        writers before it is left behind where it parts from our log, whether ours has reached a store yet or
-        not. Without a lease it may not know of anybody, and stands as all others do.
+        Args:
+            taken: this mount, if it was told to take over and holds a lease: what comes to light later from
+                writers before it is left behind where it parts from our log, whether ours has reached a store
+                yet or not. Without a lease it may not know of anybody, and stands as all others do.
+            needed: stores that have to answer: those whose leases are held, where somebody was displaced.
         """
         heads: Mapping[str, FoundHead | None] = await self._heads.of_stores(self._present)
         self.recovered = await self._recovery.go_on(self.recovered)
-        known, heads = await self._stand(self._present, heads, self._found)
+        try:
+            self._require_heads(needed, heads)
+            known, heads = await self._stand(self._present, heads, self._found, needed)
+        except StoreUnavailable as exc:
+            raise StoreUnavailable(
+                f"{exc} It may have what the machine that was displaced sent last: mount again."
+            ) from exc
         await self._heads.compare(heads, self.recovered.index, known, held=self._held_heads)
         self._taken = taken
         self._mounted = True
 
     async def _stand(
-        self, stores: Sequence[Store], heads: Mapping[str, FoundHead | None], leases: Sequence[Lease]
+        self,
+        stores: Sequence[Store],
+        heads: Mapping[str, FoundHead | None],
+        leases: Sequence[Lease],
+        needed: Collection[str] = (),
     ) -> tuple[Known, Mapping[str, FoundHead | None]]:
-        """Also the heads: those of all stores, if all had to be looked at."""
+        """Also the heads: those of all stores, if all had to be looked at. `needed`: see `again`."""
         index, places = self.recovered.index, self._taker.places
+        if self._mounted:
+            needed = [store.name for store in stores]
+            if any(store.name not in places or places[store.name].store is not store for store in stores):
+                raise StoreUnavailable("The stores were changed meanwhile; they are looked at again.")
         held = {name: await known_held(index, place.instance) for name, place in places.items()}
         self._held_heads = {name: keys.last(HEADS_PREFIX) for name, keys in held.items()}
         counts = {name: keys for name, keys in held.items() if name not in self._taker.rotating} or held
@@ -190,8 +215,8 @@ class _Judge:
             first = min(first, max([await first_unsent(index, [keys]) for keys in counts.values()]))
         segments = self._segments(stores)
         silent = await segments.look(from_sequence=first)
-        if self._mounted and silent:
-            raise StoreUnavailable(f"Store {silent[0]} cannot be listed; nothing is sent there yet.")
+        if missing := sorted(set(silent).intersection(needed)):
+            raise StoreUnavailable(f"Store {missing[0]} cannot be listed now; nothing is sent.")
         standing = Standing(
             index, segments, self._keys, self._writer,
             first=first, held=counts, may_leave=None if self._may_leave_any(heads) else self._left,
@@ -200,50 +225,58 @@ class _Judge:
         known = max(known, self._taken)
         await standing.check(known)
         self._left |= standing.left
+        unread = {segment_object_key(Stream.MAIN, one) for one in await standing.unread(known)}
+        unread |= self._unread_heads(stores, heads, known)
+        if missing := sorted(segments.unreached.intersection(needed)):
+            raise StoreUnavailable(f"Store {missing[0]} cannot be read now; nothing is sent.")
+        unread = {key for key in unread - self._settled if not any(key in one for one in held.values())}
         seen = {store.name for store in stores}.difference(silent)
         unseen = [name for name in counts if name not in seen]
-        if unseen and (await standing.has_unread(known) or self._has_unread_head(stores, heads, known)):
-            return await self._look_wider(stores, unseen, leases) or (known, heads)
+        if unread and unseen and (self._mounted or not self._taker.takes_over):
+            return await self._look_wider(stores, unseen, leases)
+        self._settled |= unread
         return known, heads
 
-    def _has_unread_head(
+    def _unread_heads(
         self, stores: Sequence[Store], heads: Mapping[str, FoundHead | None], known: Known
-    ) -> bool:
-        """Whether a head cannot be read that may tell of a later state than what is known."""
+    ) -> set[str]:
+        """Keys of heads that cannot be read, and may tell of a later state than what is known."""
         own = {*self._taker.own_writers, self._taker.writer}
-        names = [parse_head_key(key) for found in heads.values() if found for key in found.rejected]
-        is_later = any(epoch >= known.epoch and writer not in own for _, epoch, writer in names)
-        unread = {store.name for store in stores} & self._heads.unread
-        return is_later or (bool(unread) and self._taken == NOBODY)
+        keys: set[str] = set()
+        for store in stores:
+            found = heads.get(store.name)
+            keys.update(found.rejected if found else self._heads.unread.get(store.name, ()))
+        parsed = {key: parse_head_key(key) for key in keys}
+        return {key for key, (_, epoch, by) in parsed.items() if epoch >= known.epoch and by not in own}
+
+    def _require_heads(self, names: Collection[str], heads: Mapping[str, FoundHead | None]) -> None:
+        """Raises: StoreUnavailable: the heads of one of these stores were not to be had."""
+        if missing := sorted(set(names) - heads.keys() - self._heads.unread.keys()):
+            raise StoreUnavailable(f"The heads of store {missing[0]} cannot be read now; nothing is sent.")
 
     async def _look_wider(
         self, stores: Sequence[Store], unseen: Sequence[str], leases: Sequence[Lease]
-    ) -> tuple[Known, Mapping[str, FoundHead | None]] | None:
+    ) -> tuple[Known, Mapping[str, FoundHead | None]]:
         """What cannot be read in some stores may be another machine's changes, which others have whole.
 
-        A mount may be told to go on without them: None. Of a store that is late all are looked at.
-        Raises: InUseError: a mount with a store away. StoreUnavailable: a store that is needed is away now.
+        Of a store that is late all are looked at. Raises: InUseError: a mount with a store away.
+        StoreUnavailable: a store that is needed is away now.
         """
-        which = f"Store {' and store '.join(store.name for store in stores if store.name not in unseen)}"
         others = f"store {' and store '.join(unseen)}"
         if not self._mounted:
-            if self._taker.takes_over:
-                return None
             raise InUseError(
-                f"{which} has what cannot be read, and may be another machine's changes; {others} may have"
-                " them whole and does not answer: make it reachable, or go on without them with --take-over."
+                f"What cannot be read in the stores may be another machine's changes; {others} may have them"
+                " whole and does not answer: make it reachable, or go on without them with --take-over."
             )
         wider = [*stores, *(place.store for name, place in self._taker.places.items() if name in unseen)]
-        heads = await self._heads.of_stores(wider)
-        missing = [store.name for store in wider if store.name not in heads.keys() | self._heads.unread]
         try:
-            if missing:
-                raise StoreUnavailable(f"The heads of store {missing[0]} cannot be read.")
+            heads = await self._heads.of_stores(wider)
+            self._require_heads([store.name for store in wider], heads)
             return await self._stand(wider, heads, leases)
         except StoreUnavailable as exc:
             raise StoreUnavailable(
-                f"{which} has what cannot be read, and may be another machine's changes; to tell, {others} is"
-                f" needed. {exc}"
+                f"What cannot be read there may be another machine's changes; to tell, {others} is needed:"
+                f" make it reachable, or mount again with --take-over to go on without it. {exc}"
             ) from exc
 
     def _may_leave_any(self, heads: Mapping[str, FoundHead | None]) -> bool:
@@ -288,7 +321,8 @@ async def become_writer(
 
     The caller closes the index on an error; the leases are given back.
     Raises: InUseError: another writer has the volume, or came in between. ChainError, DamagedError: the
-        stores hold what this machine cannot continue.
+        stores hold what this machine cannot continue. StoreUnavailable: what a displaced writer sent last
+        cannot be read just now.
     """
     leases, identity = await taker.take_leases(
         local_epoch=_epoch(judge.recovered.index), last=judge.recovered.index.last_segment(), judge=judge
@@ -296,9 +330,10 @@ async def become_writer(
     try:
         await _outwait(leases, taker.notice_s)
         lasting = [one.state() for one in leases if one.state().store not in taker.rotating]
-        took_over = taker.takes_over and any(state.fresh for state in lasting)
+        fresh = [state.store for state in lasting if state.fresh]
+        by_lease = known_by_lease(identity.epoch, identity.writer, identity.keys)
         await judge.again(
-            known_by_lease(identity.epoch, identity.writer, identity.keys) if took_over else NOBODY
+            by_lease if taker.takes_over and fresh else NOBODY, needed=fresh if taker.notice_s else ()
         )
         lasting = [one.state() for one in leases if one.state().store not in taker.rotating]
         fenced = next((state.fenced for state in lasting if state.fenced is not None), None)

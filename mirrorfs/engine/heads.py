@@ -70,6 +70,18 @@ class FoundHead:
     """Keys after it whose objects are no valid heads: the store is damaged or hostile."""
 
 
+class NoHeadVerifies(AuthenticationError):
+    """A store has heads, and none of those tried verifies."""
+
+    def __init__(self, store: str, rejected: Sequence[str]) -> None:
+        super().__init__(
+            f"None of the newest {len(rejected)} heads of store {store} verifies;"
+            " use another store, and run `mirrorfs verify` on this one."
+        )
+        self.rejected = tuple(rejected)
+        """Their keys."""
+
+
 class HeadRelation(Enum):
     """How a store's newest head stands to the local one."""
 
@@ -209,7 +221,7 @@ async def newest_head(
     Args:
         public_key: Ed25519 of the writer role, 32 bytes.
         with_past: one of an earlier key generation will do.
-    Raises: StoreError. AuthenticationError: there are heads, but none of the HEADS_TRIED_MAX tried is it.
+    Raises: StoreError. NoHeadVerifies: there are heads, but none of the HEADS_TRIED_MAX tried is it.
     """
     rejected: list[str] = []
     past_count = 0
@@ -234,10 +246,7 @@ async def newest_head(
             # None at all, or none since the keys were rotated: the first after that comes behind all others.
             return None
         if is_end:
-            raise AuthenticationError(
-                f"None of the newest {len(rejected)} heads of store {store.name} verifies;"
-                " use another store, and run `mirrorfs verify` on this one."
-            )
+            raise NoHeadVerifies(store.name, rejected)
         below = page[0].key
 
 

@@ -15,6 +15,7 @@ from mirrorfs.engine.closed_segments import newest_local_head
 from mirrorfs.engine.heads import (
     FoundHead,
     HeadRelation,
+    NoHeadVerifies,
     end_of_head,
     holds_head,
     is_left_behind,
@@ -55,8 +56,8 @@ class Heads:
         """Number of the newest head under earlier keys, of stores that have none under these; by name."""
         self._seen = (0, b"")
         """Counter and digest of the last head seen: also of a fenced writer, or one that was not written."""
-        self.unread: set[str] = set()
-        """Names of stores that have heads, none of which `of_stores` could read."""
+        self.unread: dict[str, tuple[str, ...]] = {}
+        """Store name -> the keys of its newest heads, where `of_stores` found none that verifies."""
         self.went_back: set[str] = set()
         """Names of stores that `compare` saw end before a head that they have held."""
         self.on_went_back: Callable[[str], None] = lambda name: None
@@ -78,9 +79,9 @@ class Heads:
         found = await newest_heads(stores, keys=self._keys, public_key=self._public_key)
         for store in stores:
             one = found[store.name]
-            self.unread.discard(store.name)
+            self.unread.pop(store.name, None)
             if isinstance(one, DamagedError):
-                self.unread.add(store.name)
+                self.unread[store.name] = one.rejected if isinstance(one, NoHeadVerifies) else ()
             if isinstance(one, MirrorfsError):
                 logger.warning("The heads of store %s cannot be read: %s", store.name, one)
                 continue

@@ -11,7 +11,7 @@ there. So the log of this machine counts up to its last segment that a store has
   heads can be read, one may say so: then it counts like any other, if we were not told to go on without it;
 - one that goes on from another state of a segment of ours says that this machine was put back in time.
 What is none of these is an orphan: the end of a writer that was fenced, which nobody follows.
-What cannot be read here may be any of them, and whole in another store: see `Standing.has_unread`.
+What cannot be read here may be any of them, and whole in another store: see `Standing.unread`.
 """
 
 from __future__ import annotations
@@ -173,20 +173,40 @@ class Standing:
                 self._leave(one, is_end=True)
         await self._check_others(strange, before, known, is_end=True)
 
-    async def has_unread(self, known: Known) -> bool:
-        """Whether there are names of segments later than all that is `known`, of which `check` could not tell
-        where they belong: they cannot be read, or those before them are not there.
+    async def unread(self, known: Known) -> set[SegmentId]:
+        """Segments later than all that is `known`, of which `check` could not tell where they belong.
+
+        They cannot be read, or follow one that is not there.
         """
+        found: set[SegmentId] = set()
         for count, sequence in enumerate(self._segments.sequences, 1):
             for one in await self._segments.candidates(sequence):
-                if not known.loses_to(end_at(one, self._keys)) or one in self.left:
+                if not known.loses_to(end_at(one, self._keys)) or one in self.left or self._is_ours(one):
                     continue
                 is_by_known = (one.epoch, one.writer) == (known.epoch, known.writer)
-                if not is_by_known or await self._branches.previous(one) is None:
-                    return True
+                if not is_by_known or not await self._is_joined(one, known):
+                    found.add(one)
             if count % _PAGE == 0:
                 await trio.lowlevel.checkpoint()
-        return False
+        return found
+
+    def _is_ours(self, segment: SegmentId) -> bool:
+        row = self._index.get_segment(segment.sequence)
+        return row is not None and _id(row) == segment
+
+    async def _is_joined(self, segment: SegmentId, known: Known) -> bool:
+        """Whether a later segment of the known writer follows one that is there, or ours.
+
+        It may have written many since: of those that their numbers join only the first is read.
+        """
+        before = segment._replace(sequence=segment.sequence - 1)
+        if before.sequence > known.sequence and before in await self._segments.candidates(before.sequence):
+            return True
+        previous = await self._branches.previous(segment)
+        if previous is None:
+            return False
+        before = previous.segment
+        return self._is_ours(before) or before in await self._segments.candidates(before.sequence)
 
     async def _rows(self) -> AsyncGenerator[SegmentRow, None]:
         sequence = self._first
