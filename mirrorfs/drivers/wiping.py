@@ -10,6 +10,7 @@ of segments), halves of a copy that was partly overwritten, and the processor's 
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 from collections.abc import Iterable, Iterator
 from mmap import mmap
@@ -32,6 +33,17 @@ def wipe(secrets: Iterable[bytes]) -> int:
     wanted = [secret for secret in secrets if len(secret) >= SECRET_SIZE_MIN_BYTES and any(secret)]
     if not wanted:
         return 0
+    # A collection would unmap what was just listed; and garbage is to be searched, not to be given away.
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _wipe_all(wanted)
+    finally:
+        if is_collecting:
+            gc.enable()
+
+
+def _wipe_all(wanted: list[bytes]) -> int:
     # What is searched for must itself be kept, in a place that is not searched.
     sizes = [len(secret) for secret in wanted]
     with mmap(-1, sum(sizes)) as needles:
