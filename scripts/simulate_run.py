@@ -1,8 +1,8 @@
 """Run seeds of the simulation and check the prefix rule after every crash of each.
 
-The fault models head tests/sim/disk.py, index.py and world.py. Stops at the first violation and prints
-the seed, which replays it, and the commit. The last line is `N seeds, 0 violations` and the exit code 0,
-or the exit code is 1.
+The fault models head tests/sim/disk.py, index.py and world.py. Stops at the first violation, unless told to
+go on, and prints the seed, which replays it, and the commit. The last line is `N seeds, 0 violations` and the
+exit code 0, or the exit code is 1.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
+from scripts.simulate_sooner import remember  # noqa: E402
 from tests.sim.mirrors import MirrorSimulation  # noqa: E402
 from tests.sim.place import memory_directory  # noqa: E402  # after the path is set
 from tests.sim.pruning import PruningSimulation  # noqa: E402
@@ -65,11 +66,13 @@ def main() -> int:
         " rotating: the same, with a third store that is carried about (tests/sim/rotating.py);"
         " pruning: the same, with pruning at any moment (tests/sim/pruning.py)",
     )
+    parser.add_argument("--keep-going", action="store_true", help="go on after a violation")
     arguments = parser.parse_args()
     first, _, last = arguments.seeds.partition("..")
     tasks = [(seed, arguments.faults) for seed in range(int(first), int(last))]
     started_s = time.monotonic()
-    with multiprocessing.Pool(arguments.jobs) as pool:
+    bad_count = 0
+    with multiprocessing.Pool(arguments.jobs, initializer=remember) as pool:
         for done, (seed, failure) in enumerate(pool.imap_unordered(run_seed, tasks, chunksize=4), 1):
             if failure is not None:
                 commit = subprocess.run(
@@ -80,13 +83,18 @@ def main() -> int:
                     check=False,
                 ).stdout.strip()
                 print(failure)
-                print(f"seed {seed} (faults: {arguments.faults}, commit {commit or 'unknown'}): violation")
-                return 1
+                print(
+                    f"seed {seed} (faults: {arguments.faults}, commit {commit or 'unknown'}): violation",
+                    flush=True,
+                )
+                bad_count += 1
+                if not arguments.keep_going:
+                    return 1
             if done % REPORT_EVERY == 0:
                 rate = done / (time.monotonic() - started_s)
                 print(f"{done} seeds, {rate:.1f} seeds/s", flush=True)
-    print(f"{len(tasks)} seeds, 0 violations, in {time.monotonic() - started_s:.0f} s")
-    return 0
+    print(f"{len(tasks)} seeds, {bad_count} violations, in {time.monotonic() - started_s:.0f} s")
+    return 1 if bad_count else 0
 
 
 if __name__ == "__main__":
