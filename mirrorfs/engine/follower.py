@@ -148,13 +148,15 @@ class Follower:
             Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores, keys=self._keys
         )
         end = self._end
-        # An open segment is read again from its beginning: what is known of it is passed over.
-        first = end.next_sequence if end.tail is None else end.position >> 20
+        # An open segment is read again from its beginning, and so is one with damage, of which a better copy
+        # may be there now: what is known of it is passed over.
+        is_closed = end.tail is None and end.damage is None
+        first = end.next_sequence if is_closed else end.position >> 20
         self.silent = tuple(await segments.look(from_sequence=first, patience_s=self._patience_s))
         if not any(sequence >= first for sequence in segments.sequences):
             return
         replayer = Replayer(self._index, segments, self._keys, self._writer)
-        if end.tail is None and end.last is not None:
+        if is_closed and end.last is not None:
             self._end = await replayer.follow(
                 end.last, next_sequence=end.next_sequence, undecided=end.undecided
             )

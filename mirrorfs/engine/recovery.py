@@ -279,18 +279,16 @@ class Recovery:
         from_sequence = position >> 20 if isinstance(position, int) else 0
         # The stores are listed only when the local log alone does not do.
         await segments.look(from_sequence=from_sequence, stores=False)
-        replayer = Replayer(index, segments, self._keys, self._writer, on_progress=self._on_progress)
         try:
-            end = await self._run(replayer, index, segments)
+            end = await self._run(index, segments)
             if end.damage is None and not self._lost_behind(end, segments):
                 return end
         except ChainError:
             if not self._stores:
                 raise
         silent = await segments.look(from_sequence=from_sequence)
-        replayer = Replayer(index, segments, self._keys, self._writer, on_progress=self._on_progress)
         try:
-            end = await self._run(replayer, index, segments)
+            end = await self._run(index, segments)
         finally:
             self._silent = sorted(segments.unreached.union(silent))
         if self._silent and (end.damage is not None or self._lost_behind(end, segments)):
@@ -302,12 +300,16 @@ class Recovery:
             )
         return end
 
-    async def _run(self, replayer: Replayer, index: Index, segments: Segments) -> ReplayEnd:
+    async def _run(self, index: Index, segments: Segments) -> ReplayEnd:
         """Replay from where the index stands.
 
         If that is in a closed segment that is not on the disk, as what was followed from the stores, then
-        from its end: all of it was applied before the index was settled.
+        from its end: all of it was applied before the index was settled. So the index, which is kept where
+        the log is not whole, must not hold a last segment with damage for which nobody vouches.
         """
+        replayer = Replayer(
+            index, segments, self._keys, self._writer, whole=True, on_progress=self._on_progress
+        )
         position, row = index.get_meta("position"), index.last_segment()
         if (
             not isinstance(position, int)

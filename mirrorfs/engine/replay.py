@@ -186,6 +186,7 @@ class Replayer:
                     break
             if doubt is not None and self._whole:
                 damage = doubt
+                self._anchored = True  # it may be in what is not applied
                 break
             if not whole:
                 logger.warning("Segment %d: %s", current.segment.sequence, current.scan.fault)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.witness import SEEN_HEAD_PATH
 from mirrorfs.errors import DiskFull
-from tests.support.practice import Pc, Practice, names_in, save
+from tests.support.practice import Pc, Practice, check_large, names_in, save, with_bad_data, write_large
 from tests.support.store_simulated import Faults
 from tests.support.volumes import HEADER, KEYS
 
@@ -103,6 +103,40 @@ async def test_a_newest_segment_that_is_bad_everywhere_is_said(
         put_back(practice.places, good)
         await trio.sleep(4 * LOOK_EVERY_S)
         assert (names_in(view.index), follower.fault) == ([b"a", b"b"], None)
+
+
+@pytest.mark.expects_warnings("does not verify", "damaged|is lost|No good copy", "cannot be followed further")
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_better_copy_of_the_newest_segment_is_taken(
+    autojump_clock: MockClock, tmp_path: Path, is_open: bool
+) -> None:
+    """A bad copy is the only one there is for a while, and no head says how the segment was."""
+    practice = Practice(tmp_path)
+    writer, viewer = practice.pc("writer"), practice.pc("viewer")
+    await written(writer, b"a")
+    async with AsyncExitStack() as stack:
+        if is_open:
+            view, follower = await stack.enter_async_context(viewing(viewer))
+        async with writer.mounted() as volume:
+            await write_large(volume, b"b")
+            await volume.flush()
+        good = copied(practice.places)
+        for objects in practice.places.values():
+            newest = max(key for key in objects if key.startswith("segments/"))
+            objects[newest] = with_bad_data(objects[newest])
+            for key in [key for key in objects if key.startswith("heads/")]:
+                del objects[key]
+        if not is_open:
+            view, follower = await stack.enter_async_context(viewing(viewer))
+        await trio.sleep(4 * LOOK_EVERY_S)
+        assert "does not verify" in str(follower.fault) and names_in(view.index) == [b"a", b"b"]
+        put_back(practice.places, good)
+        await trio.sleep(4 * LOOK_EVERY_S)
+        assert (names_in(view.index), follower.fault) == ([b"a", b"b"], None)
+        await check_large(view, b"b")
+        await written(writer, b"c")
+        await trio.sleep(4 * LOOK_EVERY_S)
+        assert (names_in(view.index), follower.fault) == ([b"a", b"b", b"c"], None)
 
 
 @pytest.mark.expects_warnings("seen a later state")

@@ -9,21 +9,26 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
 
 from mirrorfs.engine.lease import LEASE_PERIOD_S
+from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.volume import MountedVolume
 from mirrorfs.errors import MirrorfsError
 from mirrorfs.errors import ReadOnlyVolume as ReadOnly
 from mirrorfs.format.control import LEASE_KEY
+from mirrorfs.format.frame import Kind
 from mirrorfs.format.limits import ROOT_INODE
+from mirrorfs.format.segment import check_sealed
+from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import Index
 from tests.support.machine import write_file
 from tests.support.store_simulated import SimulatedStore
 from tests.support.virtual_pc import VirtualPc
-from tests.support.volumes import HEADER
+from tests.support.volumes import HEADER, KEYS
 
 SAID = (
     "cannot be (listed|read|asked)", "not held yet", "falling behind", "could not be given back",
@@ -32,6 +37,8 @@ SAID = (
 """What a PC says of stores that are away, for `expects_warnings`."""
 FORKED = ("went on from an earlier state", "put back in time", "holds a later state", "taken over")
 """What a PC says that is fenced."""
+LARGE = 30_000
+"""Bytes of a file of `write_large`."""
 FENCED_S = 3 * LEASE_PERIOD_S
 """So soon a writer that cannot go on is to know, once the stores answer."""
 
@@ -136,6 +143,26 @@ async def save(volume: MountedVolume, *names: bytes) -> None:
     for name in names:
         await write_file(volume, name, name * 300)
     await volume.filesystem.sync()
+
+
+async def write_large(volume: MountedVolume, name: bytes) -> None:
+    """Write a file that is a data frame of its own, and have it on the local disk."""
+    await write_file(volume, name, Random(name).randbytes(LARGE))
+    await volume.filesystem.sync()
+
+
+async def check_large(volume: MountedVolume | ReadOnlyVolume, *names: bytes) -> None:
+    """See that such files read as they were written."""
+    for name in names:
+        inode = volume.filesystem.lookup(ROOT_INODE, name).inode
+        assert await volume.filesystem.read(inode, 0, LARGE) == Random(name).randbytes(LARGE)
+
+
+def with_bad_data(data: bytes) -> bytes:
+    """A sealed segment whose first data frame does not verify; all else does."""
+    frames = check_sealed(data, KEYS, load_public_key(HEADER.public_keys.writer))[2].frames
+    at = next(frame.offset for frame in frames if frame.kind == Kind.DATA) + 40
+    return data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
 
 
 def names_in(index: Index) -> list[bytes]:
