@@ -161,7 +161,7 @@ class Follower:
                 end.last, next_sequence=end.next_sequence, undecided=end.undecided
             )
         else:
-            self._end = await replayer.run(keep_tail=True)
+            self._end = await replayer.run(keep_tail=end.damage is None or end.tail is not None)
 
     @property
     def _patience_s(self) -> float:

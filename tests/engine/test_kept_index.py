@@ -34,7 +34,7 @@ async def refused_twice(practice: Practice, pc: Pc) -> Pc:
     return pc
 
 
-@pytest.mark.expects_warnings(*SAID, "does not verify", "Another machine wrote since")
+@pytest.mark.expects_warnings(*SAID, "does not verify", "holds no object", "Another machine wrote since")
 async def test_a_bad_copy_is_all_there_is(autojump_clock: MockClock, practice: Practice) -> None:
     """Of what another PC wrote, the one store that answers has a bad copy, and lost what vouches for it.
 
