@@ -43,6 +43,8 @@ LOOK_EVERY_S: Final = 8.0
 """On the average; each pause is between half of it and one and a half."""
 HEADS_EVERY: Final = 8
 """One look in so many is at the heads as well; every one, while they show that something is wrong."""
+AGAIN_EVERY: Final = 64
+"""One look in so many reads a last segment with damage again, of which no other copy is there."""
 PATIENCE_S: Final = 3.0
 """Once a store has answered, so long is waited for another one."""
 AGAIN_S: Final = 1.0
@@ -87,6 +89,10 @@ class Follower:
         self._by_heads: dict[str, str] = {}
         """Name of a store, or "" for what this machine knows -> what is wrong, by the heads there."""
         self._said: set[str] = set()
+        self._seen_then: tuple[Sequence[int], Sequence[str]] = ((), ())
+        """When a last segment with damage was read again: the numbers of segments, and the silent stores."""
+        self._waited = 0
+        """Looks since then."""
         self.silent: tuple[str, ...] = ()
         """Stores that did not answer at the last look."""
 
@@ -148,20 +154,33 @@ class Follower:
             Stream.MAIN, disk=self._disk, offload=self._offload, stores=self._stores, keys=self._keys
         )
         end = self._end
-        # An open segment is read again from its beginning, and so is one with damage, of which a better copy
-        # may be there now: what is known of it is passed over.
-        is_closed = end.tail is None and end.damage is None
-        first = end.next_sequence if is_closed else end.position >> 20
+        if end.sound is not None:
+            # Of the last segment a better copy may be there now; what is known of it is passed over.
+            last, first = end.sound
+        else:
+            # An open segment is read again from its beginning.
+            last, first = end.last, end.next_sequence if end.tail is None else end.position >> 20
         self.silent = tuple(await segments.look(from_sequence=first, patience_s=self._patience_s))
         if not any(sequence >= first for sequence in segments.sequences):
             return
+        if end.sound is not None and not self._is_due((segments.sequences, self.silent)):
+            return
         replayer = Replayer(self._index, segments, self._keys, self._writer)
-        if is_closed and end.last is not None:
-            self._end = await replayer.follow(
-                end.last, next_sequence=end.next_sequence, undecided=end.undecided
-            )
+        if end.sound is not None or (end.tail is None and last is not None):
+            self._end = await replayer.follow(last, next_sequence=first, undecided=end.undecided)
         else:
-            self._end = await replayer.run(keep_tail=end.damage is None or end.tail is not None)
+            self._end = await replayer.run(keep_tail=True)
+
+    def _is_due(self, seen: tuple[Sequence[int], Sequence[str]]) -> bool:
+        """Whether a last segment with damage, all of whose changes are shown, is to be read again.
+
+        It is as large as any: at once if there is something new, else now and then.
+        """
+        self._waited += 1
+        if seen == self._seen_then and self._waited < AGAIN_EVERY:
+            return False
+        self._seen_then, self._waited = seen, 0
+        return True
 
     @property
     def _patience_s(self) -> float:

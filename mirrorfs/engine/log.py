@@ -157,32 +157,34 @@ class Log:
         current = self._current
         if current is not None and (not current.fits(bodies) or len(current.entries) > ENTRIES_MAX):
             await self.roll()
-            current = None
-        if current is None:
+        if self._current is None:
             await self._open()
 
     async def roll(self) -> None:
-        """Seal the open segment, make it durable and report it; nothing to do when it holds no frame."""
-        if self._broken:
-            await self._mend()
-        current = self._current
-        if current is None or current.empty:
-            return
+        """Seal the open segment, make it durable and report it; nothing to do when it holds no frame.
 
-        def finish() -> None:
-            current.seal()
-            current.sync()
+        Where that fails, its frames lie in another one, which is sealed then.
+        """
+        while True:
+            if self._broken:
+                await self._mend()
+            current = self._current
+            if current is None or current.empty:
+                return
+            try:
+                await self._offload.sync(partial(self._finish, current))
+            except DiskError:
+                # A half-written trailer is a torn tail: the segment ends at its last durable offset.
+                current.sealed = False
+                self._broken = True
+                continue
+            self._undurable.clear()
+            return self._close(current)
 
-        try:
-            await self._offload.sync(finish)
-        except DiskError:
-            # A half-written trailer is a torn tail: the segment ends at its last durable offset.
-            current.sealed = False
-            self._broken = True
-            await self._mend()
-            return
-        self._undurable.clear()
-        self._close(current)
+    @staticmethod
+    def _finish(segment: SegmentWriter) -> None:
+        segment.seal()
+        segment.sync()
 
     def _close(self, segment: SegmentWriter) -> None:
         previous = segment.previous()

@@ -57,6 +57,8 @@ class ReplayEnd:
     """Why replay could not go on although there is more; None when the log simply ends."""
     undecided: frozenset[int] = frozenset()
     """Frames that stay in the log and that no commit followed: the next commit is where they die."""
+    sound: tuple[Previous | None, int] | None = None
+    """Where `last` has damage, and its digest is nobody's word: where to read again (Replayer.follow)."""
 
 
 @dataclass(slots=True)
@@ -158,6 +160,7 @@ class Replayer:
     ) -> ReplayEnd:
         damage: str | None = None
         tail: ScannedSegment | None = None
+        sound: tuple[Previous | None, int] | None = None
         while current is not None and not self._stopped:
             following: _Loaded | None = None
             doubt: str | None = None
@@ -171,6 +174,8 @@ class Replayer:
                         doubt = f"segment {current.segment.sequence}: {current.scan.fault}"
                 end = Previous(current.segment, size, digest)
                 following, end = await self._after_sealed(current, end)
+                if end.size < size:
+                    doubt = None  # it was ended before its trailer, and is whole up to there
                 whole = True
             else:
                 attested = await self._attested(current)
@@ -195,8 +200,10 @@ class Replayer:
                 break
             if tail is None:
                 self._close_segment(current, end)
+            if doubt is not None:
+                # Applied, but nobody may write on: the next header would attest a wrong digest.
+                damage, sound = doubt, (last, current.segment.sequence)
             last = end
-            damage = doubt  # applied, but nobody may write on: the next header would attest a wrong digest
             if self._on_progress is not None:
                 self._on_progress(current.segment.sequence, self.time_ns)
             current = following
@@ -207,7 +214,7 @@ class Replayer:
         next_sequence = last.segment.sequence + 1 if last is not None else sequence
         return ReplayEnd(
             self.position, self.journal_sequence, self.journal_hash, self.time_ns, last, next_sequence, tail,
-            damage, undecided,
+            damage, undecided, sound,
         )  # fmt: skip
 
     async def _after_sealed(self, current: _Loaded, end: Previous) -> tuple[_Loaded | None, Previous]:
@@ -366,18 +373,10 @@ class Replayer:
         return frozenset(found)
 
     def _close_segment(self, loaded: _Loaded, end: Previous) -> None:
-        journals = [found.journal for found in loaded.scan.journals if found.end <= end.size]
+        times = [found.journal.time_ns for found in loaded.scan.journals if found.end <= end.size] or [0]
+        is_sealed = loaded.scan.trailer is not None and end.size == len(loaded.data)
         self._index.put_segment(
-            SegmentRow(
-                loaded.segment.sequence,
-                loaded.segment.epoch,
-                loaded.segment.writer,
-                end.size,
-                int(loaded.scan.trailer is not None and end.size == len(loaded.data)),
-                end.digest,
-                journals[0].time_ns if journals else 0,
-                journals[-1].time_ns if journals else 0,
-            )
+            SegmentRow(*loaded.segment, end.size, int(is_sealed), end.digest, times[0], times[-1])
         )
 
     def _save(self) -> None:

@@ -12,11 +12,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from mirrorfs.engine.follower import LOOK_EVERY_S, PATIENCE_S, Follower
+from mirrorfs.engine.follower import AGAIN_EVERY, LOOK_EVERY_S, PATIENCE_S, Follower
 from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.past import ReadOnlyVolume
 from mirrorfs.engine.witness import SEEN_HEAD_PATH
 from mirrorfs.errors import DiskFull
+from mirrorfs.ports import ObjectKey
 from tests.support.practice import Pc, Practice, check_large, names_in, save, with_bad_data, write_large
 from tests.support.store_simulated import Faults
 from tests.support.volumes import HEADER, KEYS
@@ -131,12 +132,67 @@ async def test_a_better_copy_of_the_newest_segment_is_taken(
         await trio.sleep(4 * LOOK_EVERY_S)
         assert "does not verify" in str(follower.fault) and names_in(view.index) == [b"a", b"b"]
         put_back(practice.places, good)
-        await trio.sleep(4 * LOOK_EVERY_S)
+        await trio.sleep(1.5 * AGAIN_EVERY * LOOK_EVERY_S)
         assert (names_in(view.index), follower.fault) == ([b"a", b"b"], None)
         await check_large(view, b"b")
         await written(writer, b"c")
         await trio.sleep(4 * LOOK_EVERY_S)
         assert (names_in(view.index), follower.fault) == ([b"a", b"b", b"c"], None)
+
+
+@pytest.mark.expects_warnings("does not verify", "cannot be (followed|listed)", "later state")
+async def test_a_bad_newest_segment_is_seldom_read_again(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """It may be large, and nobody writes at night. When another store is back it is read at once."""
+    practice = Practice(tmp_path)
+    writer, viewer = practice.pc("writer"), practice.pc("viewer")
+    await written(writer, b"a")
+    async with writer.mounted() as volume:
+        await write_large(volume, b"b")
+    home = practice.places["home"]
+    newest = max(key for key in home if key.startswith("segments/"))
+    home[newest] = with_bad_data(home[newest])
+    for key in [key for key in home if key.startswith("heads/")]:
+        del home[key]
+    viewer.cut_off("s3")
+    async with viewing(viewer) as (view, follower):
+        link, read = viewer.links["home"], 0
+        get = link.get
+
+        async def counted(key: ObjectKey, **options: Any) -> bytes:
+            nonlocal read
+            read += key == newest
+            data: bytes = await get(key, **options)
+            return data
+
+        link.get = counted  # type: ignore[method-assign]
+        await trio.sleep(3600)
+        assert 0 < read < 20 and follower.fault is not None
+        viewer.reconnect()
+        await trio.sleep(4 * LOOK_EVERY_S)
+        assert (names_in(view.index), follower.fault) == ([b"a", b"b"], None)
+
+
+@pytest.mark.expects_warnings("does not verify", "cannot be followed further", "later state")
+async def test_what_the_view_has_is_not_needed_again(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """The next segment was bad for a while; meanwhile the one before was pruned."""
+    practice = Practice(tmp_path)
+    writer, viewer = practice.pc("writer"), practice.pc("viewer")
+    await written(writer, b"a")
+    async with viewing(viewer) as (view, follower):
+        before = [key for key in practice.places["home"] if key.startswith("segments/")]
+        await written(writer, b"b")
+        good = copied(practice.places)
+        for objects in practice.places.values():
+            newest = max(key for key in objects if key.startswith("segments/"))
+            objects[newest] = objects[newest][:-100] + bytes(100)
+        await trio.sleep(4 * LOOK_EVERY_S)
+        assert follower.fault is not None and names_in(view.index) == [b"a"]
+        put_back(practice.places, good)
+        for objects in practice.places.values():
+            for key in before:
+                del objects[key]
+        await trio.sleep(4 * LOOK_EVERY_S)
+        assert (names_in(view.index), follower.fault) == ([b"a", b"b"], None)
 
 
 @pytest.mark.expects_warnings("seen a later state")
