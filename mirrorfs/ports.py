@@ -183,20 +183,17 @@ class Offload(Protocol):
 class OpenFile(Protocol):
     """An open local file. Methods block; errors are DiskError, DiskFull."""
 
-    def write(self, data: bytes | bytearray | memoryview, *, offset: int) -> None:
-        """Write all of data at offset."""
+    def write(self, data: bytes | bytearray | memoryview, *, offset: int) -> None: ...
 
     def read(self, *, offset: int, size_bytes: int) -> bytes:
         """Read up to size_bytes at offset, fewer only at the end of the file."""
 
-    def size(self) -> int:
-        """Bytes in the file."""
+    def size(self) -> int: ...
 
     def write_out(self) -> None:
         """Have what was written go to the disk soon, so that `sync` has less to wait for; no promise."""
 
-    def truncate(self, size_bytes: int) -> None:
-        """Cut the file."""
+    def truncate(self, size_bytes: int) -> None: ...
 
     def sync(self) -> None:
         """fdatasync: the file's bytes and size are durable after it returns."""
@@ -334,10 +331,7 @@ class Index(Protocol):
     def put_meta(self, key: str, value: int | bytes) -> None: ...
 
     def held(self, store: str, *, after: str, limit: int) -> list[str]:
-        """Keys of objects that a store instance is known to hold, in order and strictly after a key.
-
-        Local knowledge, not checkpointed.
-        """
+        """Keys known to be held by a store instance, in order, strictly after one. Not checkpointed."""
 
     def put_held(self, store: str, key: str) -> None: ...
     def delete_held(self, store: str, key: str) -> None: ...
@@ -372,7 +366,7 @@ class Index(Protocol):
         """A read view of the last commit, for one worker thread; not a snapshot of the volume."""
 
     def close(self) -> None:
-        """COMMIT and close."""
+        """Close. What was not committed is dropped, as when the process ends."""
 
 
 class IndexSnapshot(Protocol):
@@ -396,4 +390,10 @@ class IndexFiles(Protocol):
         """Remove the write-ahead log of the closed index: back to what was last moved into the database."""
 
     def remove(self) -> None:
-        """Remove all files of the closed index."""
+        """Remove all files of the closed index; whether it is doubted stays."""
+
+    def doubt(self) -> None:
+        """Note, durably, that what the index gets from now on was not judged."""
+
+    def trust(self) -> None: ...
+    def is_doubted(self) -> bool: ...

@@ -26,6 +26,7 @@ class SqliteIndexFiles:
         self._cache_kib = cache_kib
         self._digest_key = digest_key
         self._digest_path = Path(path + ".clean")
+        self._doubt_path = Path(path + ".doubted")
 
     def open(self) -> SqliteIndex:
         """Open the index, or make an empty one. Raises IndexDamaged when it is not what was closed."""
@@ -69,6 +70,20 @@ class SqliteIndexFiles:
         """Remove the index and all that belongs to it, for good."""
         remove_index(self._path)
         self._remove(self._digest_path)
+
+    def doubt(self) -> None:
+        try:
+            self._doubt_path.touch(mode=0o600)
+            fsync_directory(self._doubt_path.parent)
+        except OSError as exc:
+            raise DiskError("The state directory cannot be written; check the local disk.") from exc
+
+    def trust(self) -> None:
+        if self.is_doubted():
+            self._remove(self._doubt_path)
+
+    def is_doubted(self) -> bool:
+        return self._doubt_path.exists()
 
     def _remove(self, *paths: Path) -> None:
         try:

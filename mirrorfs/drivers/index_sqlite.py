@@ -362,8 +362,10 @@ class SqliteIndex(UncachedTables):
         return SqliteSnapshot(self._path, self._key, self._snapshots)
 
     def close(self) -> None:
-        """COMMIT and close; a log of which all has been moved is removed, any other is kept for `open`."""
-        self._end()
+        """As in ports.Index; a log of which all has been moved is removed, any other is kept for `open`."""
+        if self._half_moved:
+            self.backfill()  # what it moves was durable when that began
+        self._query("ROLLBACK")
         try:
             if not self._wal_frames:
                 self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)

@@ -194,6 +194,10 @@ class _Judge:
         self._taken = taken
         self._mounted = True
 
+    async def accept(self) -> None:
+        """It is settled that this machine writes."""
+        await self._recovery.accepted()
+
     async def _stand(
         self,
         stores: Sequence[Store],
@@ -341,6 +345,7 @@ async def become_writer(
             raise InUseError(fenced)
         if _epoch(judge.recovered.index) >= identity.epoch:
             raise InUseError("Another machine wrote meanwhile; unmount the volume there, and mount again.")
+        await judge.accept()
         await taker.mounted(holds_one=any(state.fresh for state in lasting))
     except BaseException:
         with trio.CancelScope(shield=True):

@@ -6,14 +6,15 @@
 - One whose log the stores' log does not continue is left alone; whether that is a fault is for the heads to
   say (engine/publisher.py), which name the segments that must be in the index.
 
-Both can be broken off at any point: what the index holds is always a position of the log.
+Both can be broken off at any point: what the index holds is a position of the log, or it is doubted, and the
+next mount begins anew (engine/recovery.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Final
 
 import trio
@@ -62,8 +63,12 @@ class Joiner:
         on_progress: Progress | None,
         on_loaded: OnLoaded | None,
         instances: Collection[str] = (),
+        doubt: Callable[[], Awaitable[None]],
     ) -> None:
-        """`public_key` is `writer` as 32 bytes. `instances`: of the stores that may have got something."""
+        """`public_key` is `writer` as 32 bytes. `instances`: of the stores that may have got something.
+
+        `doubt` is called before the index gets something while a store is away.
+        """
         self.stores = stores
         self._offload = offload
         self._keys = keys
@@ -72,6 +77,9 @@ class Joiner:
         self._on_progress = on_progress
         self._on_loaded = on_loaded
         self._instances = instances
+        self._doubt = doubt
+        self.is_partial = False
+        """Whether a store was away when something was put into an index, and may have it otherwise."""
 
     async def fill(self, files: IndexFiles, *, is_attached: bool) -> Index | None:
         """An index of the stores' newest state, open; None when the stores hold nothing of a log.
@@ -103,6 +111,7 @@ class Joiner:
             if isinstance(exc, DamagedError) and planner.has_no_head:
                 raise _Beginning(str(exc)) from exc
             raise
+        self.is_partial = bool(plan.silent or plan.unreached)
         # Damage that ends no log, as it is the end, must not be vouched for by what we write behind it.
         damage = plan.damage or planner.end.damage
         if damage is not None:
@@ -157,6 +166,8 @@ class Joiner:
         silent = await segments.look(from_sequence=start.next_sequence)
         if not segments.sequences:
             return start, undecided
+        if silent:
+            await self._doubt()
         end = await self._replayer(index, segments).follow(
             start.previous, next_sequence=start.next_sequence, undecided=undecided
         )
@@ -177,6 +188,7 @@ class Joiner:
                 f"The stores' log goes on after this machine's, but is not whole: {end.damage}."
             )
         if end.next_sequence != start.next_sequence:
+            self.is_partial = self.is_partial or bool(segments.unreached.union(silent))
             logger.warning(
                 "Another machine wrote since this one did: %d segments were followed.",
                 end.next_sequence - start.next_sequence,

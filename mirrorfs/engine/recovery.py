@@ -19,7 +19,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from mirrorfs.core.scan import ScannedSegment, cut_of, scan_segment
 from mirrorfs.engine.behind_base import BehindBase
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.closed_segments import mend_youngest, newest_local_head
@@ -31,12 +30,13 @@ from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
 from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
 from mirrorfs.engine.space import RESERVE_PATH
-from mirrorfs.errors import ChainError, DamagedError, DiskFull, StoreUnavailable
+from mirrorfs.engine.torn_tail import cut_tail
+from mirrorfs.engine.unborn import drop_unborn
+from mirrorfs.errors import ChainError, DamagedError, StoreUnavailable
 from mirrorfs.format.control import Head
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.rows import SegmentRow
-from mirrorfs.format.segment import HEADER_SIZE
+from mirrorfs.format.limits import SEQUENCE_MAX
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Disk, Index, IndexFiles, Offload, Store
 
@@ -62,7 +62,11 @@ class Recovered:
 
 
 class Recovery:
-    """Recovers one volume's local state."""
+    """Recovers one volume's local state.
+
+    Invariant: an index that is not doubted (ports.IndexFiles) holds a position of the log that this machine
+    may go on from, whatever was broken off.
+    """
 
     def __init__(
         self,
@@ -93,17 +97,19 @@ class Recovery:
         self._public_key = public_key = writer.public_bytes_raw()
         self._joiner = Joiner(
             stores if follows else (), offload, keys, public_key, writer,
-            on_progress=on_progress, on_loaded=on_loaded, instances=instances,
+            on_progress=on_progress, on_loaded=on_loaded, instances=instances, doubt=self._doubt,
         )  # fmt: skip
 
     async def run(self) -> Recovered:
-        """Raises: DamagedError: segments that are not the torn tail are damaged and no store has them.
+        """Once it is known that the volume is gone on with from there, `accepted` has to be called.
 
+        Raises: DamagedError: segments that are not the torn tail are damaged and no store has them.
         ChainError: this machine wrote on with keys that were out of use.
         StoreUnavailable: a store may have them, and does not answer.
         """
         self._disk.remove(RESERVE_PATH)
-        await self._drop_unborn()
+        await self._drop_doubted()
+        await drop_unborn(self._disk, self._offload, self._keys, self._writer)
         found = await self._offload.run(
             partial(newest_local_head, self._disk, keys=self._keys, public_key=self._public_key)
         )
@@ -111,7 +117,35 @@ class Recovery:
         await check_no_late_segment(self._disk, self._offload, self._keys, self._writer)
         recovered = await self._joined() or await self._local(head)
         check_reaches(recovered.index, recovered.start, self._keys)
+        if not self._joiner.is_partial:
+            await self.accepted()
         return recovered
+
+    async def accepted(self) -> None:
+        """The index is gone on with, also where it was filled while a store was away."""
+        await self._offload.sync(self._files.trust)
+
+    async def _doubt(self) -> None:
+        """What one store gives may be the end of a writer that was fenced, or have damage, while the one that
+        has it right is away. The index of a mount that is refused or broken off then is not gone on with.
+
+        With it goes what is known of what stores hold: they are asked again.
+        """
+        if self._stores:
+            await self._offload.sync(self._files.doubt)
+
+    async def _drop_doubted(self) -> None:
+        if not self._stores or not self._files.is_doubted():
+            return
+        segments = Segments(Stream.MAIN, disk=None, offload=self._offload, stores=self._stores)
+        if len(await segments.look(from_sequence=SEQUENCE_MAX)) < len(self._stores):
+            logger.info("the index is begun anew: the mount before was broken off while it was filled")
+            self._files.remove()
+        elif self._joiner.stores:
+            raise StoreUnavailable(
+                "What this machine knows of the volume was being brought up to date when the mount before was"
+                " refused or broken off, and no store answers: mount again when one does."
+            )
 
     async def _local(self, head: Head | None) -> Recovered:
         """What the local log leads to, and what stores have of it behind that."""
@@ -128,12 +162,15 @@ class Recovery:
             index.close()
             self._files.drop_wal()
             index, end, rebuilt = await self._without_wal()
+        except BaseException:
+            index.close()
+            raise
         if end.damage is not None:
             index.close()
             raise DamagedError(f"The local log is damaged and no store has a good copy: {end.damage}.")
         if await self._has_more(end):
             end = await self._replay(index)
-        start = await self._cut(index, end)
+        start = await cut_tail(self._disk, self._offload, index, end)
         try:
             start, undecided = await self._follow(index, start, end.undecided)
         except BehindBase as exc:
@@ -150,6 +187,8 @@ class Recovery:
     async def go_on(self, recovered: Recovered) -> Recovered:
         """Follow what the stores got since `run` looked. Raises DamagedError: it is not whole."""
         start, undecided = await self._follow(recovered.index, recovered.start, recovered.undecided)
+        if not self._joiner.is_partial:
+            await self.accepted()
         return self._recovered(recovered.index, start, rebuilt=recovered.rebuilt, undecided=undecided)
 
     async def _follow(
@@ -157,6 +196,8 @@ class Recovery:
     ) -> tuple[LogPosition, frozenset[int]]:
         end, undecided = await self._joiner.follow(index, start, undecided)
         if end != start:
+            if self._joiner.is_partial:
+                await self._doubt()
             await self._settle(index)
         return end, undecided
 
@@ -186,6 +227,7 @@ class Recovery:
         return await self._filled(is_attached=bool(await self._list(_HEADS)))
 
     async def _filled(self, *, is_attached: bool) -> Recovered | None:
+        await self._doubt()
         filled = await self._joiner.fill(self._files, is_attached=is_attached)
         if filled is None:
             return None
@@ -211,6 +253,7 @@ class Recovery:
         except DamagedError:
             logger.warning("The index cannot be read; rebuilding it from the log.")
             rebuilt = True
+        await self._doubt()
         self._files.remove()
         index = self._files.open()
         try:
@@ -231,37 +274,12 @@ class Recovery:
                 "The local log lacks what was durable in it;"
                 " keep the state directory and restore from a store."
             ) from exc
-
-    async def _drop_unborn(self) -> None:
-        """Remove the youngest segments as long as they hold no commit: they never were part of the log.
-
-        What such a segment attests of the one before does not bind then. If that one was being mended,
-        the commits behind its cut may be whole, and are kept.
-        """
-        for name in reversed(await self._list(_DIRECTORY)):
-            path = f"{_DIRECTORY}/{name}"
-            if not await self._offload.run(partial(self._is_unborn, path)):
-                return
-            self._disk.remove(path)
-            self._disk.sync_directory(_DIRECTORY)
+        except BaseException:
+            index.close()
+            raise
 
     async def _list(self, directory: str) -> Sequence[str]:
         return await self._offload.run(partial(self._disk.list, directory))
-
-    def _is_unborn(self, path: str) -> bool:
-        file = self._disk.open(path)
-        try:
-            data = file.read(offset=0, size_bytes=file.size())
-        finally:
-            file.close()
-        if len(data) <= HEADER_SIZE:
-            # The header is synced before the first frame is written: whatever the bytes are, it is empty.
-            return True
-        try:
-            scan = scan_segment(data, self._keys.for_any_place(), self._writer)
-        except DamagedError:
-            return False  # damage, for replay to judge
-        return scan.trailer is None and cut_of(scan) <= HEADER_SIZE and scan.known_durable <= HEADER_SIZE
 
     async def _from_checkpoint(self, index: Index) -> bool:
         return await load_first(
@@ -287,11 +305,14 @@ class Recovery:
             if not self._stores:
                 raise
         silent = await segments.look(from_sequence=from_sequence)
+        if silent:
+            await self._doubt()
         try:
             end = await self._run(index, segments)
         finally:
             self._silent = sorted(segments.unreached.union(silent))
         if self._silent and (end.damage is not None or self._lost_behind(end, segments)):
+            await self._doubt()
             raise self._needs_stores()
         if end.damage is None and self._lost_behind(end, segments):
             raise DamagedError(
@@ -348,52 +369,3 @@ class Recovery:
         path = LOCAL_PREFIX + segment_object_key(Stream.MAIN, end.last.segment)
         await self._offload.sync(partial(self._disk.write_whole, path, data))
         return True
-
-    async def _cut(self, index: Index, end: ReplayEnd) -> LogPosition:
-        last, tail = end.last, end.tail
-        next_sequence = end.next_sequence
-        if last is not None:
-            path, size = LOCAL_PREFIX + segment_object_key(Stream.MAIN, last.segment), last.size
-            if tail is None:
-                # Sealed; but the process may have died between the trailer and its sync.
-                await self._offload.sync(lambda: self._keep(path, size=size))
-            elif size <= HEADER_SIZE:
-                # It holds no commit: it never was part of the log, and its number is free again.
-                self._disk.remove(path)
-                self._disk.sync_directory(_DIRECTORY)
-                before = index.get_segment(last.segment.sequence - 1)
-                last = previous_of(before) if before is not None else None
-                next_sequence -= 1
-            else:
-                await self._offload.sync(lambda: self._keep(path, size=size))
-                index.put_segment(SegmentRow(*last.segment, size, 0, last.digest, *_times(tail, size=size)))
-        index.commit()
-        return LogPosition(next_sequence, last, end.journal_sequence, end.journal_hash)
-
-    def _keep(self, path: str, *, size: int) -> None:
-        """Make the last segment durable, cut to `size`; one that only a store has is.
-
-        What was read may be in the page cache only, and if the sync that should have made it durable
-        failed, the kernel may count its pages as clean: another sync would report success without effect.
-        So the bytes are written anew, beside the old ones.
-        """
-        try:
-            file = self._disk.open(path, writable=True)
-        except FileNotFoundError:
-            return
-        try:
-            try:
-                self._disk.write_whole(path, file.read(offset=0, size_bytes=size))
-            except DiskFull:
-                # A full disk must not stop recovery; a sync that failed before is then not made good.
-                if file.size() != size:
-                    file.truncate(size)
-                file.sync()
-        finally:
-            file.close()
-        self._disk.sync_directory(_DIRECTORY)
-
-
-def _times(tail: ScannedSegment, *, size: int) -> tuple[int, int]:
-    times = [found.journal.time_ns for found in tail.journals if found.end <= size]
-    return (times[0], times[-1]) if times else (0, 0)

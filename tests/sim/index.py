@@ -69,6 +69,7 @@ class SimulatedIndexFiles:
         self._opened: list[SimulatedIndex] = []
         self._wal_synced = b""
         self._left: tuple[bytes | None, bytes | None] = (None, None)
+        self._doubted = False
 
     def open(self) -> SimulatedIndex:
         self.disk.check_alive()
@@ -93,6 +94,20 @@ class SimulatedIndexFiles:
         remove_index(str(self._path))
         self._wal_synced = b""
         self.disk.step()
+
+    def doubt(self) -> None:
+        self.disk.step()
+        self._doubted = True
+        self.disk.step()
+
+    def trust(self) -> None:
+        if self._doubted:
+            self.disk.step()
+            self._doubted = False
+            self.disk.step()
+
+    def is_doubted(self) -> bool:
+        return self._doubted
 
     def synced(self) -> None:
         """All that is in the log now is durable."""

@@ -128,3 +128,15 @@ def test_a_directory_that_cannot_be_synced_is_an_error(
     for call in (files.drop_wal, files.remove):
         with pytest.raises(DiskError):
             call()
+
+
+def test_doubt_lasts_until_it_is_ended(files: SqliteIndexFiles, path: Path) -> None:
+    assert not files.is_doubted()
+    files.trust()
+    files.doubt()
+    files.doubt()
+    files.remove()
+    files.open().close()
+    assert SqliteIndexFiles(str(path), KEY, digest_key=DIGEST_KEY).is_doubted()
+    files.trust()
+    assert not SqliteIndexFiles(str(path), KEY, digest_key=DIGEST_KEY).is_doubted()

@@ -443,6 +443,7 @@ def test_loaded_rows_are_like_rows_put_one_by_one(index: SqliteIndex, path: str)
     snapshot.close()
     index.put_inode(inode_row(3, allocated=1))
     assert index.totals() == (3, 21)
+    index.commit()
     index.close()
     again = SqliteIndex.open(path, KEY)
     assert (again.totals(), again.count_xattrs()) == ((3, 21), 2)
@@ -601,6 +602,7 @@ def test_an_index_of_an_older_layout_gets_what_it_lacks(path: str, version: int)
     schema = index._query("SELECT type, name, sql FROM sqlite_schema ORDER BY name")
     index.put_inode(inode_row(5))
     index.put_relocation(RelocationRow(5, 3, 2, 3, 400, 60))
+    index.commit()
     index.close()
     connection = index_connection.connect(path, KEY, cache_kib=1024)
     for table in ("snapshots", "moments", "relocated", "condemned")[version - 1 :]:
@@ -649,6 +651,7 @@ def test_frames_that_are_not_written_yet_are_found_and_forgotten(index: SqliteIn
 def test_an_index_without_contents_gets_their_table(path: str) -> None:
     index = SqliteIndex.open(path, KEY)
     index.put_inode(inode_row(5))
+    index.commit()
     index.close()
     connection = index_connection.connect(path, KEY, cache_kib=1024)
     connection.execute("DROP TABLE contents")
@@ -659,6 +662,7 @@ def test_an_index_without_contents_gets_their_table(path: str) -> None:
         assert index.get_inode(5) == inode_row(5)
         assert index.get_content(row.digest) == found
         index.put_contents([row])
+        index.commit()
         index.close()
 
 
@@ -705,6 +709,7 @@ def test_closed_digest_notices_every_change(path: str, tmp_path: Path) -> None:
 
     index = SqliteIndex.open(path, KEY)
     index.put_inode(inode_row(1, size=9))
+    index.commit()
     index.close()
     assert Path(path + "-wal").stat().st_size > 0  # closing moves nothing
     assert Path(path).read_bytes() == old
@@ -713,6 +718,21 @@ def test_closed_digest_notices_every_change(path: str, tmp_path: Path) -> None:
     with open(path + "-wal", "r+b") as log:
         log.write(b"\xff")
     assert closed_digest(path, KEY) not in (digest, with_log)
+
+
+def test_what_was_not_committed_is_dropped_at_the_close(path: str) -> None:
+    """Rows may be ahead of the position that a mount that is broken off had come to."""
+    index = SqliteIndex.open(path, KEY)
+    index.put_inode(inode_row(1))
+    index.put_meta("position", 1)
+    index.commit()
+    index.put_inode(inode_row(2))
+    index.put_meta("position", 2)
+    index.close()
+    again = SqliteIndex.open(path, KEY)
+    assert (again.get_inode(1), again.get_inode(2)) == (inode_row(1), None)
+    assert again.get_meta("position") == 1
+    again.close()
 
 
 # --- the write-ahead log ---------------------------------------------------------------------
