@@ -390,10 +390,10 @@ class IndexFiles(Protocol):
         """Remove the write-ahead log of the closed index: back to what was last moved into the database."""
 
     def remove(self) -> None:
-        """Remove all files of the closed index; whether it is doubted stays."""
+        """Remove all files of the closed index, but what `doubt` noted."""
 
     def doubt(self) -> None:
-        """Note, durably, that what the index gets from now on was not judged."""
+        """Note, durably, that the write-ahead log is to be dropped unless `trust` follows."""
 
     def trust(self) -> None: ...
     def is_doubted(self) -> bool: ...

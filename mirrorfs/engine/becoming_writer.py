@@ -196,7 +196,7 @@ class _Judge:
 
     async def accept(self) -> None:
         """It is settled that this machine writes."""
-        await self._recovery.accepted()
+        await self._recovery.accepted(self.recovered.index)
 
     async def _stand(
         self,

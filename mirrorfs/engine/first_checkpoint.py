@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
@@ -25,11 +25,13 @@ async def load_first(
     stores: Sequence[Store],
     local: Sequence[int],
     on_loaded: OnLoaded | None,
+    doubt: Callable[[], Awaitable[None]],
 ) -> bool:
     """Fill an empty index: from this machine's newest checkpoint, or from one before what is on the disk.
 
     Args:
         local: numbers of the segments on the disk, rising.
+        doubt: called before the index gets one that only stores may have.
     Returns: whether there is one; without any the log is replayed from its first segment.
     Raises: DamagedError: it cannot be loaded.
     """
@@ -43,6 +45,7 @@ async def load_first(
         await segments.look()
         reader = CheckpointReader(segments, keys, writer)
         root = await _before(reader, local[0])
+        await doubt()
     if root is None:
         return False
     await reader.load(root, index, on_loaded)

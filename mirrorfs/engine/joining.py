@@ -6,8 +6,8 @@
 - One whose log the stores' log does not continue is left alone; whether that is a fault is for the heads to
   say (engine/publisher.py), which name the segments that must be in the index.
 
-Both can be broken off at any point: what the index holds is a position of the log, or it is doubted, and the
-next mount begins anew (engine/recovery.py).
+Both can be broken off at any point: what the index holds is a position of the log, and what it got here can
+be dropped until the mount is settled (engine/recovery.py).
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Joiner:
         on_progress: Progress | None,
         on_loaded: OnLoaded | None,
         instances: Collection[str] = (),
-        doubt: Callable[[], Awaitable[None]],
+        doubt: Callable[[Index], Awaitable[None]],
     ) -> None:
         """`public_key` is `writer` as 32 bytes. `instances`: of the stores that may have got something.
 
-        `doubt` is called before the index gets something while a store is away.
+        `doubt` is called before the index gets something in `follow`.
         """
         self.stores = stores
         self._offload = offload
@@ -166,8 +166,7 @@ class Joiner:
         silent = await segments.look(from_sequence=start.next_sequence)
         if not segments.sequences:
             return start, undecided
-        if silent:
-            await self._doubt()
+        await self._doubt(index)
         end = await self._replayer(index, segments).follow(
             start.previous, next_sequence=start.next_sequence, undecided=undecided
         )

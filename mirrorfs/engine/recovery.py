@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,11 +33,10 @@ from mirrorfs.engine.sources import Segments
 from mirrorfs.engine.space import RESERVE_PATH
 from mirrorfs.engine.torn_tail import cut_tail
 from mirrorfs.engine.unborn import drop_unborn
-from mirrorfs.errors import ChainError, DamagedError, StoreUnavailable
+from mirrorfs.errors import ChainError, DamagedError, MirrorfsError, StoreUnavailable
 from mirrorfs.format.control import Head
 from mirrorfs.format.ids import STREAM_PREFIX, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
-from mirrorfs.format.limits import SEQUENCE_MAX
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Disk, Index, IndexFiles, Offload, Store
 
@@ -64,8 +64,8 @@ class Recovered:
 class Recovery:
     """Recovers one volume's local state.
 
-    Invariant: an index that is not doubted (ports.IndexFiles) holds a position of the log that this machine
-    may go on from, whatever was broken off.
+    Invariant: without its write-ahead log, if it is doubted (ports.IndexFiles), the index holds a position of
+    the log that this machine may go on from, whatever was broken off or refused.
     """
 
     def __init__(
@@ -94,10 +94,11 @@ class Recovery:
         self._on_progress = on_progress
         self._on_loaded = on_loaded
         self._silent: list[str] = []
+        self._is_partial = False
         self._public_key = public_key = writer.public_bytes_raw()
         self._joiner = Joiner(
             stores if follows else (), offload, keys, public_key, writer,
-            on_progress=on_progress, on_loaded=on_loaded, instances=instances, doubt=self._doubt,
+            on_progress=on_progress, on_loaded=on_loaded, instances=instances, doubt=self._doubt_what_follows,
         )  # fmt: skip
 
     async def run(self) -> Recovered:
@@ -108,7 +109,7 @@ class Recovery:
         StoreUnavailable: a store may have them, and does not answer.
         """
         self._disk.remove(RESERVE_PATH)
-        await self._drop_doubted()
+        await self._offload.sync(self._drop_doubted)
         await drop_unborn(self._disk, self._offload, self._keys, self._writer)
         found = await self._offload.run(
             partial(newest_local_head, self._disk, keys=self._keys, public_key=self._public_key)
@@ -117,35 +118,39 @@ class Recovery:
         await check_no_late_segment(self._disk, self._offload, self._keys, self._writer)
         recovered = await self._joined() or await self._local(head)
         check_reaches(recovered.index, recovered.start, self._keys)
-        if not self._joiner.is_partial:
-            await self.accepted()
+        if self._is_whole:
+            await self._offload.sync(self._files.trust)
         return recovered
 
-    async def accepted(self) -> None:
+    async def accepted(self, index: Index) -> None:
         """The index is gone on with, also where it was filled while a store was away."""
+        if not self._is_whole:
+            await self._settle(index)
         await self._offload.sync(self._files.trust)
 
+    @property
+    def _is_whole(self) -> bool:
+        """Whether no store was away that may have otherwise what was put into the index."""
+        return not (self._is_partial or self._joiner.is_partial)
+
     async def _doubt(self) -> None:
-        """What one store gives may be the end of a writer that was fenced, or have damage, while the one that
-        has it right is away. The index of a mount that is refused or broken off then is not gone on with.
+        """Before something is put into the index that stores gave.
 
-        With it goes what is known of what stores hold: they are asked again.
+        It may be the end of a writer that was fenced, or have damage, while the store that has it right is
+        away. Until the mount is settled it is in the write-ahead log alone, with which it can be dropped.
         """
-        if self._stores:
-            await self._offload.sync(self._files.doubt)
+        await self._offload.sync(self._files.doubt)
 
-    async def _drop_doubted(self) -> None:
-        if not self._stores or not self._files.is_doubted():
-            return
-        segments = Segments(Stream.MAIN, disk=None, offload=self._offload, stores=self._stores)
-        if len(await segments.look(from_sequence=SEQUENCE_MAX)) < len(self._stores):
-            logger.info("the index is begun anew: the mount before was broken off while it was filled")
-            self._files.remove()
-        elif self._joiner.stores:
-            raise StoreUnavailable(
-                "What this machine knows of the volume was being brought up to date when the mount before was"
-                " refused or broken off, and no store answers: mount again when one does."
-            )
+    async def _doubt_what_follows(self, index: Index) -> None:
+        if self._is_whole:
+            await self._settle(index)
+        await self._doubt()
+
+    def _drop_doubted(self) -> None:
+        """Undo what a mount took from stores that was refused or broken off; a power cut might do so too."""
+        if self._files.is_doubted():
+            self._files.drop_wal()
+            self._files.trust()
 
     async def _local(self, head: Head | None) -> Recovered:
         """What the local log leads to, and what stores have of it behind that."""
@@ -163,7 +168,7 @@ class Recovery:
             self._files.drop_wal()
             index, end, rebuilt = await self._without_wal()
         except BaseException:
-            index.close()
+            _let_go(index)
             raise
         if end.damage is not None:
             index.close()
@@ -178,26 +183,27 @@ class Recovery:
             logger.warning("%s Beginning anew from the stores' newest state.", exc)
             filled = await self._filled(is_attached=True)
             assert filled is not None, "a volume that was written to has a log"
+            # What the index said before is gone: there is nothing to go back to.
+            await self.accepted(filled.index)
+            self._is_partial = self._joiner.is_partial = False
             return filled
         except BaseException:
-            index.close()
+            _let_go(index)
             raise
         return self._recovered(index, start, rebuilt=rebuilt, undecided=undecided)
 
     async def go_on(self, recovered: Recovered) -> Recovered:
         """Follow what the stores got since `run` looked. Raises DamagedError: it is not whole."""
         start, undecided = await self._follow(recovered.index, recovered.start, recovered.undecided)
-        if not self._joiner.is_partial:
-            await self.accepted()
+        if self._is_whole:
+            await self._offload.sync(self._files.trust)
         return self._recovered(recovered.index, start, rebuilt=recovered.rebuilt, undecided=undecided)
 
     async def _follow(
         self, index: Index, start: LogPosition, undecided: frozenset[int]
     ) -> tuple[LogPosition, frozenset[int]]:
         end, undecided = await self._joiner.follow(index, start, undecided)
-        if end != start:
-            if self._joiner.is_partial:
-                await self._doubt()
+        if end != start and self._is_whole:
             await self._settle(index)
         return end, undecided
 
@@ -231,7 +237,8 @@ class Recovery:
         filled = await self._joiner.fill(self._files, is_attached=is_attached)
         if filled is None:
             return None
-        await self._settle(filled)
+        if self._is_whole:
+            await self._settle(filled)
         return self._recovered(filled, self._joiner.end_of(filled), rebuilt=True, undecided=frozenset())
 
     def _recovered(
@@ -253,13 +260,12 @@ class Recovery:
         except DamagedError:
             logger.warning("The index cannot be read; rebuilding it from the log.")
             rebuilt = True
-        await self._doubt()
         self._files.remove()
         index = self._files.open()
         try:
             return index, await self._from_checkpoint(index) or rebuilt
         except BaseException:
-            index.close()
+            _let_go(index)
             raise
 
     async def _without_wal(self) -> tuple[Index, ReplayEnd, bool]:
@@ -275,7 +281,7 @@ class Recovery:
                 " keep the state directory and restore from a store."
             ) from exc
         except BaseException:
-            index.close()
+            _let_go(index)
             raise
 
     async def _list(self, directory: str) -> Sequence[str]:
@@ -284,7 +290,7 @@ class Recovery:
     async def _from_checkpoint(self, index: Index) -> bool:
         return await load_first(
             index, self._disk, self._offload, self._keys, self._writer,
-            stores=self._joiner.stores, on_loaded=self._on_loaded,
+            stores=self._joiner.stores, on_loaded=self._on_loaded, doubt=self._doubt,
             local=[int(name[:16], 16) for name in await self._list(_DIRECTORY)],
         )  # fmt: skip
 
@@ -304,15 +310,15 @@ class Recovery:
         except ChainError:
             if not self._stores:
                 raise
-        silent = await segments.look(from_sequence=from_sequence)
-        if silent:
+        if self._stores:
             await self._doubt()
+        silent = await segments.look(from_sequence=from_sequence)
         try:
             end = await self._run(index, segments)
         finally:
             self._silent = sorted(segments.unreached.union(silent))
+            self._is_partial = self._is_partial or bool(self._silent)
         if self._silent and (end.damage is not None or self._lost_behind(end, segments)):
-            await self._doubt()
             raise self._needs_stores()
         if end.damage is None and self._lost_behind(end, segments):
             raise DamagedError(
@@ -369,3 +375,9 @@ class Recovery:
         path = LOCAL_PREFIX + segment_object_key(Stream.MAIN, end.last.segment)
         await self._offload.sync(partial(self._disk.write_whole, path, data))
         return True
+
+
+def _let_go(index: Index) -> None:
+    """Close it where something else is to be said."""
+    with suppress(MirrorfsError):
+        index.close()

@@ -209,22 +209,6 @@ async def test_a_new_pc_is_killed_while_it_fills_its_index(
     assert await seen_by_a_new_pc(practice) == [b"a", b"b", b"c"]
 
 
-@pytest.mark.expects_warnings(*SAID)
-async def test_a_doubted_index_needs_a_store(autojump_clock: MockClock, practice: Practice) -> None:
-    """What it holds cannot be told, and there is nothing to make another one of."""
-    one = practice.pc("one")
-    async with one.mounted() as volume:
-        await save(volume, b"a")
-    one = practice.pc("one")
-    one.files.doubt()
-    one.cut_off()
-    assert "no store answers: mount again when one does" in await one.refusal(take_over=True)
-    one.reconnect()
-    async with one.mounted() as volume:
-        assert names(volume) == [b"a"]
-    assert not one.files.is_doubted()
-
-
 # --- the end of a writer that was fenced ---------------------------------------------------------
 
 ORPHAN = ("holds the end of a writer", "Another machine wrote since")
@@ -265,7 +249,7 @@ async def test_what_a_refused_mount_followed(
         assert names(volume) == [b"a", *([] if is_new else [b"c"]), b"winner"]
 
 
-@pytest.mark.expects_warnings(*SAID, *FORKED, *ORPHAN, "does not continue")
+@pytest.mark.expects_warnings(*SAID, *FORKED, *ORPHAN, "cannot be sent")
 async def test_a_gap_is_filled_with_the_wrong_segment(autojump_clock: MockClock, practice: Practice) -> None:
     """The index was lost; of a number that is not on the disk there is but the wrong segment for a while."""
     one = practice.pc("one")
