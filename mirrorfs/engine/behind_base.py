@@ -7,24 +7,51 @@ stores' newest state, as a new machine does, provided that all it wrote is a par
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from mirrorfs.engine.checkpoint_reader import CheckpointReader
 from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.replay import previous_of
 from mirrorfs.engine.restore_kept import KeptMoments
+from mirrorfs.engine.segment_writer import LOCAL_PREFIX
 from mirrorfs.engine.sources import Segments
 from mirrorfs.engine.standing import WHAT_NEXT
 from mirrorfs.errors import ChainError, DamagedError
 from mirrorfs.format.checkpoint import Fields, Root, Table
-from mirrorfs.format.ids import Previous, SegmentId, Stream, segment_object_key
+from mirrorfs.format.ids import STREAM_PREFIX, Previous, SegmentId, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import CondemnedRow
 from mirrorfs.format.signing import WriterPublicKey
-from mirrorfs.ports import Index, Offload, Store
+from mirrorfs.ports import Disk, Index, Offload, Store
+
+BEHIND_PATH: Final = "behind"
+"""Local file: the name of the youngest local segment when that was found. The index alone can tell, and it
+goes before there is a new one."""
 
 
 class BehindBase(DamagedError):
     """The local log ends before the stores' begins, and has nothing that is not in theirs."""
+
+
+def note_behind(disk: Disk) -> None:
+    """Note durably that the index may be made from the stores alone, as long as nothing is written here."""
+    disk.write_whole(BEHIND_PATH, _youngest(disk))
+
+
+def was_behind(disk: Disk) -> bool:
+    """Whether that was noted, and nothing was written since."""
+    try:
+        file = disk.open(BEHIND_PATH)
+    except FileNotFoundError:
+        return False
+    try:
+        return file.read(offset=0, size_bytes=file.size()) == _youngest(disk)
+    finally:
+        file.close()
+
+
+def _youngest(disk: Disk) -> bytes:
+    return max(disk.list(LOCAL_PREFIX + STREAM_PREFIX[Stream.MAIN].rstrip("/")), default="").encode()
 
 
 async def check_not_behind(

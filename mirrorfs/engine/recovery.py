@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from mirrorfs.engine.behind_base import BehindBase
+from mirrorfs.engine.behind_base import BEHIND_PATH, BehindBase, note_behind, was_behind
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.closed_segments import mend_youngest, newest_local_head
 from mirrorfs.engine.first_checkpoint import load_first
@@ -95,6 +95,7 @@ class Recovery:
         self._on_loaded = on_loaded
         self._silent: list[str] = []
         self._is_partial = False
+        self._follows = follows
         self._public_key = public_key = writer.public_bytes_raw()
         self._joiner = Joiner(
             stores if follows else (), offload, keys, public_key, writer,
@@ -116,17 +117,21 @@ class Recovery:
         )
         head = found[0] if found is not None else None
         await check_no_late_segment(self._disk, self._offload, self._keys, self._writer)
-        recovered = await self._joined() or await self._local(head)
+        recovered = await self._joined() or await self._anew() or await self._local(head)
         check_reaches(recovered.index, recovered.start, self._keys)
-        if self._is_whole:
-            await self._offload.sync(self._files.trust)
+        if self._follows and self._is_whole:
+            await self._trust()
         return recovered
 
     async def accepted(self, index: Index) -> None:
         """The index is gone on with, also where it was filled while a store was away."""
         if not self._is_whole:
             await self._settle(index)
+        await self._trust()
+
+    async def _trust(self) -> None:
         await self._offload.sync(self._files.trust)
+        self._disk.remove(BEHIND_PATH)
 
     @property
     def _is_whole(self) -> bool:
@@ -181,12 +186,11 @@ class Recovery:
         except BehindBase as exc:
             index.close()
             logger.warning("%s Beginning anew from the stores' newest state.", exc)
-            filled = await self._filled(is_attached=True)
-            assert filled is not None, "a volume that was written to has a log"
-            # What the index said before is gone: there is nothing to go back to.
-            await self.accepted(filled.index)
-            self._is_partial = self._joiner.is_partial = False
-            return filled
+            # The index alone can tell, and goes before there is a new one.
+            await self._offload.sync(partial(note_behind, self._disk))
+            anew = await self._anew()
+            assert anew is not None, "just noted"
+            return anew
         except BaseException:
             _let_go(index)
             raise
@@ -196,7 +200,7 @@ class Recovery:
         """Follow what the stores got since `run` looked. Raises DamagedError: it is not whole."""
         start, undecided = await self._follow(recovered.index, recovered.start, recovered.undecided)
         if self._is_whole:
-            await self._offload.sync(self._files.trust)
+            await self._trust()
         return self._recovered(recovered.index, start, rebuilt=recovered.rebuilt, undecided=undecided)
 
     async def _follow(
@@ -213,9 +217,19 @@ class Recovery:
         A power cut may take the write-ahead log of the index: where the segments behind it are not on the
         disk, it could be had from the stores alone, and the machine would depend on their being there.
         """
+        # The log completes a move that is cut, so that from now on it must not be dropped.
+        await self._offload.sync(self._files.trust)
         index.commit()
         await self._offload.run(index.backfill)
         index.finish_backfill()
+
+    async def _anew(self) -> Recovered | None:
+        """Where the local log was found to be behind what stores keep, and nothing was written since."""
+        if not self._joiner.stores or not await self._offload.run(partial(was_behind, self._disk)):
+            return None
+        filled = await self._filled(is_attached=True)
+        assert filled is not None, "a volume that was written to has a log"
+        return filled
 
     async def _joined(self) -> Recovered | None:
         """Where there is no local log but stores have one: the stores' newest state."""

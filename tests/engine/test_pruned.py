@@ -245,6 +245,8 @@ async def test_a_machine_that_was_away_for_too_long(made: Pruned, tmp_path: Path
     if number == 0:
         with pytest.raises(ChainError, match="may be in no store"):
             await recovered_names(tmp_path / "state", store)
+        shutil.rmtree(tmp_path / "state")
+        shutil.copytree(made.states[number], tmp_path / "state")
         index = BuiltVolume(tmp_path / "state").files.open()
         index.put_held("instance", made.volume.collected[0])
         index.commit()

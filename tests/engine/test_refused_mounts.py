@@ -16,8 +16,10 @@ import trio
 from trio.testing import MockClock
 
 from mirrorfs.core.retention import Policy
+from mirrorfs.drivers.index_sqlite import SqliteIndex
 from mirrorfs.engine import replay
 from mirrorfs.engine.recovery import Recovery
+from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.errors import StoreUnavailable
 from mirrorfs.format.signing import load_public_key
 from mirrorfs.ports import ObjectKey
@@ -65,6 +67,10 @@ async def from_state(pc: Pc) -> list[bytes]:
         recovered.index.close()
 
 
+class _Cut(Exception):
+    pass
+
+
 # --- a store that is away shows the right branch -----------------------------------------------
 
 
@@ -85,6 +91,24 @@ async def test_an_export_does_not_settle_what_was_refused(
     assert await from_state(three) == [b"c"]
     async with practice.pc("three").mounted(wait=False) as volume:
         assert names(volume) == [b"a", b"c", b"winner"]
+
+
+@pytest.mark.parametrize("listed", [("home",), ("home", "s3")])
+async def test_an_export_with_one_store(
+    autojump_clock: MockClock, practice: Practice, listed: tuple[str, ...]
+) -> None:
+    """It fills gaps from what it is given, and leaves nothing of that behind."""
+    for pc, name in (("one", b"a"), ("three", b"c"), ("one", b"d"), ("three", b"e")):
+        async with practice.pc(pc).mounted() as volume:
+            await save(volume, name)
+    await leave_orphan(practice, practice.pc("three"))
+    one = practice.pc("one")
+    one.files.remove()
+    one.cut_off("s3")
+    one.stores = [one.links[name] for name in listed]
+    assert {b"a", b"d"}.issubset(await from_state(one))
+    async with practice.pc("one").mounted(wait=False) as volume:
+        assert names(volume) == [b"a", b"c", b"d", b"e", b"winner"]
 
 
 @pytest.mark.parametrize(("is_lost", "count"), [(True, 1), (False, 1), (False, 2)])
@@ -192,6 +216,62 @@ async def test_away_for_longer_than_all_is_kept(
         assert names(volume)
 
 
+@pytest.mark.parametrize("error", [None, StoreUnavailable("Store s3 cannot be reached.")])
+async def test_beginning_anew_is_broken_off(
+    autojump_clock: MockClock, practice: Practice, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """The index that told that nothing was unsent is gone then, and the new one not there yet."""
+    async with practice.pc("one").mounted() as volume:
+        await save(volume, b"a")
+    async with practice.pc("two").mounted() as volume:
+        volume.filesystem.unlink(1, b"a")
+        await volume.filesystem.sync()
+    diary = Diary(practice, 1)
+    await days(diary, 16, prune=True)
+
+    async def cut(self: Planner, end: replay.ReplayEnd) -> str | None:
+        raise error or _Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Planner, "_unreached", cut)
+        try:
+            async with pc_of(practice, "one", diary).mounted():
+                pytest.fail("mounted")
+        except* (_Cut, StoreUnavailable):
+            pass
+    async with pc_of(practice, "one", diary).mounted() as volume:
+        shown = names(volume)
+        await save(volume, b"since")
+    async with pc_of(practice, "one", diary).mounted() as volume:
+        assert names(volume) == sorted([*shown, b"since"])
+
+
+async def test_begun_anew_from_the_wrong_branch(autojump_clock: MockClock, practice: Practice) -> None:
+    """A PC that was away for long is mounted with the one store that shows it, and refused."""
+    async with practice.pc("one").mounted() as volume:
+        await save(volume, b"a")
+    async with practice.pc("two").mounted() as volume:
+        volume.filesystem.unlink(1, b"a")
+        await volume.filesystem.sync()
+    diary = Diary(practice, 1)
+    await days(diary, 16, prune=True)
+    first = pc_of(practice, "three", diary)
+    first.cut_off("s3")
+    async with first.mounted(take_over=True, wait=False) as volume:
+        await save(volume, b"orphan")
+        await trio.sleep(60)
+    for number in range(2):
+        two = pc_of(practice, "two", diary)
+        two.cut_off("home")
+        async with two.mounted(take_over=True, wait=False) as volume:
+            await save(volume, b"winner %d" % number)
+            await trio.sleep(60)
+    await trio.sleep(600)
+    await refused(practice, "one", diary)
+    async with pc_of(practice, "one", diary).mounted(take_over=True) as volume:
+        assert b"winner 1" in names(volume) and b"orphan" not in names(volume)
+
+
 async def test_unsent_changes_can_be_exported(autojump_clock: MockClock, practice: Practice) -> None:
     """As the refusal says that they can."""
     async with practice.pc("one").mounted() as volume:
@@ -215,11 +295,45 @@ async def test_unsent_changes_can_be_exported(autojump_clock: MockClock, practic
     assert b"unsent" in await from_state(pc_of(practice, "killed", diary))
 
 
+# --- the index's own move ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_pages_that_are_moved_are_not_doubted(
+    autojump_clock: MockClock, practice: Practice, monkeypatch: pytest.MonkeyPatch, is_away: bool
+) -> None:
+    """A move that is cut is completed from the write-ahead log, which must not be dropped then."""
+    async with practice.pc("one").mounted() as volume:
+        await save(volume, b"a")
+    async with practice.pc("two").mounted() as volume:
+        await save(volume, b"b")
+    one = practice.pc("one")
+    if is_away:
+        one.cut_off("s3")
+    moved = 0
+    backfill, finish = SqliteIndex.backfill, SqliteIndex.finish_backfill
+
+    def check(index: SqliteIndex) -> None:
+        nonlocal moved
+        if index._path.startswith(str(one.root)) and index.wal_bytes():
+            moved += 1
+            assert not one.files.is_doubted()
+
+    def checked_backfill(self: SqliteIndex) -> None:
+        check(self)
+        backfill(self)
+
+    def checked_finish(self: SqliteIndex) -> None:
+        check(self)
+        finish(self)
+
+    monkeypatch.setattr(SqliteIndex, "backfill", checked_backfill)
+    monkeypatch.setattr(SqliteIndex, "finish_backfill", checked_finish)
+    async with one.mounted(take_over=is_away, wait=False) as volume:
+        assert names(volume) == [b"a", b"b"] and moved
+
+
 # --- without a network ---------------------------------------------------------------------------
-
-
-class _Cut(Exception):
-    pass
 
 
 async def test_a_rebuild_is_broken_off(
