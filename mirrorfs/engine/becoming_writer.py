@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import trio
 
 from mirrorfs.engine.heads import HEADS_PREFIX, FoundHead
+from mirrorfs.engine.joining import missed
 from mirrorfs.engine.key_watch import check_keys_are_in_use
 from mirrorfs.engine.known_held import known_held
 from mirrorfs.engine.lease import LeaseKeeper
@@ -86,6 +87,7 @@ async def open_as_writer(
         keys,
         load_public_key(public_key),
         stores=present,
+        takes_over=settings.take_over,
         instances=settings.instances.values(),
         on_progress=on_progress,
         on_loaded=on_loaded,
@@ -312,10 +314,7 @@ class _Judge:
         if is_ours and all(lease.writer in own for lease in found):
             return
         why = "this machine has never written" if row is None else "another machine wrote last"
-        raise InUseError(
-            f"Store {' and store '.join(sorted(silent))} does not answer, and {why}:"
-            " make it reachable, or go on without what it alone may have with --take-over."
-        )
+        raise missed(silent, why)
 
 
 async def become_writer(

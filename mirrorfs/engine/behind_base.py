@@ -29,6 +29,12 @@ BEHIND_PATH: Final = "behind"
 goes before there is a new one."""
 
 
+MAY_BE_UNSENT: Final = (
+    "This machine was away for longer than every moment is kept, and what it wrote last may be in no store;"
+    f" {WHAT_NEXT}"
+)
+
+
 class BehindBase(DamagedError):
     """The local log ends before the stores' begins, and has nothing that is not in theirs."""
 
@@ -83,19 +89,22 @@ async def check_not_behind(
     await known.learn()
     if known.newest is None or next_sequence >= known.kept.position >> 20:
         return
-    if last is None or await _is_in(reader, known.newest[0], last) or await _was_sent(index, last, instances):
+    if (
+        last is None
+        or await is_in(reader, known.newest[0], last.segment, last)
+        or await _was_sent(index, last, instances)
+    ):
         raise BehindBase("The stores keep no log any more that goes on from this machine's.")
-    raise ChainError(
-        "This machine was away for longer than every moment is kept, and what it wrote last may be in no"
-        f" store; {WHAT_NEXT}"
-    )
+    raise ChainError(MAY_BE_UNSENT)
 
 
-async def _is_in(reader: CheckpointReader, root: Root, last: Previous) -> bool:
-    """Whether a segment is of the log that a checkpoint is of; one that was deleted since may be."""
-    row = await reader.segment_row(root, last.segment.sequence)
-    if row is not None and row.sequence == last.segment.sequence:
-        return previous_of(row) == last
+async def is_in(
+    reader: CheckpointReader, root: Root, segment: SegmentId, end: Previous | None = None
+) -> bool:
+    """Whether a segment, with that `end`, is of the log that a checkpoint is of, or was let go of."""
+    row = await reader.segment_row(root, segment.sequence)
+    if row is not None and row.sequence == segment.sequence:
+        return previous_of(row).segment == segment and end in (None, previous_of(row))
     condemned: set[SegmentId] = set()
 
     def take(table: Table, rows: list[Fields]) -> None:
@@ -103,7 +112,7 @@ async def _is_in(reader: CheckpointReader, root: Root, last: Previous) -> bool:
         condemned.update(SegmentId(*one[1:4]) for one in found if one.stream == Stream.MAIN)
 
     await reader.read(root, ["condemned"], take)
-    return last.segment in condemned
+    return segment in condemned
 
 
 async def _was_sent(index: Index, last: Previous, instances: Collection[str]) -> bool:

@@ -28,7 +28,7 @@ from mirrorfs.engine.moment import NEWEST
 from mirrorfs.engine.replay import Replayer, previous_of
 from mirrorfs.engine.restore_plan import Planner
 from mirrorfs.engine.sources import Segments
-from mirrorfs.errors import DamagedError, LimitError, StoreError, StoreUnavailable
+from mirrorfs.errors import DamagedError, InUseError, LimitError, StoreError, StoreUnavailable
 from mirrorfs.format.ids import Previous, Stream, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.rows import FrameRow
@@ -78,6 +78,8 @@ class Joiner:
         self._on_loaded = on_loaded
         self._instances = instances
         self._doubt = doubt
+        self.silent: list[str] = []
+        """Stores that did not answer while `follow` read."""
         self.is_partial = False
         """Whether a store was away when something was put into an index, and may have it otherwise."""
 
@@ -175,19 +177,20 @@ class Joiner:
             end = await self._replayer(index, segments, await self._vouched()).follow(
                 end.last, next_sequence=end.next_sequence, undecided=end.undecided
             )
+        self.silent = sorted(segments.unreached.union(silent))
         if any(sequence >= end.next_sequence for sequence in segments.sequences):
             await check_not_behind(
                 index, start.previous, end.next_sequence, segments, self.stores, self._offload, self._keys,
                 self._writer, instances=self._instances,
             )  # fmt: skip
-        if end.damage is not None and (unreached := segments.unreached.union(silent)):
-            raise StoreUnavailable(_unreached(unreached))
+        if end.damage is not None and self.silent:
+            raise StoreUnavailable(_unreached(self.silent))
         if end.damage is not None:
             raise DamagedError(
                 f"The stores' log goes on after this machine's, but is not whole: {end.damage}."
             )
         if end.next_sequence != start.next_sequence:
-            self.is_partial = self.is_partial or bool(segments.unreached.union(silent))
+            self.is_partial = self.is_partial or bool(self.silent)
             logger.warning(
                 "Another machine wrote since this one did: %d segments were followed.",
                 end.next_sequence - start.next_sequence,
@@ -209,6 +212,14 @@ def check_reaches(index: Index, start: LogPosition, keys: VolumeKeys) -> None:
             " that does not help, `mirrorfs restore --from-state` exports what is only here, and `mirrorfs"
             " attach --again` goes on with the stores."
         )
+
+
+def missed(stores: Iterable[str], why: str) -> InUseError:
+    """Of a mount that would go on without what stores that are away may have."""
+    return InUseError(
+        f"Store {' and store '.join(sorted(stores))} does not answer, and {why}:"
+        " make it reachable, or go on without what it alone may have with --take-over."
+    )
 
 
 def undecided_in(index: Index, sequence: int) -> frozenset[int]:

@@ -24,7 +24,7 @@ from mirrorfs.engine.behind_base import BEHIND_PATH, BehindBase, note_behind, wa
 from mirrorfs.engine.checkpoint_loader import OnLoaded
 from mirrorfs.engine.closed_segments import mend_youngest, newest_local_head
 from mirrorfs.engine.first_checkpoint import load_first
-from mirrorfs.engine.joining import Joiner, check_reaches, longer_copy, undecided_in
+from mirrorfs.engine.joining import Joiner, check_reaches, longer_copy, missed, undecided_in
 from mirrorfs.engine.late_segments import check_no_late_segment
 from mirrorfs.engine.log import LogPosition
 from mirrorfs.engine.replay import ReplayEnd, Replayer, previous_of
@@ -35,14 +35,15 @@ from mirrorfs.engine.torn_tail import cut_tail
 from mirrorfs.engine.unborn import drop_unborn
 from mirrorfs.errors import ChainError, DamagedError, MirrorfsError, StoreUnavailable
 from mirrorfs.format.control import Head
-from mirrorfs.format.ids import STREAM_PREFIX, Stream, segment_object_key
+from mirrorfs.format.ids import STREAM_PREFIX, Stream, parse_segment_object_key, segment_object_key
 from mirrorfs.format.kdf import VolumeKeys
 from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Disk, Index, IndexFiles, Offload, Store
 
 logger = logging.getLogger(__name__)
 
-_DIRECTORY = LOCAL_PREFIX + STREAM_PREFIX[Stream.MAIN].rstrip("/")
+_PREFIX = STREAM_PREFIX[Stream.MAIN]
+_DIRECTORY = LOCAL_PREFIX + _PREFIX.rstrip("/")
 _CHECKPOINTS = LOCAL_PREFIX + STREAM_PREFIX[Stream.CHECKPOINT].rstrip("/")
 _HEADS = LOCAL_PREFIX + "heads"
 
@@ -78,11 +79,13 @@ class Recovery:
         *,
         stores: Sequence[Store] = (),
         follows: bool = True,
+        takes_over: bool = False,
         instances: Collection[str] = (),
         on_progress: Callable[[int, int], None] | None = None,
         on_loaded: OnLoaded | None = None,
     ) -> None:
         """`stores` are asked for what is damaged or gone here and, if it `follows`, for what comes after.
+        `takes_over`: who mounts was told to go on without what stores that are away may have.
         `instances`: of all that may have been sent something, in hexadecimal.
         """
         self._disk = disk
@@ -94,8 +97,7 @@ class Recovery:
         self._on_progress = on_progress
         self._on_loaded = on_loaded
         self._silent: list[str] = []
-        self._is_partial = False
-        self._follows = follows
+        self._is_partial, self._follows, self._takes_over = False, follows, takes_over
         self._public_key = public_key = writer.public_bytes_raw()
         self._joiner = Joiner(
             stores if follows else (), offload, keys, public_key, writer,
@@ -185,8 +187,9 @@ class Recovery:
             start, undecided = await self._follow(index, start, end.undecided)
         except BehindBase as exc:
             index.close()
+            if self._joiner.silent and not self._takes_over:
+                raise missed(self._joiner.silent, "another machine wrote last") from exc
             logger.warning("%s Beginning anew from the stores' newest state.", exc)
-            # The index alone can tell, and goes before there is a new one.
             await self._offload.sync(partial(note_behind, self._disk))
             anew = await self._anew()
             assert anew is not None, "just noted"
@@ -305,7 +308,7 @@ class Recovery:
         return await load_first(
             index, self._disk, self._offload, self._keys, self._writer,
             stores=self._joiner.stores, on_loaded=self._on_loaded, doubt=self._doubt,
-            local=[int(name[:16], 16) for name in await self._list(_DIRECTORY)],
+            local=[parse_segment_object_key(_PREFIX + name)[1] for name in await self._list(_DIRECTORY)],
         )  # fmt: skip
 
     async def _replay(self, index: Index) -> ReplayEnd:

@@ -216,6 +216,57 @@ async def test_away_for_longer_than_all_is_kept(
         assert names(volume)
 
 
+@pytest.mark.parametrize("then", ["take over offline", "export", "export offline"])
+async def test_away_for_long_and_refused(autojump_clock: MockClock, practice: Practice, then: str) -> None:
+    """It has what it had: nothing is begun anew without a store that may have it otherwise."""
+    async with practice.pc("two").mounted() as volume:
+        await save(volume, b"b")
+    async with practice.pc("one").mounted() as volume:
+        await save(volume, b"a")
+    async with practice.pc("two").mounted() as volume:
+        volume.filesystem.unlink(1, b"a")
+        await volume.filesystem.sync()
+    diary = Diary(practice, 1)
+    await days(diary, 16, prune=True)
+    await refused(practice, "one", diary)
+    one = pc_of(practice, "one", diary)
+    if "offline" in then:
+        one.cut_off()
+    if "export" in then:
+        assert await from_state(one) == [b"a", b"b"]
+        return
+    async with one.mounted(take_over=True, wait=False) as volume:
+        assert names(volume) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_unsent_changes_are_not_passed_over(
+    autojump_clock: MockClock, practice: Practice, is_lost: bool
+) -> None:
+    """The log of the stores begins behind all that is on the disk; the index was lost, or not."""
+    async with practice.pc("two").mounted() as volume:
+        await save(volume, b"b")
+    diary = Diary(practice, 1)
+    await days(diary, 3, prune=False)
+    async with pc_of(practice, "one", diary).mounted() as volume:
+        await save(volume, b"mine")
+    one = pc_of(practice, "one", diary)
+    async with one.until_killed(wait=False) as volume:
+        one.cut_off()
+        await save(volume, b"unsent")
+        await volume._local.quiesce()
+        practice.copy(one, "killed")
+    await trio.sleep(900)
+    async with diary.pc.mounted(take_over=True):
+        pass
+    await trio.sleep(900)
+    await days(diary, 12, prune=True)
+    killed = pc_of(practice, "killed", diary)
+    if is_lost:
+        killed.files.remove()
+    assert "may be in no store" in await killed.refusal()
+
+
 @pytest.mark.parametrize("error", [None, StoreUnavailable("Store s3 cannot be reached.")])
 async def test_beginning_anew_is_broken_off(
     autojump_clock: MockClock, practice: Practice, monkeypatch: pytest.MonkeyPatch, error: Exception | None
