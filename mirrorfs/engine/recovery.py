@@ -1,14 +1,14 @@
 """Opening the local state: the index is brought to the end of the verified local log.
 
 Order of events, each of which may be the last before another power cut:
-0. remove the reserve file: what follows needs space, and the disk may have been full;
+0. remove the reserve file, as the disk may have been full; drop what a refused mount took from stores;
 1. remove the youngest segments that hold no commit: they never were part of the log;
 2. open the index (or start one from the newest checkpoint, or from nothing), and take from a store what is
    bad here of the youngest closed segment: it would pass for one that a crash cut;
-3. replay the local log from its position; an index that is ahead of the log drops its write-ahead
-   log, and if that does not help is rebuilt;
+3. replay the local log from its position; an index that is ahead of it drops its write-ahead log;
 4. cut the torn tail: the last segment is written anew up to its last whole commit, durably; only then is
-   it named to anybody as `previous`.
+   it named to anybody as `previous`;
+5. follow what stores have behind that; it is settled with the mount (`Recovery.accepted`).
 Nothing here appends to an existing segment. Running it twice gives the same as running it once.
 """
 
