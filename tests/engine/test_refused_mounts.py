@@ -183,6 +183,18 @@ async def days(diary: Diary, count: int, *, prune: bool) -> None:
                 await volume.pruner.run(POLICY)
 
 
+async def left_behind(practice: Practice) -> Diary:
+    """PC "one" was not there for longer than anything is kept; all that it wrote was sent and let go of."""
+    async with practice.pc("one").mounted() as volume:
+        await save(volume, b"a")
+    async with practice.pc("two").mounted() as volume:
+        volume.filesystem.unlink(1, b"a")
+        await volume.filesystem.sync()
+    diary = Diary(practice, 1)
+    await days(diary, 16, prune=True)
+    return diary
+
+
 async def test_what_it_followed_long_ago_was_pruned(autojump_clock: MockClock, practice: Practice) -> None:
     """Its own segments are on the disk from the first on: without its index nothing leads to them."""
     async with practice.pc("one").mounted() as volume:
@@ -203,13 +215,7 @@ async def test_away_for_longer_than_all_is_kept(
     autojump_clock: MockClock, practice: Practice, is_refused: bool
 ) -> None:
     """Only the index says that the last of its own segments was sent."""
-    async with practice.pc("one").mounted() as volume:
-        await save(volume, b"a")
-    async with practice.pc("two").mounted() as volume:
-        volume.filesystem.unlink(1, b"a")
-        await volume.filesystem.sync()
-    diary = Diary(practice, 1)
-    await days(diary, 16, prune=True)
+    diary = await left_behind(practice)
     if is_refused:
         await refused(practice, "one", diary)
     async with pc_of(practice, "one", diary).mounted() as volume:
@@ -221,13 +227,7 @@ async def test_away_for_long_and_refused(autojump_clock: MockClock, practice: Pr
     """It has what it had: nothing is begun anew without a store that may have it otherwise."""
     async with practice.pc("two").mounted() as volume:
         await save(volume, b"b")
-    async with practice.pc("one").mounted() as volume:
-        await save(volume, b"a")
-    async with practice.pc("two").mounted() as volume:
-        volume.filesystem.unlink(1, b"a")
-        await volume.filesystem.sync()
-    diary = Diary(practice, 1)
-    await days(diary, 16, prune=True)
+    diary = await left_behind(practice)
     await refused(practice, "one", diary)
     one = pc_of(practice, "one", diary)
     if "offline" in then:
@@ -272,13 +272,7 @@ async def test_beginning_anew_is_broken_off(
     autojump_clock: MockClock, practice: Practice, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     """The index that told that nothing was unsent is gone then, and the new one not there yet."""
-    async with practice.pc("one").mounted() as volume:
-        await save(volume, b"a")
-    async with practice.pc("two").mounted() as volume:
-        volume.filesystem.unlink(1, b"a")
-        await volume.filesystem.sync()
-    diary = Diary(practice, 1)
-    await days(diary, 16, prune=True)
+    diary = await left_behind(practice)
 
     async def cut(self: Planner, end: replay.ReplayEnd) -> str | None:
         raise error or _Cut
@@ -299,13 +293,7 @@ async def test_beginning_anew_is_broken_off(
 
 async def test_begun_anew_from_the_wrong_branch(autojump_clock: MockClock, practice: Practice) -> None:
     """A PC that was away for long is mounted with the one store that shows it, and refused."""
-    async with practice.pc("one").mounted() as volume:
-        await save(volume, b"a")
-    async with practice.pc("two").mounted() as volume:
-        volume.filesystem.unlink(1, b"a")
-        await volume.filesystem.sync()
-    diary = Diary(practice, 1)
-    await days(diary, 16, prune=True)
+    diary = await left_behind(practice)
     first = pc_of(practice, "three", diary)
     first.cut_off("s3")
     async with first.mounted(take_over=True, wait=False) as volume:
