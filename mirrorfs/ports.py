@@ -181,7 +181,7 @@ class Offload(Protocol):
 
 
 class OpenFile(Protocol):
-    """An open local file. Methods block; errors are DiskError, DiskFull."""
+    """An open local file. Methods block, and `write` writes all; errors are DiskError, DiskFull."""
 
     def write(self, data: bytes | bytearray | memoryview, *, offset: int) -> None: ...
 

@@ -25,10 +25,8 @@ from mirrorfs.format.signing import WriterPublicKey
 from mirrorfs.ports import Disk, Index, Offload, Store
 
 BEHIND_PATH: Final = "behind"
-"""Local file: the name of the youngest local segment when that was found. The index alone can tell, and it
-goes before there is a new one."""
-
-
+"""Local file: the name of the youngest local segment when a BehindBase was found. Only the index can tell,
+and it is removed before there is a new one."""
 MAY_BE_UNSENT: Final = (
     "This machine was away for longer than every moment is kept, and what it wrote last may be in no store;"
     f" {WHAT_NEXT}"

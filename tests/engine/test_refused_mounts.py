@@ -195,6 +195,26 @@ async def left_behind(practice: Practice) -> Diary:
     return diary
 
 
+async def left_behind_with_unsent(practice: Practice) -> Diary:
+    """PC "killed" has changes that no store ever got; it was overruled, and all since was let go of."""
+    diary = Diary(practice, 1)
+    await days(diary, 3, prune=False)
+    async with pc_of(practice, "one", diary).mounted() as volume:
+        await save(volume, b"mine")
+    one = pc_of(practice, "one", diary)
+    async with one.until_killed(wait=False) as volume:
+        one.cut_off()
+        await save(volume, b"unsent")
+        await volume._local.quiesce()
+        practice.copy(one, "killed")
+    await trio.sleep(900)
+    async with diary.pc.mounted(take_over=True):
+        pass
+    await trio.sleep(900)
+    await days(diary, 12, prune=True)
+    return diary
+
+
 async def test_what_it_followed_long_ago_was_pruned(autojump_clock: MockClock, practice: Practice) -> None:
     """Its own segments are on the disk from the first on: without its index nothing leads to them."""
     async with practice.pc("one").mounted() as volume:
@@ -246,21 +266,7 @@ async def test_unsent_changes_are_not_passed_over(
     """The log of the stores begins behind all that is on the disk; the index was lost, or not."""
     async with practice.pc("two").mounted() as volume:
         await save(volume, b"b")
-    diary = Diary(practice, 1)
-    await days(diary, 3, prune=False)
-    async with pc_of(practice, "one", diary).mounted() as volume:
-        await save(volume, b"mine")
-    one = pc_of(practice, "one", diary)
-    async with one.until_killed(wait=False) as volume:
-        one.cut_off()
-        await save(volume, b"unsent")
-        await volume._local.quiesce()
-        practice.copy(one, "killed")
-    await trio.sleep(900)
-    async with diary.pc.mounted(take_over=True):
-        pass
-    await trio.sleep(900)
-    await days(diary, 12, prune=True)
+    diary = await left_behind_with_unsent(practice)
     killed = pc_of(practice, "killed", diary)
     if is_lost:
         killed.files.remove()
@@ -315,21 +321,7 @@ async def test_unsent_changes_can_be_exported(autojump_clock: MockClock, practic
     """As the refusal says that they can."""
     async with practice.pc("one").mounted() as volume:
         await save(volume, b"a")
-    diary = Diary(practice, 1)
-    await days(diary, 3, prune=False)
-    async with pc_of(practice, "one", diary).mounted() as volume:
-        await save(volume, b"mine")
-    one = pc_of(practice, "one", diary)
-    async with one.until_killed(wait=False) as volume:
-        one.cut_off()
-        await save(volume, b"unsent")
-        await volume._local.quiesce()
-        practice.copy(one, "killed")
-    await trio.sleep(900)
-    async with diary.pc.mounted(take_over=True):
-        pass
-    await trio.sleep(900)
-    await days(diary, 12, prune=True)
+    diary = await left_behind_with_unsent(practice)
     await refused(practice, "killed", diary)
     assert b"unsent" in await from_state(pc_of(practice, "killed", diary))
 

@@ -9,8 +9,8 @@ syncs the write-ahead log first and the database after. So
   behind the synced part, or it is gone as a whole;
 - a kill of the process leaves both files as they were.
 The machine may stop before and after each commit, move and removal. Not modelled: a cut inside a move
-(SQLite's own business, and its test-suite's), and names that come back after a removal: `drop_wal` and
-`remove` count as durable on return.
+(SQLite's own business, and its test-suite's), and names that come back after a removal: `drop_wal`,
+`remove`, `doubt` and `trust` count as durable on return.
 """
 
 from __future__ import annotations
