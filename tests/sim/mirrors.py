@@ -335,7 +335,7 @@ class MirrorSimulation:
                 random=self.rng.random,
             )
         except StoreError:
-            if not stormy and not self.weather.is_stormy:
+            if not stormy and not self.weather.was_stormy_since(count):
                 raise
             raise Refused from None
         except InUseError as exc:
@@ -425,7 +425,7 @@ class MirrorSimulation:
 
     async def _export(self, machine: Machine, why: Exception) -> None:
         """What a machine has that may not go on: all that was synced there can be had from it."""
-        stormy = self.weather.is_stormy
+        stormy, count = self.weather.is_stormy, self.weather.change_count
         machine.files.close_all()
         recovery = Recovery(
             machine.disk, machine.files, self._offload, KEYS, _WRITER,
@@ -434,7 +434,7 @@ class MirrorSimulation:
         try:
             recovered = await recovery.run()
         except StoreError:
-            if not stormy and not self.weather.is_stormy:
+            if not stormy and not self.weather.was_stormy_since(count):
                 raise
             return
         shown = self.chronicle.alike(self._names_and_sizes(recovered.index))

@@ -68,6 +68,11 @@ def test_a_refused_mount_leaves_an_index_that_goes_on(fast_directory: Path) -> N
     MirrorSimulation(48353, fast_directory, copies=0.6).run()
 
 
+def test_a_storm_that_comes_and_goes_while_a_machine_mounts_may_refuse_it(fast_directory: Path) -> None:
+    # It was calm when the mount began, and when it was refused because of a request sent in the storm.
+    MirrorSimulation(7082, fast_directory).run()
+
+
 def test_what_is_referred_to_again_is_not_lost_either(fast_directory: Path) -> None:
     found_bytes = 0
     for seed in range(5):

@@ -37,6 +37,8 @@ class Weather:
         """Name of a store -> the old lease that it shows, or showed."""
         self.went_back: set[str] = set()
         self.change_count = 0
+        self._last_storm = 0
+        """The count of changes at the last one that let requests fail."""
         self.is_settled = False
         """Whether it stays as it is: somebody waits for the stores."""
 
@@ -56,6 +58,13 @@ class Weather:
             place.outage or place.full or place.denied or place.faults is not NO_FAULTS
             for place in self.places
         )
+
+    def was_stormy_since(self, change_count: int) -> bool:
+        """Whether a request may fail, or may have failed since it was calm and there were so many changes.
+
+        One that was sent in a storm may fail after it.
+        """
+        return self.is_stormy or self._last_storm > change_count
 
     @property
     def may_hide(self) -> bool:
@@ -90,6 +99,8 @@ class Weather:
                 place.full = True
             case 3:
                 place.denied = True
+        if self.is_stormy:
+            self._last_storm = self.change_count
 
     def harm(self) -> None:
         """One copy of one object rots, is cut, lost, or replaced by another object's bytes."""
