@@ -20,7 +20,8 @@ from mirrorfs.drivers.index_files import SqliteIndexFiles
 from mirrorfs.drivers.local_disk import LocalDisk
 from mirrorfs.drivers.os_clock import SystemClock
 from mirrorfs.drivers.os_threads import ThreadOffload
-from mirrorfs.engine.checkpoints import CheckpointReader, CheckpointWriter, WrittenCheckpoint
+from mirrorfs.engine.checkpoint_reader import CheckpointReader
+from mirrorfs.engine.checkpoints import CheckpointWriter, WrittenCheckpoint
 from mirrorfs.engine.filesystem import FileSystem
 from mirrorfs.engine.lease_taker import VolumeSettings
 from mirrorfs.engine.local import World

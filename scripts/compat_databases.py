@@ -109,18 +109,8 @@ class Postgres:
 
     def stop_at_once(self) -> None:
         """Whatever state it is in."""
-        command = [
-            "runuser",
-            "-u",
-            "postgres",
-            "--",
-            f"{PG}/pg_ctl",
-            "stop",
-            "-D",
-            self.data,
-            "-m",
-            "immediate",
-        ]
+        as_postgres = ("runuser", "-u", "postgres", "--")
+        command = (*as_postgres, f"{PG}/pg_ctl", "stop", "-D", self.data, "-m", "immediate")
         run(self._place, *command, allowed=(0, 1), cwd=self._socket)
 
     def balanced(self) -> None:

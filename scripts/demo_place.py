@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from mirrorfs.fuse.mount_table import find_mount
 from tests.support import s3_servers, softhsm
 

@@ -21,13 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-import demo_leaks
-import demo_manifest
-import demo_place
-import demo_tree
-from demo_manifest import Manifest
-from demo_place import VOLUME, DemoFailed, Place, Store
-from demo_tree import Saved
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts import demo_leaks, demo_manifest, demo_place, demo_tree
+from scripts.demo_manifest import Manifest
+from scripts.demo_place import VOLUME, DemoFailed, Place, Store
+from scripts.demo_tree import Saved
 
 CATCH_UP_DEADLINE_S = 300.0
 STATUS_INTERVAL_S = 4.0

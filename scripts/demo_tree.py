@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
-from demo_leaks import Needles
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+from scripts.demo_leaks import Needles
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KIB = 1024

@@ -33,7 +33,8 @@ def main() -> None:
     def mutated(data: bytes, size_max_bytes: int, seed: int) -> bytes:
         random = Random(seed)
         if random.random() < 0.1:
-            return atheris.Mutate(data, size_max_bytes)
+            changed: bytes = atheris.Mutate(data, size_max_bytes)
+            return changed
         return target.mutate(random, data, random.choice(seeds))[:size_max_bytes]
 
     atheris.Setup(sys.argv, one_input, custom_mutator=mutated)

@@ -27,6 +27,7 @@ from mirrorfs.format.slot_token import (
     Fido2Fields,
     Pkcs11Fields,
     RecoveryFields,
+    TokenFields,
     TokenMechanism,
     Tpm2Fields,
 )
@@ -51,13 +52,13 @@ def _golden(pattern: str) -> list[bytes]:
 
 def slots() -> list[Slot]:
     """One of each kind, and one of the first version."""
-    tokens = (
+    assert isinstance(SLOT.token, Pkcs11Fields)
+    tokens: tuple[TokenFields, ...] = (
         replace(SLOT.token, mechanism=TokenMechanism.RSA_PKCS1, challenge=b"\x31" * 256),
         Fido2Fields("mirrorfs", b"\x32" * 64, b"\x33" * 32, b"\x34" * 16, "key"),
         Tpm2Fields(_TPM2_PUBLIC, _TPM2_PRIVATE, b"\x00\x0b" + b"\x35" * 32, "TPM"),
         RecoveryFields(),
     )
-    assert isinstance(SLOT.token, Pkcs11Fields)
     made = [
         replace(SLOT, slot_id=bytes((number,)) * 16, token=token) for number, token in enumerate(tokens, 1)
     ]

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.engine.upload_queue import MIRRORED_PREFIXES

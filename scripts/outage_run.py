@@ -26,14 +26,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import outage_load
-from outage_load import Load
-from outage_place import Failed, Place
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mirrorfs.cli.progress import format_bytes
 from mirrorfs.core.sizes import parse_size
 from mirrorfs.engine.cache import CACHE_SIZE_MIN
 from mirrorfs.errors import FormatError
+from scripts import outage_load
+from scripts.outage_load import Load
+from scripts.outage_place import Failed, Place
 
 CACHE_SHARE = 8
 """The cache holds one part in so many of the load: most of it is then on the stores alone."""

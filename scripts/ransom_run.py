@@ -27,12 +27,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import demo_manifest
-from sense_files import Maker
-from sense_work import renamed
-
 from mirrorfs.cli.control_protocol import ControlClient
 from mirrorfs.fuse.mount_table import detach, find_mount
+from scripts import demo_manifest
+from scripts.sense_files import Maker
+from scripts.sense_work import renamed
 from tests.support.mounted import Mounted, mounted_volume
 from tests.support.s3_policy import PolicyServer, policy_server
 from tests.support.s3_servers import connect, environment
@@ -76,8 +75,8 @@ def status(volume: Mounted) -> dict[str, Any]:
     """The daemon's own; the kernel is not asked to write back, as `mirrorfs status` does."""
     with ControlClient(volume.state / "control.sock", volume=volume.name) as client:
         client.send("status")
-        found: dict[str, Any] = list(client.answers())[-1]["status"]
-    return found
+        found: Any = list(client.answers())[-1]["status"]
+    return dict(found)
 
 
 def write_practice(top: Path, count: int) -> int:

@@ -19,10 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sense_work import ENCRYPTORS, HONEST, Work, fill
-
 from mirrorfs.cli.control_protocol import ControlClient
 from mirrorfs.core.sense import LIMIT
+from scripts.sense_work import ENCRYPTORS, HONEST, Work, fill
 from tests.support.mounted import Mounted, mounted_volume
 
 ASK_EVERY_S = 0.05

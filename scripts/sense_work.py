@@ -12,7 +12,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
-from sense_files import KIB, Maker
+
+from scripts.sense_files import KIB, Maker
 
 BLOCK = 64 * KIB
 Work = Callable[[Path, int], Iterator[None]]
@@ -128,8 +129,9 @@ def import_encrypted(folder: Path, count: int) -> Iterator[None]:
 def resave_photos(folder: Path, count: int) -> Iterator[None]:
     """Turns every photo, as a viewer does: the file is written anew in place."""
     maker = Maker(3)
-    photos = list(import_photos(folder, count)) and sorted(folder.glob("*.JPG"))
-    for path in photos:
+    for _ in import_photos(folder, count):
+        pass
+    for path in sorted(folder.glob("*.JPG")):
         path.read_bytes()
         path.write_bytes(maker.jpeg(8 * maker.size()))
         yield

@@ -53,8 +53,8 @@ def remember() -> None:
             for name, value in list(vars(module).items()):
                 if value is real:
                     setattr(module, name, open_document)
-    private = functools.lru_cache(REMEMBERED)(document.Ed25519PrivateKey.from_private_bytes)
     patched: Any = document
+    private = functools.lru_cache(REMEMBERED)(patched.Ed25519PrivateKey.from_private_bytes)
     patched.Ed25519PrivateKey = types.SimpleNamespace(from_private_bytes=private)
     clock: Any = MockClock
     clock.current_time = lambda self: self._virtual_base

@@ -151,8 +151,8 @@ def needed_bytes(volume: MountedVolume) -> int:
     total = sum(size for sequence, size in log.items() if kept.is_log(sequence))
     index.commit()
     snapshot = index.snapshot()
-    rows = (snapshot.rows(table, first=()) for table in ("frames", "relocations"))
-    usage = survey(*rows, kept)  # type: ignore[arg-type]  # all of these are numbers
+    frames, relocations = (snapshot.rows(table, first=()) for table in ("frames", "relocations"))
+    usage = survey(frames, relocations, kept)  # type: ignore[arg-type]  # all of these are numbers
     snapshot.close()
     for (stream, sequence), used in usage.items():
         if stream != Stream.MAIN or not kept.is_log(sequence):

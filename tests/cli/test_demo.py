@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from scripts import demo_leaks, demo_manifest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DEADLINE_S = 240
 """Far beyond what it takes: a hang ends, a slow machine does not fail."""
-
-
-@pytest.fixture
-def leaks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("demo_leaks")
-
-
-@pytest.fixture
-def manifest(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("demo_manifest")
 
 
 @pytest.mark.parametrize("options", [[], ["--s3"]], ids=["directories", "s3"])
@@ -56,50 +44,48 @@ def test_demo(options: list[str], tmp_path: Path) -> None:
 # --- the search for plaintext ------------------------------------------------------------------------
 
 
-def test_search_finds_a_run_at_any_offset(leaks: ModuleType, tmp_path: Path) -> None:
+def test_search_finds_a_run_at_any_offset(tmp_path: Path) -> None:
     numbers = random.Random(5)
     secret, noise = numbers.randbytes(32 * 8), numbers.randbytes(5000)
-    needles = leaks.Needles()
+    needles = demo_leaks.Needles()
     needles.add_file(b"diagnosis.txt", secret, seed=1)
-    assert leaks.proves_itself(needles, noise)
+    assert demo_leaks.proves_itself(needles, noise)
     for offset in range(1000, 1017):
         (tmp_path / "object").write_bytes(noise[:offset] + secret[64:96] + noise[offset:])
-        search = leaks.Search(needles)
+        search = demo_leaks.Search(needles)
         search.tree(tmp_path, label="store")
         assert [find.where for find in search.result.finds] == ["store, object"]
 
 
 @pytest.mark.parametrize("name", ["diagnosis.txt", "Ärztlicher Befund.txt", "new\nline.txt"])
-def test_search_finds_names_in_contents_and_paths(leaks: ModuleType, tmp_path: Path, name: str) -> None:
-    needles = leaks.Needles()
+def test_search_finds_names_in_contents_and_paths(tmp_path: Path, name: str) -> None:
+    needles = demo_leaks.Needles()
     needles.add_name(name.encode())
     noise = random.Random(6).randbytes(3000)
     (tmp_path / "object").write_bytes(noise + b"x" + name.encode() + b"y" + noise)
     (tmp_path / name).write_bytes(noise)
-    search = leaks.Search(needles)
+    search = demo_leaks.Search(needles)
     search.tree(tmp_path, label="store")
     assert len(search.result.finds) == 2
 
 
-def test_search_finds_what_lies_across_two_reads(
-    leaks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leaks, "_CHUNK_BYTES", 1000)
+def test_search_finds_what_lies_across_two_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_leaks, "_CHUNK_BYTES", 1000)
     secret = random.Random(7).randbytes(32)
-    needles = leaks.Needles()
+    needles = demo_leaks.Needles()
     needles.add_run(secret)
     (tmp_path / "object").write_bytes(bytes(990) + secret + bytes(990))
-    search = leaks.Search(needles)
+    search = demo_leaks.Search(needles)
     search.tree(tmp_path, label="store")
     assert len(search.result.finds) == 1
 
 
-def test_search_says_nothing_of_noise(leaks: ModuleType, tmp_path: Path) -> None:
+def test_search_says_nothing_of_noise(tmp_path: Path) -> None:
     numbers = random.Random(8)
-    needles = leaks.Needles()
+    needles = demo_leaks.Needles()
     needles.add_file(b"diagnosis.txt", numbers.randbytes(100_000), seed=1)
     (tmp_path / "object").write_bytes(numbers.randbytes(1_000_000) + bytes(100_000))
-    search = leaks.Search(needles)
+    search = demo_leaks.Search(needles)
     search.tree(tmp_path, label="store")
     assert search.result.finds == []
     assert search.result.size_bytes == 1_100_000
@@ -144,8 +130,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_comparison_sees(manifest: ModuleType, tree: Path, change: str) -> None:
-    before = manifest.take(tree)
-    assert manifest.differences(before, manifest.take(tree)) == []
+def test_comparison_sees(tree: Path, change: str) -> None:
+    before = demo_manifest.take(tree)
+    assert demo_manifest.differences(before, demo_manifest.take(tree)) == []
     CHANGES[change](tree)
-    assert manifest.differences(before, manifest.take(tree)) != []
+    assert demo_manifest.differences(before, demo_manifest.take(tree)) != []
