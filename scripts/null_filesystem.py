@@ -141,9 +141,9 @@ class NullFileSystem:
         return self._nodes[dentry.inode]
 
     def lookup(self, parent: int, name: bytes) -> Node:
-        directory = self._directory(parent)
         if name == b".":
-            return directory
+            return self.getattr(parent)  # of a file, too: a file handle
+        directory = self._directory(parent)
         if name == b"..":
             return self._nodes[directory.parent]
         if len(name) > NAME_MAX:

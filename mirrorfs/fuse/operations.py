@@ -129,6 +129,10 @@ class MirrorOperations(pyfuse3.Operations):
             row = self._fs.lookup(parent_inode, name)
         except NoEntry:
             return self._answers.absent
+        if not row.nlink:
+            # Removed, and asked for by its number, from a file handle, by a kernel that has let go of it: its
+            # FORGET may come after this. Whoever got an entry would open what nobody has any more.
+            return self._answers.absent
         return self._known(row)
 
     @handler

@@ -102,6 +102,18 @@ async def test_the_root_is_never_gone(mount: Mount) -> None:
     assert mount.engine.gone == []
 
 
+async def test_what_was_removed_is_not_found_by_its_number_before_its_forget(mount: Mount) -> None:
+    # The kernel had dropped the inode, was then asked for a file handle of it, and sent this LOOKUP first.
+    handle, inode = await mount.create(b"a")
+    await mount.operations.release(handle)
+    assert (await mount.operations.lookup(inode, b".", CONTEXT)).st_ino == inode
+    await mount.operations.unlink(ROOT_INODE, b"a", CONTEXT)
+    assert (await mount.operations.lookup(inode, b".", CONTEXT)).st_ino == 0
+    await mount.operations.forget([(inode, 2)])
+    assert mount.engine.gone == [inode]
+    assert mount.unexpected == []
+
+
 async def test_an_absent_name_counts_nothing(mount: Mount) -> None:
     entry = await mount.operations.lookup(ROOT_INODE, b"absent", CONTEXT)
     assert entry.st_ino == 0
